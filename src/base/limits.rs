@@ -1,0 +1,46 @@
+//! Every bound of the product, by name, with its unit. Bounds that depend on each other say so at compile time.
+
+/// What O_DIRECT asks of address, offset and length of a write.
+pub const SECTOR_BYTES: usize = 4 << 10;
+/// Greatest remoting frame, without its length prefix (`com.rocketmq.remoting.frameMaxLength`).
+pub const FRAME_BYTES_MAX: usize = 16 << 20;
+/// Greatest message body, RocketMQ's `maxMessageSize`.
+pub const MESSAGE_BODY_BYTES_MAX: usize = 4 << 20;
+/// Greatest properties string of a message: its length is a signed 16-bit number in the record.
+pub const PROPERTIES_BYTES_MAX: usize = i16::MAX as usize;
+/// A batch of the log is sealed when it has grown to this; one larger record makes a batch of its own.
+pub const BATCH_BYTES_TARGET: usize = 256 << 10;
+/// Greatest record: body, properties, topic and the fixed part.
+pub const RECORD_BYTES_MAX: usize = MESSAGE_BODY_BYTES_MAX + (64 << 10);
+/// Bytes appended to one log that may wait for their write, before sends are refused with SYSTEM_BUSY.
+pub const LOG_PENDING_BYTES_MAX: usize = 64 << 20;
+/// Batches written in one group commit.
+pub const GROUP_BATCHES_MAX: usize = 32;
+/// Longest topic name of a send (`TopicValidator.TOPIC_MAX_LENGTH`).
+pub const TOPIC_CHARS_MAX: usize = 127;
+/// Longest `%RETRY%` or `%DLQ%` topic name (`TopicValidator.RETRY_OR_DLQ_TOPIC_MAX_LENGTH`).
+pub const RETRY_TOPIC_CHARS_MAX: usize = 255;
+/// Longest group name (the client's `Validators.CHARACTER_MAX_LENGTH`).
+pub const GROUP_CHARS_MAX: usize = 255;
+/// Messages of one pull answer.
+pub const PULL_MESSAGES_MAX: usize = 1024;
+/// Bytes of one pull answer, unless its first message alone is larger.
+pub const PULL_BYTES_MAX: usize = 256 << 10;
+/// Queue entries that one pull may look at before it answers, whatever its filter.
+pub const PULL_SCAN_ENTRIES_MAX: u64 = 800;
+/// Requests of one connection that may wait for their answer before its socket is not read any more.
+pub const CONNECTION_REQUESTS_MAX: usize = 4096;
+/// Request bytes of one connection that may wait for their answer, likewise.
+pub const CONNECTION_REQUEST_BYTES_MAX: usize = 32 << 20;
+/// Response bytes of one connection that may wait for the peer to read, likewise.
+pub const CONNECTION_RESPONSE_BYTES_MAX: usize = 32 << 20;
+/// Messages in flight between two cores.
+pub const MESH_SLOTS: usize = 1024;
+/// Messages to another core that may wait for a slot, before requests are refused with SYSTEM_BUSY.
+pub const MESH_WAITING_MAX: usize = 64 << 10;
+/// Header fields of one command.
+pub const HEADER_FIELDS_MAX: usize = 256;
+
+const _: () = assert!(BATCH_BYTES_TARGET.is_multiple_of(SECTOR_BYTES));
+const _: () = assert!(RECORD_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(LOG_PENDING_BYTES_MAX > 2 * RECORD_BYTES_MAX);

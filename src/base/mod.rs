@@ -1,0 +1,7 @@
+//! The leaf layer: numbers, names, limits and configuration. It names no other layer.
+
+pub mod config;
+pub mod id;
+pub mod limits;
+pub mod names;
+pub mod offset;

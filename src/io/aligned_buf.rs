@@ -1,0 +1,128 @@
+//! Memory for O_DIRECT: [`PageBuf`], one owner, and [`PageSlice`], a shared part of one.
+//!
+//! A buffer is filled by one owner, then frozen into an `Rc` and written, cached and sent from there
+//! without another copy. It never leaves its core (`!Send`): what crosses cores is copied into `bytes::Bytes`.
+
+use std::fmt;
+use std::ops::Deref;
+use std::rc::Rc;
+
+use crate::io::glommio::{DmaPages, ReadPages};
+
+enum Storage {
+    /// Plain memory: the simulator, and small buffers that never meet a disk.
+    Heap(Box<[u8]>),
+    /// The runtime's aligned, where possible registered memory.
+    Dma(DmaPages),
+    /// What the runtime read from a file; immutable.
+    Read(ReadPages),
+}
+
+/// A run of whole sectors for the disk, or what was read from it. See the module's page.
+pub struct PageBuf(Storage);
+
+impl PageBuf {
+    /// Plain memory with the given content.
+    pub fn from_heap(bytes: Vec<u8>) -> Self {
+        Self(Storage::Heap(bytes.into_boxed_slice()))
+    }
+
+    /// Wraps memory of the runtime that may be written to.
+    pub fn from_dma(pages: DmaPages) -> Self {
+        Self(Storage::Dma(pages))
+    }
+
+    /// Wraps what the runtime read.
+    pub fn from_read(pages: ReadPages) -> Self {
+        Self(Storage::Read(pages))
+    }
+
+    /// The whole memory for writing. Panics for memory that was read from a file: our own bug.
+    pub fn as_mut(&mut self) -> &mut [u8] {
+        match &mut self.0 {
+            Storage::Heap(bytes) => bytes,
+            Storage::Dma(pages) => pages.as_bytes_mut(),
+            Storage::Read(_) => panic!("pages that were read from a file are immutable"),
+        }
+    }
+
+    /// Forgets all behind the first `bytes`: a batch is written to its last sector, not to its buffer's end.
+    pub fn trim_to(&mut self, bytes: usize) {
+        match &mut self.0 {
+            Storage::Heap(memory) => {
+                let mut content = std::mem::take(memory).into_vec();
+                content.truncate(bytes);
+                *memory = content.into_boxed_slice();
+            }
+            Storage::Dma(pages) => pages.trim_to(bytes),
+            Storage::Read(_) => panic!("pages that were read from a file are immutable"),
+        }
+    }
+
+    /// The runtime's buffer, if this is one.
+    pub fn as_dma(&self) -> Option<&DmaPages> {
+        match &self.0 {
+            Storage::Dma(pages) => Some(pages),
+            _ => None,
+        }
+    }
+}
+
+impl Deref for PageBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Storage::Heap(bytes) => bytes,
+            Storage::Dma(pages) => pages.as_bytes(),
+            Storage::Read(pages) => pages,
+        }
+    }
+}
+
+impl fmt::Debug for PageBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PageBuf({} bytes)", self.len())
+    }
+}
+
+/// A shared part of a [`PageBuf`]; keeps the whole buffer alive.
+#[derive(Clone, Debug)]
+pub struct PageSlice {
+    pages: Rc<PageBuf>,
+    start: u32,
+    len: u32,
+}
+
+impl PageSlice {
+    /// `len` bytes from `start`. Panics if they are not inside the buffer.
+    pub fn new(pages: Rc<PageBuf>, start: usize, len: usize) -> Self {
+        assert!(start + len <= pages.len(), "a slice outside of its pages");
+        Self {
+            pages,
+            start: start as u32,
+            len: len as u32,
+        }
+    }
+
+    /// A part of this slice. Panics if it is not inside.
+    pub fn slice(&self, start: usize, len: usize) -> Self {
+        assert!(
+            start + len <= self.len as usize,
+            "a slice outside of its slice"
+        );
+        Self {
+            pages: self.pages.clone(),
+            start: self.start + start as u32,
+            len: len as u32,
+        }
+    }
+}
+
+impl Deref for PageSlice {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.pages[self.start as usize..(self.start + self.len) as usize]
+    }
+}

@@ -1,0 +1,7 @@
+//! The production backend: glommio executors on io_uring.
+
+mod env;
+mod pages;
+
+pub use env::GlommioEnv;
+pub use pages::{DmaPages, ReadPages};

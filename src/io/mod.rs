@@ -1,0 +1,9 @@
+//! The only layer that touches files, sockets, the clock and libc, and the only one with `unsafe`.
+//! Everything above sees the world through [`env::Env`]; `glommio/` is the production backend, `sim/` the simulator.
+
+pub mod aligned_buf;
+pub mod body;
+pub mod env;
+pub mod glommio;
+pub mod sim;
+pub mod tcp;

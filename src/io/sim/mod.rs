@@ -1,0 +1,1 @@
+//! The simulator backend: one thread, one seed, a disk that loses, tears and reorders what was not flushed.

@@ -1,0 +1,281 @@
+//! All that cores say to each other. Everything here is owned and `Send`: a page slice cannot cross, so a read for
+//! another core costs one copy.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::base::id::ConnectionId;
+use crate::base::offset::{LogId, PhysicalOffset, Position};
+use crate::io::body::Body;
+use crate::shard::meta::{MetaChange, MetaCommand, OnlineGroup};
+use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
+
+/// A queue: the id of its topic's incarnation (a deleted and re-made topic has another one) and its number in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueKey {
+    pub topic_id: u32,
+    pub queue_id: u32,
+}
+
+/// A message to store, as the broker has completed it.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    pub queue: QueueKey,
+    pub topic: Arc<str>,
+    pub body: Bytes,
+    /// The final properties string, at most [`crate::base::limits::PROPERTIES_BYTES_MAX`].
+    pub properties: Bytes,
+    /// Java's `String.hashCode` of TAGS, sign-extended; 0 without tags.
+    pub tags_code: i64,
+    pub flag: i32,
+    /// As RocketMQ's message sysFlag; the bits for IPv6 hosts are set by the store.
+    pub sys_flag: i32,
+    /// Milliseconds since 1970, from the client.
+    pub born_timestamp: i64,
+    pub born_host: SocketAddr,
+    pub reconsume_times: i32,
+    pub prepared_transaction_offset: i64,
+}
+
+/// Where a stored message is. For a batch: of its first message, the others follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    pub queue_offset: i64,
+    /// One per message.
+    pub physical_offsets: smallvec::SmallVec<[PhysicalOffset; 1]>,
+    pub store_timestamp: i64,
+}
+
+/// Why a shard refuses a request. `broker/dispatch.rs` maps it to a response code and a remark.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(
+        "log {log} waits for its disk: {pending_bytes} bytes are pending, the limit is {limit_bytes}"
+    )]
+    Busy {
+        log: LogId,
+        pending_bytes: usize,
+        limit_bytes: usize,
+    },
+    #[error("the disk is full: {reason}")]
+    DiskFull { reason: Arc<str> },
+    #[error(
+        "log {log} takes no writes since a write failed: {reason}. Reads go on; repair the disk and restart"
+    )]
+    Poisoned { log: LogId, reason: Arc<str> },
+    #[error("a record of {bytes} bytes is larger than the limit of {limit_bytes}")]
+    TooLarge { bytes: usize, limit_bytes: usize },
+    #[error("the queue is not on this broker any more")]
+    NoQueue,
+    #[error("core {shard} has {waiting} requests waiting, the limit is {limit}")]
+    MeshFull {
+        shard: usize,
+        waiting: usize,
+        limit: usize,
+    },
+    #[error("the broker is stopping")]
+    Stopping,
+    #[error("reading the log failed: {reason}")]
+    Read { reason: Arc<str> },
+}
+
+/// Which entries of a queue a consumer wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TagFilter {
+    All,
+    /// Hashes of the wanted tags (`SubscriptionData.codeSet`).
+    Codes(Arc<[i64]>),
+}
+
+impl TagFilter {
+    /// Whether an entry with this tags code is wanted.
+    pub fn matches(&self, tags_code: i64) -> bool {
+        match self {
+            Self::All => true,
+            Self::Codes(codes) => codes.contains(&tags_code),
+        }
+    }
+}
+
+/// A pull of one queue.
+#[derive(Clone, Debug)]
+pub struct Pull {
+    pub queue: QueueKey,
+    /// First queue offset wanted.
+    pub offset: i64,
+    /// At least 1.
+    pub messages_max: u32,
+    /// The first message is returned whatever its size.
+    pub bytes_max: u32,
+    pub filter: TagFilter,
+    /// How long to wait for a match, in milliseconds; 0 answers at once.
+    pub suspend_ms: u64,
+    /// Consumer group and offset to commit on the way (`PullSysFlag` COMMIT_OFFSET).
+    pub commit: Option<(Arc<str>, i64)>,
+}
+
+/// RocketMQ's `GetMessageStatus`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullStatus {
+    Found,
+    NoMatchedMessage,
+    /// The queue exists on the broker and was never written to (or lost all to retention).
+    NoMessageInQueue,
+    /// `offset` is the next one to be written.
+    OffsetOverflowOne,
+    OffsetOverflowBadly,
+    OffsetTooSmall,
+}
+
+/// Answer to a [`Pull`]. `B` is [`Body`] on a core, [`Bytes`] between cores.
+#[derive(Clone, Debug)]
+pub struct Pulled<B> {
+    pub status: PullStatus,
+    pub next_offset: i64,
+    pub min_offset: i64,
+    /// Exclusive.
+    pub max_offset: i64,
+    /// Whole stored records, one after the other.
+    pub records: B,
+    pub message_count: u32,
+}
+
+/// First and next offset of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueBounds {
+    pub min_offset: i64,
+    /// Exclusive: the offset of the next message that is acknowledged.
+    pub max_offset: i64,
+    /// Store time of the last message in milliseconds, 0 if there is none.
+    pub last_store_timestamp: i64,
+}
+
+/// `BoundaryType` of a search by time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boundary {
+    /// First offset with a store time at or after the given one.
+    Lower,
+    /// Last offset with a store time at or before it.
+    Upper,
+}
+
+/// To the core that owns a queue, a log, a group or the metadata.
+#[derive(Debug)]
+pub enum ShardRequest {
+    /// One message, or several of one queue that become consecutive records in one batch.
+    Append(Box<[NewMessage]>),
+    Pull(Box<Pull>),
+    Bounds(QueueKey),
+    /// Bounds of several queues of this core, in the order asked.
+    BoundsOf(Vec<QueueKey>),
+    SearchByTime {
+        queue: QueueKey,
+        timestamp_ms: i64,
+        boundary: Boundary,
+    },
+    /// Store time of the first message of a queue.
+    EarliestTime(QueueKey),
+    /// One record by its place.
+    ReadRecord {
+        log: LogId,
+        position: Position,
+    },
+    CommitOffset {
+        group: Arc<str>,
+        queue: QueueKey,
+        offset: i64,
+    },
+    QueryOffset {
+        group: Arc<str>,
+        queue: QueueKey,
+    },
+    /// Locks queues of this core for a client (`RebalanceLockManager`); the answer has those that it holds.
+    LockQueues {
+        group: Arc<str>,
+        client_id: Arc<str>,
+        queues: Vec<QueueKey>,
+    },
+    UnlockQueues {
+        group: Arc<str>,
+        client_id: Arc<str>,
+        queues: Vec<QueueKey>,
+    },
+    /// To core 0: a durable change of topics or groups, answered when it is durable and known to every core.
+    Meta(Box<MetaCommand>),
+    /// To every core, from core 0 or a group's home.
+    Publish(MetaChange),
+    /// To a group's home core.
+    Group(Box<GroupCommand>),
+    /// Writes a frame of ours to connections of this core; those that are gone are skipped.
+    PushFrame {
+        connections: Vec<ConnectionId>,
+        frame: Bytes,
+    },
+    /// Forgets the queues of a topic incarnation, with their consumer offsets, durably.
+    DropTopic {
+        topic_id: u32,
+    },
+}
+
+/// What a group's home core is asked.
+#[derive(Debug)]
+pub enum GroupCommand {
+    /// One consumer group of a client's heartbeat.
+    ConsumerHeartbeat {
+        connection: ConnectionId,
+        client: ClientInfo,
+        data: ConsumerData,
+    },
+    /// One producer group of a client's heartbeat.
+    ProducerHeartbeat {
+        connection: ConnectionId,
+        client: ClientInfo,
+        group: Arc<str>,
+    },
+    /// UNREGISTER_CLIENT.
+    Unregister {
+        connection: ConnectionId,
+        client_id: Arc<str>,
+        producer_group: Option<Arc<str>>,
+        consumer_group: Option<Arc<str>>,
+    },
+    /// To every core: a connection is gone.
+    ConnectionClosed { connection: ConnectionId },
+}
+
+/// Who sent a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientInfo {
+    pub client_id: Arc<str>,
+    pub address: SocketAddr,
+    pub language: u8,
+    pub version: i32,
+}
+
+/// Answer to a [`ShardRequest`]. `B` as in [`Pulled`].
+#[derive(Debug)]
+pub enum ShardReply<B> {
+    Appended(Appended),
+    Pulled(Pulled<B>),
+    Bounds(QueueBounds),
+    BoundsOf(Vec<QueueBounds>),
+    /// An offset, or a timestamp in milliseconds.
+    Number(i64),
+    /// A consumer offset, if one was committed.
+    Offset(Option<i64>),
+    /// A stored record, if there is one.
+    Record(Option<B>),
+    Queues(Vec<QueueKey>),
+    Done,
+    Refused(Refusal),
+}
+
+/// What a caller on the same core gets.
+pub type LocalReply = ShardReply<Body>;
+/// What crosses cores.
+pub type MeshReply = ShardReply<Bytes>;
+
+// Kept next to the messages so that a new heartbeat field is an edit that the reviewer sees.
+const _: fn(HeartbeatData, OnlineGroup) = |_, _| ();

@@ -1,0 +1,4 @@
+//! Bytes to values and back, without any input or output (sans-io): the remoting protocol and the stored record.
+
+pub mod record;
+pub mod remoting;

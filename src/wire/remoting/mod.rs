@@ -1,0 +1,9 @@
+//! RocketMQ's remoting protocol: frames, headers in both encodings, codes and the JSON dialect of its bodies.
+//!
+//! Source of all facts: `remoting/.../protocol/RemotingCommand`, `RocketMQSerializable`, `netty/NettyDecoder`.
+
+pub mod body;
+pub mod code;
+pub mod command;
+pub mod frame;
+pub mod json;
