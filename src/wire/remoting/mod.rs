@@ -4,6 +4,8 @@
 
 mod binary_header;
 pub mod body;
+#[cfg(test)]
+mod body_tests;
 pub mod code;
 pub mod command;
 pub mod frame;

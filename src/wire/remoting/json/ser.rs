@@ -3,7 +3,6 @@
 //! A map's key is written like any value, which gives integers without quotes and objects in place; the standard mode
 //! puts quotes around what is not a string. Nothing can fail: what JSON cannot say (NaN, bytes) has a defined form.
 
-use std::convert::Infallible;
 use std::fmt::Display;
 use std::io::Write;
 
@@ -46,12 +45,6 @@ impl std::error::Error for Refused {}
 impl ser::Error for Refused {
     fn custom<T: Display>(reason: T) -> Self {
         Self(reason.to_string())
-    }
-}
-
-impl From<Infallible> for Refused {
-    fn from(never: Infallible) -> Self {
-        match never {}
     }
 }
 
