@@ -14,3 +14,4 @@ mod frame_tests;
 pub mod json;
 mod json_header;
 mod json_scan;
+pub mod register;
