@@ -529,12 +529,54 @@ impl Drop for Responder {
     }
 }
 
+/// What a detached connection has instead of a core.
+#[cfg(test)]
+struct Nowhere;
+
+#[cfg(test)]
+impl Tasks for Nowhere {
+    fn start(&self, _task: crate::server::tasks::LocalFuture<()>) {}
+
+    fn wait(&self, _duration: Duration) -> crate::server::tasks::LocalFuture<()> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[cfg(test)]
+impl Handler for Nowhere {
+    fn handle(&self, _request: Command, _responder: Responder) {}
+
+    fn closed(&self, _connection: &Rc<Connection>) {}
+}
+
 #[cfg(test)]
 impl Connection {
-    /// A connection without a socket, for tests of handlers: what is sent stays until it is taken.
-    pub fn detached(id: ConnectionId, core: Rc<Core>) -> Rc<Self> {
+    /// A connection without a socket or an executor, for tests of handlers: what is sent stays until it is taken.
+    pub fn detached(id: ConnectionId) -> Rc<Self> {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        Rc::new(Self::new(Stream::closed(nowhere, nowhere), id, core))
+        let core = Core {
+            tasks: Rc::new(Nowhere),
+            handler: Rc::new(Nowhere),
+            tick: Cell::new(0),
+        };
+        Rc::new(Self::new(
+            Stream::closed(nowhere, nowhere),
+            id,
+            Rc::new(core),
+        ))
+    }
+
+    /// Sizes of the two tasks.
+    pub fn task_bytes(self: &Rc<Self>) -> (usize, usize) {
+        (
+            size_of_val(&self.read_all()),
+            size_of_val(&self.write_all()),
+        )
+    }
+
+    /// Requests of ours that wait for an answer.
+    pub fn call_count(&self) -> usize {
+        self.calls.borrow().len()
     }
 
     /// Everything that was sent on a detached connection.

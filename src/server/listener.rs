@@ -77,6 +77,8 @@ pub struct Server {
     acceptors: RefCell<Vec<Rc<Acceptor>>>,
     /// Connections refused since the last sweep that said so.
     refused: Cell<u64>,
+    #[cfg(test)]
+    pub(super) accept_failures: Cell<u32>,
 }
 
 /// An accept loop and what wakes it.
@@ -126,6 +128,8 @@ impl Server {
             stopping: Cell::new(false),
             acceptors: RefCell::default(),
             refused: Cell::new(0),
+            #[cfg(test)]
+            accept_failures: Cell::new(0),
         })
     }
 
@@ -195,10 +199,7 @@ impl Server {
                 Some(Err(error))
                     if matches!(
                         error.kind(),
-                        io::ErrorKind::ConnectionAborted
-                            | io::ErrorKind::ConnectionReset
-                            | io::ErrorKind::NotConnected
-                            | io::ErrorKind::Interrupted
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
                     ) =>
                 {
                     tracing::debug!(%local, %error, "a connection was gone before it was accepted");
@@ -206,6 +207,8 @@ impl Server {
                 Some(Err(error)) => {
                     tracing::warn!(%local, %error, connections = self.connection_count(),
                         "cannot accept; raise the limit of open files (ulimit -n, LimitNOFILE) if that is the cause");
+                    #[cfg(test)]
+                    self.accept_failures.set(self.accept_failures.get() + 1);
                     self.core.tasks.wait(ACCEPT_PAUSE).await;
                 }
             }

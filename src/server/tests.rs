@@ -501,6 +501,7 @@ fn a_request_to_a_client_ends_with_its_answer_a_timeout_or_the_close() {
         let short = Duration::from_millis(50);
         let answer = connection.invoke(ask.clone(), Bytes::new(), short).await;
         assert_eq!(answer.unwrap_err(), InvokeError::Timeout(short));
+        assert_eq!(connection.call_count(), 0);
         let notice = Outgoing {
             code: 40,
             ..Outgoing::default()
@@ -766,5 +767,74 @@ fn a_reconnecting_client_connects_again_after_a_loss() {
                 .await;
             world.env.sleep(SECOND / 20).await;
         }
+    });
+}
+
+#[test]
+fn a_handler_can_be_tested_without_a_socket() {
+    let connection = Connection::detached(crate::server::listener::new_connection_id(0));
+    let handler = TestHandler::default();
+    let mut frame = BytesMut::from(&request(9, Encoding::Binary, b"x")[..]);
+    let responder = Responder {
+        connection: connection.clone(),
+        opaque: 9,
+        encoding: Encoding::Binary,
+        oneway: false,
+        request_bytes: frame.len(),
+    };
+    handler.handle(next_frame(&mut frame).unwrap().unwrap(), responder);
+    let answer = next_frame(&mut connection.take_output()).unwrap().unwrap();
+    assert_eq!((answer.opaque, &answer.body[..]), (9, &b"x"[..]));
+}
+
+#[test]
+fn an_idle_connection_costs_little_memory() {
+    assert!(
+        size_of::<Connection>() <= 640,
+        "{} bytes",
+        size_of::<Connection>()
+    );
+    let connection = Connection::detached(crate::server::listener::new_connection_id(0));
+    let (reader, writer) = connection.task_bytes();
+    assert!(reader + writer <= 2048, "{reader} and {writer} bytes");
+}
+
+const SELF_TEST: &str = "server::tests::without_free_descriptors_accepting_pauses_and_resumes";
+
+#[test]
+fn without_free_descriptors_accepting_pauses_and_resumes() {
+    const MARK: &str = "RINGMQ_TEST_FEW_DESCRIPTORS";
+    if std::env::var_os(MARK).is_none() {
+        // The limit is the process's, so that this test needs one of its own.
+        let binary = std::env::current_exe().unwrap();
+        let output = std::process::Command::new("sh")
+            .args(["-c", "ulimit -n 80 && exec \"$0\" --exact \"$1\""])
+            .arg(binary)
+            .arg(SELF_TEST)
+            .env(MARK, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+        return;
+    }
+    serve(ServerOptions::default(), async |world: &World| {
+        world
+            .peer(|address| {
+                let mut peers = Vec::new();
+                while let Ok(socket) = TcpStream::connect(address) {
+                    peers.push(socket);
+                }
+                assert!(peers.len() > 10);
+                std::thread::sleep(SECOND / 2);
+                drop(peers);
+                assert!(Peer::new(address).echoes(1));
+            })
+            .await;
+        let refusals = world.server.accept_failures.get();
+        assert!((1..20).contains(&refusals), "{refusals} failed accepts");
     });
 }

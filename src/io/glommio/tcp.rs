@@ -69,9 +69,11 @@ impl Listener {
 
     /// The next connection. An error concerns that connection, or descriptors or memory that are used up.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
-        self.socket
-            .poll_accept(cx)
-            .map(|accepted| Stream::new(accepted.map_err(io_error)?))
+        self.socket.poll_accept(cx).map(|accepted| {
+            // A socket that cannot be asked for its peer was reset before we came.
+            Stream::new(accepted.map_err(io_error)?)
+                .map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))
+        })
     }
 }
 
