@@ -3,5 +3,5 @@
 mod env;
 mod pages;
 
-pub use env::GlommioEnv;
+pub use env::{GlommioEnv, disk_space};
 pub use pages::{DmaPages, ReadPages};
