@@ -24,6 +24,8 @@ const RING_BYTES_PER_SHARD: u64 = 128 << 10;
 const RINGS_PER_SHARD: u64 = 3;
 /// Descriptors without those of connections: rings, segments, listeners, logs.
 const OPEN_FILES_MIN: u64 = 1024;
+/// Below this a busy broker will run out.
+const OPEN_FILES_ENOUGH: u64 = 8192;
 /// What we ask for, if we may: each connection takes one.
 const OPEN_FILES_WANTED: u64 = 1 << 20;
 
@@ -210,7 +212,7 @@ fn open_files(report: &mut Report) {
             ),
             REMEDY,
         )),
-        Ok(limit) if limit.soft < OPEN_FILES_WANTED / 16 => report.warnings.push(obstacle(
+        Ok(limit) if limit.soft < OPEN_FILES_ENOUGH => report.warnings.push(obstacle(
             format!(
                 "only {} files may be open: each connection takes one",
                 limit.soft

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// A signal that asks something of us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// TERM, INT or QUIT: stop.
+    /// TERM or INT: stop.
     Stop,
     /// HUP: open the log files again.
     Reopen,
@@ -34,7 +34,7 @@ impl Signals {
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             let mut set = set.assume_init();
-            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
                 libc::sigaddset(&mut set, signal);
             }
             match libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) {
@@ -145,19 +145,7 @@ pub fn may_lock_any_memory() -> bool {
 
 /// Cores that this process may run on: its affinity, bounded by the CPU quota of its cgroup. At least 1.
 pub fn cores() -> usize {
-    let affinity = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    cgroup_files("cpu.max")
-        .filter_map(|text| parse_cpu_quota(&text))
-        .fold(affinity, usize::min)
-        .max(1)
-}
-
-/// `QUOTA PERIOD` of cgroup v2, rounded up to whole cores.
-fn parse_cpu_quota(text: &str) -> Option<usize> {
-    let mut words = text.split_whitespace();
-    let quota: u64 = words.next()?.parse().ok()?;
-    let period: u64 = words.next()?.parse().ok()?;
-    (period > 0).then(|| quota.div_ceil(period).max(1) as usize)
+    std::thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
 /// Memory that this process may use in bytes: the limit of its cgroup (v2 or v1), else that of the machine.
@@ -289,12 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quotas_and_memory_are_read_as_the_kernel_writes_them() {
-        assert_eq!(parse_cpu_quota("max 100000\n"), None);
-        assert_eq!(parse_cpu_quota("150000 100000\n"), Some(2));
-        assert_eq!(parse_cpu_quota("1000 100000\n"), Some(1));
-        assert_eq!(parse_cpu_quota(""), None);
-        assert_eq!(parse_cpu_quota("1 0"), None);
+    fn memory_is_read_as_the_kernel_writes_it() {
         let text = "MemTotal:       16384 kB\nMemFree: 1 kB\n";
         assert_eq!(parse_meminfo(text), Some(16384 << 10));
         assert_eq!(parse_meminfo("nothing"), None);

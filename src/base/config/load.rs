@@ -523,3 +523,420 @@ fn default_root(roles: Roles, sources: &Sources) -> PathBuf {
         None => PathBuf::from("./ringmq-data"),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A test may panic.
+mod tests {
+    use super::*;
+    use crate::base::config::value::FlushDiskType;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    const HOST: &str = "10.1.2.3";
+
+    fn machine() -> Machine<'static> {
+        Machine {
+            host_name: Some("mq-host".into()),
+            cores: 8,
+            memory_bytes: Some(16 << 30),
+            first_address: HOST.parse().ok(),
+            in_container: false,
+            resolve: &|name| (name == "mq.example.org").then(|| "10.9.9.9".parse().unwrap()),
+        }
+    }
+
+    fn file(text: &str) -> Sources {
+        Sources {
+            file: Some(("broker.conf".into(), text.to_owned())),
+            ..Sources::default()
+        }
+    }
+
+    fn with_env(mut sources: Sources, name: &str, value: &str) -> Sources {
+        sources.environment.push((name.into(), value.into()));
+        sources
+    }
+
+    fn with_flag(mut sources: Sources, key: &str, value: &str) -> Sources {
+        let flag = format!("--set {key}={value}");
+        sources.flags.push((key.into(), value.into(), flag));
+        sources
+    }
+
+    fn loaded(roles: Roles, sources: &Sources) -> Config {
+        load(roles, sources, &machine()).unwrap()
+    }
+
+    fn refused(roles: Roles, text: &str) -> String {
+        load(roles, &file(text), &machine())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn every_known_key_has_one_class_and_one_variable() {
+        let keys: Vec<_> = known_keys().collect();
+        let unique: BTreeSet<_> = keys.iter().collect();
+        assert_eq!(unique.len(), keys.len(), "a key stands in two tables");
+        assert!(keys.len() > 500, "{}", keys.len());
+        let mut names = BTreeMap::new();
+        for key in keys {
+            if let Some(other) = names.insert(env_name(key), key) {
+                panic!("{other} and {key} have the same variable");
+            }
+            assert!(classify(key).is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn every_default_is_within_its_own_bounds() {
+        let mut config = loaded(Roles::Standalone, &Sources::default());
+        for setting in settings() {
+            let text = config.get(setting.key).unwrap();
+            assert_eq!(
+                config.set(setting.key, &text),
+                Some(Ok(None)),
+                "{}",
+                setting.key
+            );
+            assert!(setting.doc().ends_with('.'), "{}", setting.key);
+        }
+    }
+
+    #[test]
+    fn variables_are_named_after_their_keys() {
+        for (key, name) in [
+            ("brokerName", "RINGMQ_BROKER_NAME"),
+            ("brokerIP1", "RINGMQ_BROKER_IP1"),
+            ("namesrvAddr", "RINGMQ_NAMESRV_ADDR"),
+            ("shards", "RINGMQ_SHARDS"),
+            ("checkCRCOnRecover", "RINGMQ_CHECK_CRC_ON_RECOVER"),
+            ("tls.server.mode", "RINGMQ_TLS_SERVER_MODE"),
+        ] {
+            assert_eq!(env_name(key), name);
+        }
+    }
+
+    #[test]
+    fn a_flag_counts_more_than_the_environment_and_that_more_than_the_file() {
+        let sources = file("brokerName=from-file");
+        let config = loaded(Roles::Broker, &sources);
+        assert_eq!(config.broker.broker_name, "from-file");
+        assert_eq!(config.origin("brokerName").to_string(), "broker.conf:1");
+
+        let sources = with_env(sources, "RINGMQ_BROKER_NAME", "from-env");
+        let config = loaded(Roles::Broker, &sources);
+        assert_eq!(config.broker.broker_name, "from-env");
+
+        let sources = with_flag(sources, "brokerName", "from-flag");
+        let config = loaded(Roles::Broker, &sources);
+        assert_eq!(config.broker.broker_name, "from-flag");
+        assert_eq!(
+            config.origin("brokerName").to_string(),
+            "--set brokerName=from-flag"
+        );
+    }
+
+    #[test]
+    fn the_variable_of_rocketmq_names_the_name_servers_of_a_broker() {
+        let sources = with_env(Sources::default(), "NAMESRV_ADDR", "a:1;b:2");
+        let config = loaded(Roles::Broker, &sources);
+        assert_eq!(config.namesrv_addresses_text(), "a:1;b:2");
+        let sources = with_env(sources, "RINGMQ_NAMESRV_ADDR", "c:3");
+        assert_eq!(
+            loaded(Roles::Broker, &sources).namesrv_addresses_text(),
+            "c:3"
+        );
+        let config = loaded(
+            Roles::Standalone,
+            &with_env(Sources::default(), "NAMESRV_ADDR", "a:1"),
+        );
+        assert_eq!(config.namesrv_addresses_text(), "127.0.0.1:9876");
+        assert_eq!(config.warnings, [], "the variable is often set for clients");
+    }
+
+    #[test]
+    fn a_broker_conf_as_people_have_it_is_taken() {
+        let text = "\
+# Licensed to somebody
+brokerClusterName = DefaultCluster
+brokerName = broker-a
+brokerId = 0
+deleteWhen = 04
+fileReservedTime = 48
+brokerRole = ASYNC_MASTER
+flushDiskType = ASYNC_FLUSH
+namesrvAddr=192.168.0.1:9876;192.168.0.2:9876
+mapedFileSizeCommitLog=1073741824
+mapedFileSizeConsumeQueue=300000
+storePathRootDir=/data/store
+storePathCommitLog=/data/store/commitlog
+sendMessageThreadPoolNums=128
+aclEnable=false
+maxMessageSize=65536
+brokerIP1=mq.example.org
+";
+        let config = loaded(Roles::Broker, &file(text));
+        assert_eq!(config.store.flush, FlushDiskType::AsyncFlush);
+        assert_eq!(config.store.retention_hours, 48);
+        assert_eq!(config.store.segment_bytes, 1 << 30);
+        assert_eq!(config.store.body_bytes_max, 65536);
+        assert_eq!(config.store.root, Path::new("/data/store"));
+        assert_eq!(config.broker_address(), "mq.example.org:10911");
+        assert_eq!(config.advertised_ip.to_string(), "10.9.9.9");
+        let warned: Vec<_> = config
+            .warnings
+            .iter()
+            .map(|warning| warning.to_string())
+            .collect();
+        for (warning, line) in warned.iter().zip([11, 13, 14, 15]) {
+            assert!(
+                warning.starts_with(&format!("broker.conf:{line}: ")),
+                "{warning}"
+            );
+        }
+        assert_eq!(warned.len(), 4, "{warned:#?}");
+        assert!(warned[2].contains("no thread pools"), "{}", warned[2]);
+    }
+
+    #[test]
+    fn an_unknown_key_names_file_line_and_the_nearest_key() {
+        let error = refused(
+            Roles::Broker,
+            "\nflushDiskTyp=SYNC_FLUSH\nbrokername=x\nzzz=1\n",
+        );
+        let lines: Vec<_> = error.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "broker.conf:2: unknown key flushDiskTyp; did you mean flushDiskType?",
+                "broker.conf:3: unknown key brokername; did you mean brokerName?",
+                "broker.conf:4: unknown key zzz; `ringmq config list` shows all keys",
+            ]
+        );
+    }
+
+    #[test]
+    fn keys_whose_loss_would_break_a_promise_are_refused() {
+        for text in [
+            "aclEnable=true",
+            "authenticationEnabled=TRUE",
+            "tls.server.mode=enforcing",
+            "inSyncReplicas=2",
+            "enableControllerMode=true",
+            "brokerRole=SLAVE",
+            "brokerId=1",
+        ] {
+            let error = refused(Roles::Broker, text);
+            assert!(error.contains("not built yet"), "{error}");
+            assert!(error.starts_with("broker.conf:1: "), "{error}");
+        }
+        loaded(
+            Roles::Broker,
+            &file("inSyncReplicas=1\nbrokerRole=SYNC_MASTER"),
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_says_what_was_expected() {
+        for (text, expected) in [
+            ("flushDiskType=NOW", "one of SYNC_FLUSH ASYNC_FLUSH"),
+            ("listenPort=0", "1 to 65535"),
+            ("autoCreateTopicEnable=yes", "true or false"),
+            ("mappedFileSizeCommitLog=1000", "1 MiB to 1 GiB"),
+            ("maxMessageSize=5MiB", "1 bytes to 4 MiB"),
+            ("namesrvAddr=localhost", "host:port"),
+            ("memory=10m", "at least"),
+            ("brokerName=a b", "letters, digits"),
+            ("bindAddress=no.such.host", "no such address"),
+        ] {
+            let error = refused(Roles::Broker, text);
+            assert!(error.contains(expected), "{text}: {error}");
+            assert!(error.starts_with("broker.conf:1: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_name_server_has_its_port_under_both_names() {
+        assert_eq!(loaded(Roles::Namesrv, &file("")).namesrv.listen_port, 9876);
+        let config = loaded(Roles::Namesrv, &file("listenPort=19876"));
+        assert_eq!(config.namesrv.listen_port, 19876);
+        let config = loaded(
+            Roles::Standalone,
+            &file("listenPort=20911\nnamesrvListenPort=19876"),
+        );
+        assert_eq!(
+            (config.server.listen_port, config.namesrv.listen_port),
+            (20911, 19876)
+        );
+        assert_eq!(config.fast_listen_port(), Some(20909));
+        assert_eq!(config.replication_address(), "127.0.0.1:20912");
+        let error = refused(Roles::Standalone, "listenPort=9878");
+        assert!(error.contains("same port"), "{error}");
+        loaded(
+            Roles::Standalone,
+            &file("listenPort=9878\nfastListenEnable=false"),
+        );
+    }
+
+    #[test]
+    fn a_first_run_is_on_loopback_and_in_a_container_on_all_addresses() {
+        let config = loaded(Roles::Standalone, &Sources::default());
+        assert_eq!(config.server.bind_address, "127.0.0.1");
+        assert_eq!(config.broker_address(), "127.0.0.1:10911");
+        assert_eq!(config.store.root, Path::new("./ringmq-data"));
+        assert_eq!(config.warnings, []);
+
+        let inside = Machine {
+            in_container: true,
+            ..machine()
+        };
+        let config = load(Roles::Standalone, &Sources::default(), &inside).unwrap();
+        assert_eq!(config.server.bind_address, "0.0.0.0");
+        assert_eq!(config.broker_address(), format!("{HOST}:10911"));
+        assert!(config.warnings[0].message.contains("set brokerIP1"));
+        let named = with_flag(Sources::default(), "brokerIP1", "10.0.0.9");
+        assert_eq!(
+            load(Roles::Standalone, &named, &inside).unwrap().warnings,
+            []
+        );
+
+        let config = loaded(
+            Roles::Broker,
+            &with_flag(Sources::default(), "namesrvAddr", "a:1"),
+        );
+        assert_eq!(config.server.bind_address, "0.0.0.0");
+        assert_eq!(config.broker_address(), format!("{HOST}:10911"));
+        assert_eq!(config.warnings, []);
+    }
+
+    #[test]
+    fn an_advertised_loopback_on_open_ports_is_warned_of() {
+        let sources = with_flag(file("namesrvAddr=a:1"), "brokerIP1", "127.0.0.1");
+        let config = loaded(Roles::Broker, &sources);
+        assert!(
+            config.warnings[0]
+                .message
+                .contains("other machines cannot reach")
+        );
+        let config = loaded(
+            Roles::Broker,
+            &file("namesrvAddr=a:1\nbrokerIP1=later.example.org"),
+        );
+        assert!(
+            config.warnings[0]
+                .message
+                .contains("cannot be resolved now")
+        );
+        assert_eq!(config.broker_address(), "later.example.org:10911");
+    }
+
+    #[test]
+    fn a_broker_without_name_server_is_warned_of() {
+        let config = loaded(Roles::Broker, &Sources::default());
+        assert!(
+            config.warnings[0]
+                .message
+                .contains("will not find this broker")
+        );
+    }
+
+    #[test]
+    fn sizes_follow_the_machine_and_the_role() {
+        let shards = |roles| loaded(roles, &Sources::default()).node.shards;
+        assert_eq!(shards(Roles::Broker), 8);
+        assert_eq!(shards(Roles::Standalone), 4);
+        assert_eq!(shards(Roles::Namesrv), 1);
+        let config = loaded(Roles::Broker, &file("shards=3\nmemory=300MiB"));
+        assert_eq!((config.node.shards, config.store.logs), (3, 3));
+        assert_eq!(config.node.memory_bytes, 300 << 20);
+        assert!(config.memory.tail_cache_bytes > 30 << 20);
+    }
+
+    #[test]
+    fn a_small_segment_bounds_messages() {
+        let config = loaded(Roles::Standalone, &file("mappedFileSizeCommitLog=1MiB"));
+        assert!(config.store.body_bytes_max < 1 << 20);
+        let error = refused(
+            Roles::Standalone,
+            "mappedFileSizeCommitLog=1MiB\nmaxMessageSize=1MiB",
+        );
+        assert!(error.contains("does not fit"), "{error}");
+    }
+
+    #[test]
+    fn variables_of_kubernetes_are_not_taken_for_ours() {
+        let mut sources = Sources::default();
+        for name in [
+            "RINGMQ_SERVICE_HOST",
+            "RINGMQ_SERVICE_PORT_REMOTING",
+            "RINGMQ_PORT",
+            "RINGMQ_PORT_9876_TCP_ADDR",
+            "RINGMQ_BROKER_PORT_10911_TCP",
+        ] {
+            sources = with_env(sources, name, "tcp://10.0.0.1:9876");
+        }
+        assert_eq!(loaded(Roles::Standalone, &sources).warnings, []);
+        let config = loaded(
+            Roles::Standalone,
+            &with_env(sources, "RINGMQ_BROKER_NAM", "x"),
+        );
+        assert!(
+            config.warnings[0]
+                .to_string()
+                .contains("the nearest is RINGMQ_BROKER_NAME")
+        );
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_warned_of_and_the_last_one_counts() {
+        let config = loaded(Roles::Standalone, &file("shards=1\nshards=2"));
+        assert_eq!(config.node.shards, 2);
+        assert!(config.warnings[0].to_string().contains("line 1"));
+    }
+
+    #[test]
+    fn the_store_of_a_unit_is_where_systemd_says() {
+        let of = |environment: &[(&str, &str)]| {
+            let sources = environment
+                .iter()
+                .fold(file("namesrvAddr=a:1"), |sources, (name, value)| {
+                    with_env(sources, name, value)
+                });
+            loaded(Roles::Broker, &sources).store.root
+        };
+        assert_eq!(
+            of(&[("HOME", "/home/u")]),
+            Path::new("/home/u/.local/share/ringmq")
+        );
+        assert_eq!(
+            of(&[("HOME", "/h"), ("XDG_DATA_HOME", "/x")]),
+            Path::new("/x/ringmq")
+        );
+        assert_eq!(
+            of(&[("HOME", "/h"), ("STATE_DIRECTORY", "/var/lib/ringmq")]),
+            Path::new("/var/lib/ringmq")
+        );
+        assert_eq!(of(&[]), Path::new("./ringmq-data"));
+    }
+
+    #[test]
+    fn what_is_listed_sets_the_same_again() {
+        let sources = with_flag(file("brokerName=b\nfileReservedTime=7"), "shards", "2");
+        let config = loaded(Roles::Standalone, &sources);
+        let again = loaded(Roles::Standalone, &file(&config.properties_text()));
+        assert_eq!(again.properties_text(), config.properties_text());
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_makes_the_reader_panic(text in "(([a-zA-Z.]{1,20}|brokerName|memory|shards|listenPort|messageDelayLevel|namesrvAddr|mappedFileSizeCommitLog)[=: ]?[^\n]{0,12}\n){0,8}") {
+            for roles in [Roles::Namesrv, Roles::Broker, Roles::Standalone] {
+                if let Ok(config) = load(roles, &file(&text), &machine()) {
+                    let shares = memory::split(config.node.memory_bytes, config.node.shards);
+                    prop_assert_eq!(Ok(config.memory), shares);
+                }
+            }
+        }
+    }
+}
