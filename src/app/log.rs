@@ -193,6 +193,10 @@ mod tests {
         assert_eq!(read(&file.numbered(1)), "dddddddddddddddd\n");
         assert_eq!(read(&file.numbered(2)), "cccc\n");
         assert!(!file.numbered(3).exists());
+
+        let long = LogFile::open(&directory.path().join("long"), 1, 2).unwrap();
+        (&long).write_all(b"longer than the bound\n").unwrap();
+        assert!(!long.numbered(1).exists(), "an empty file is not rotated");
     }
 
     #[test]

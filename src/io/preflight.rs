@@ -196,10 +196,15 @@ fn locked_memory_obstacle(
     (limit.soft < wanted).then(|| {
         let what = format!(
             "only {have} of memory may be locked: {shards} shards work without registered buffers, for which they need {}",
-            size(wanted)
+            mib(wanted)
         );
         (false, obstacle(what, MEMLOCK_REMEDY))
     })
+}
+
+/// Whole MiB, rounded up.
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 fn open_files(report: &mut Report) {
