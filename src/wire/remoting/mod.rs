@@ -2,8 +2,11 @@
 //!
 //! Source of all facts: `remoting/.../protocol/RemotingCommand`, `RocketMQSerializable`, `netty/NettyDecoder`.
 
+mod binary_header;
 pub mod body;
 pub mod code;
 pub mod command;
 pub mod frame;
 pub mod json;
+mod json_header;
+mod json_scan;
