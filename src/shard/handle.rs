@@ -2,6 +2,7 @@
 
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::base::id::ConnectionId;
 use crate::base::offset::LogId;
@@ -92,6 +93,17 @@ impl ShardHandle {
 
     /// Wall clock in milliseconds.
     pub fn now_ms(&self) -> u64 {
+        todo!()
+    }
+
+    /// Completes after `duration`.
+    pub fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
+        let _ = duration;
+        async { todo!() }
+    }
+
+    /// A random number; in the simulator it comes from the seed.
+    pub fn random_u64(&self) -> u64 {
         todo!()
     }
 

@@ -217,6 +217,63 @@ pub enum ShardRequest {
     DropTopic {
         topic_id: u32,
     },
+    /// Forgets the consumer offsets of a group on this core, durably.
+    DropGroup {
+        group: Arc<str>,
+    },
+    /// Whether a client of the group holds a queue lock of this core that has not expired
+    /// (`RebalanceLockManager.isLockAllExpired`, negated).
+    HoldsLock {
+        group: Arc<str>,
+    },
+    /// Committed offsets of this core: of one group, of one topic, or all.
+    Offsets {
+        group: Option<Arc<str>>,
+        topic_id: Option<u32>,
+    },
+    /// Figures of this core since its start, and of its logs.
+    Stats,
+}
+
+/// One committed consumer offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedOffset {
+    pub group: Arc<str>,
+    pub queue: QueueKey,
+    pub offset: i64,
+}
+
+/// Figures of one core, for BROKER_RUNTIME_INFO.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Messages stored and their record bytes since the start.
+    pub put_messages: u64,
+    pub put_bytes: u64,
+    /// Messages given to consumers and their record bytes since the start.
+    pub get_messages: u64,
+    pub get_bytes: u64,
+    /// Pulls that found something, and those that did not.
+    pub get_found: u64,
+    pub get_missed: u64,
+    pub logs: Vec<LogStats>,
+}
+
+/// Figures of one log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogStats {
+    pub log: LogId,
+    pub min: Position,
+    /// Exclusive.
+    pub max: Position,
+    /// Bytes that are appended and not yet durable.
+    pub pending_bytes: u64,
+    /// Store time of the oldest message in milliseconds, 0 if there is none.
+    pub earliest_ms: i64,
+    /// Space of the file system of this log.
+    pub disk_total_bytes: u64,
+    pub disk_available_bytes: u64,
+    /// Directory of the log.
+    pub path: String,
 }
 
 /// What a group's home core is asked.
@@ -268,6 +325,9 @@ pub enum ShardReply<B> {
     /// A stored record, if there is one.
     Record(Option<B>),
     Queues(Vec<QueueKey>),
+    Flag(bool),
+    Offsets(Vec<CommittedOffset>),
+    Stats(Box<ShardStats>),
     Done,
     Refused(Refusal),
 }
