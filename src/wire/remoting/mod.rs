@@ -7,6 +7,8 @@ pub mod body;
 pub mod code;
 pub mod command;
 pub mod frame;
+#[cfg(test)]
+mod frame_tests;
 pub mod json;
 mod json_header;
 mod json_scan;
