@@ -121,7 +121,10 @@ mod tests {
             ..DelayProperties::default()
         };
         let error = bad.delay(0).unwrap_err();
-        assert_eq!(error.to_string(), "the property TIMER_DELAY_MS is 'soon', which is not a number");
+        assert_eq!(
+            error.to_string(),
+            "the property TIMER_DELAY_MS is 'soon', which is not a number"
+        );
     }
 
     #[test]

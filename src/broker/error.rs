@@ -1,7 +1,7 @@
 //! Why the broker refuses a request. `dispatch.rs` maps each to a response code; the text here becomes the remark, so it
 //! names the thing, the limit, and what to change.
 
-use crate::broker::names::NameError;
+use crate::base::names::NameError;
 use crate::broker::subscription::ExpressionError;
 use crate::shard::message::Refusal;
 use crate::wire::remoting::code;

@@ -1,11 +1,8 @@
-//! Identities of messages: the offset id, which says where a message is stored, and the unique key that a client (or,
-//! for clients that do not, the broker) gives it.
+//! The unique key of a message, which the broker makes for clients that do not, and times as RocketMQ prints them.
 //!
-//! Pure. Source: `MessageDecoder.createMessageId`, `MessageClientIDSetter`.
+//! Pure. Source: `MessageClientIDSetter`, `UtilAll.timeMillisToHumanString2`.
 
-use std::net::{IpAddr, SocketAddr};
-
-use crate::base::offset::PhysicalOffset;
+use std::net::IpAddr;
 
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
@@ -21,26 +18,6 @@ fn push_ip(out: &mut String, ip: IpAddr) {
         IpAddr::V4(ip) => push_hex(out, &ip.octets()),
         IpAddr::V6(ip) => push_hex(out, &ip.octets()),
     }
-}
-
-/// Appends the offset id of a message: address of the broker and physical offset, 32 or 56 hexadecimal digits.
-pub fn push_offset_id(out: &mut String, store_host: SocketAddr, offset: PhysicalOffset) {
-    push_ip(out, store_host.ip());
-    push_hex(out, &u32::from(store_host.port()).to_be_bytes());
-    push_hex(out, &offset.0.to_be_bytes());
-}
-
-/// The offset ids of the messages of one send, joined by commas.
-pub fn offset_ids(store_host: SocketAddr, offsets: &[PhysicalOffset]) -> String {
-    let each = if store_host.is_ipv4() { 33 } else { 57 };
-    let mut ids = String::with_capacity(each * offsets.len());
-    for &offset in offsets {
-        if !ids.is_empty() {
-            ids.push(',');
-        }
-        push_offset_id(&mut ids, store_host, offset);
-    }
-    ids
 }
 
 /// Makes unique keys for messages that come without one; one maker per core.
@@ -115,31 +92,6 @@ pub fn time_text(time_ms: u64) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_offset_id_is_the_one_of_a_live_broker() {
-        // 127.0.0.1:30911 and offset 0, as a RocketMQ 5.5.0 answered.
-        let host = "127.0.0.1:30911".parse().unwrap();
-        assert_eq!(
-            offset_ids(host, &[PhysicalOffset(0)]),
-            "7F000001000078BF0000000000000000"
-        );
-    }
-
-    #[test]
-    fn ids_of_a_batch_are_joined_by_commas() {
-        let host = "127.0.0.1:1".parse().unwrap();
-        let ids = offset_ids(host, &[PhysicalOffset(1), PhysicalOffset(255)]);
-        let (first, second) = ids.split_once(',').unwrap();
-        assert!(first.ends_with("01") && second.ends_with("FF"));
-        assert_eq!((first.len(), second.len()), (32, 32));
-    }
-
-    #[test]
-    fn an_ipv6_broker_has_longer_ids() {
-        let host = "[::1]:10911".parse().unwrap();
-        assert_eq!(offset_ids(host, &[PhysicalOffset(7)]).len(), 56);
-    }
 
     #[test]
     fn unique_keys_never_repeat_within_a_millisecond() {

@@ -1,6 +1,21 @@
 //! What requests mean. One file per request family; it talks to the shards by message only.
 
-pub mod clients;
-pub mod ids;
-pub mod names;
-pub mod subscription;
+mod admin;
+mod bodies;
+mod clients;
+mod delay;
+pub mod dispatch;
+pub mod error;
+mod groups;
+mod heartbeat;
+mod ids;
+mod lock;
+mod offset;
+pub mod options;
+mod progress;
+mod pull;
+mod send;
+mod send_back;
+mod sent_properties;
+mod subscription;
+mod topics;

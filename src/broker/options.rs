@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::base::limits::MESSAGE_BODY_BYTES_MAX;
-use crate::broker::names::{PERM_READ, PERM_WRITE};
+use crate::broker::topics::{PERM_READ, PERM_WRITE};
 
 /// See the module's page.
 #[derive(Clone, Debug)]

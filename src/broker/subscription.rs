@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::shard::message::TagFilter;
+use crate::wire::properties::tags_code;
 use crate::wire::remoting::body::SubscriptionData;
 
 /// Subscribes everything.
@@ -19,19 +20,6 @@ pub const TAG: &str = "TAG";
 #[error("the subscription '{expression}' names no tag; write tags separated by ||, or * for all")]
 pub struct ExpressionError {
     pub expression: String,
-}
-
-/// Java's `String.hashCode`, over UTF-16 units.
-pub fn java_hash(text: &str) -> i32 {
-    if text.is_ascii() {
-        // The usual case, without decoding.
-        return text.bytes().fold(0, |hash: i32, byte| {
-            hash.wrapping_mul(31).wrapping_add(i32::from(byte))
-        });
-    }
-    text.encode_utf16().fold(0, |hash: i32, unit| {
-        hash.wrapping_mul(31).wrapping_add(i32::from(unit))
-    })
 }
 
 /// Whether an expression type is the tag expression (`ExpressionType.isTagType`).
@@ -56,9 +44,7 @@ pub fn tag_filter(expression: Option<&str>) -> Result<TagFilter, ExpressionError
     if is_all(expression) {
         return Ok(TagFilter::All);
     }
-    let codes: Arc<[i64]> = tags(expression)
-        .map(|tag| i64::from(java_hash(tag)))
-        .collect();
+    let codes: Arc<[i64]> = tags(expression).map(|tag| tags_code(tag)).collect();
     if codes.is_empty() {
         return Err(ExpressionError {
             expression: expression.into(),
@@ -102,11 +88,7 @@ pub fn subscription(
             expression: expression.into(),
         });
     }
-    data.code_set = data
-        .tags_set
-        .iter()
-        .map(|tag| i64::from(java_hash(tag)))
-        .collect();
+    data.code_set = data.tags_set.iter().map(|tag| tags_code(tag)).collect();
     Ok(data)
 }
 
@@ -114,18 +96,6 @@ pub fn subscription(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hashes_are_those_of_java() {
-        assert_eq!(java_hash(""), 0);
-        assert_eq!(java_hash("a"), 97);
-        assert_eq!(java_hash("tagY"), 3_552_255);
-        assert_eq!(java_hash("Aa"), java_hash("BB"));
-        // A surrogate pair counts as two units: 55357 * 31 + 56960.
-        assert_eq!(java_hash("\u{1F680}"), 55_357 * 31 + 56_960);
-        // Wraps like a Java int.
-        assert_eq!(java_hash("polygenelubricants"), i32::MIN);
-    }
 
     #[test]
     fn all_forms_of_everything_match_everything() {
@@ -138,9 +108,9 @@ mod tests {
     fn tags_are_split_by_double_bars_and_trimmed() {
         let filter = tag_filter(Some(" a || b||c d ")).unwrap();
         for tag in ["a", "b", "c d"] {
-            assert!(filter.matches(i64::from(java_hash(tag))), "{tag}");
+            assert!(filter.matches(tags_code(tag)), "{tag}");
         }
-        assert!(!filter.matches(i64::from(java_hash("c"))));
+        assert!(!filter.matches(tags_code("c")));
         assert!(!filter.matches(0), "a message without tags");
     }
 

@@ -1,0 +1,304 @@
+//! How far groups have consumed, and setting it: 208, 317, 222, 314.
+//!
+//! A reset (222) commits the new offsets on the queues' owners and tells the connected members (220) to start there, as
+//! RocketMQ does with `useServerSideResetOffset=false`: that works with every client and leaves no state behind.
+//!
+//! Source: `AdminBrokerProcessor`, `Broker2Client.resetOffset`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::broker::bodies::{
+    ConsumeStats, ConsumeStatsList, OffsetWrapper, QueueOffset, ResetOffset, ResetOffsetForC,
+};
+use crate::broker::dispatch::{Answer, Broker, Outcome};
+use crate::broker::error::BrokerError;
+use crate::shard::ShardHandle;
+use crate::shard::message::{
+    Boundary, CommittedOffset, Pull, QueueBounds, QueueKey, ShardReply, ShardRequest, TagFilter,
+};
+use crate::shard::meta::Topic;
+use crate::wire::record::RecordView;
+use crate::wire::remoting::body::MessageQueue;
+use crate::wire::remoting::code::request;
+use crate::wire::remoting::command::{Command, Encoding, Outgoing};
+use crate::wire::remoting::json;
+
+/// Ordinal of `LanguageCode.CPP`: its body of a reset is a list.
+const LANGUAGE_CPP: u8 = 1;
+
+/// Messages that a group has not consumed yet, over all queues.
+fn total_diff(stats: &ConsumeStats) -> i64 {
+    stats
+        .offset_table
+        .values()
+        .map(|offset| offset.broker_offset - offset.consumer_offset)
+        .sum()
+}
+
+/// Where a reset puts a queue that was asked for by its own offset.
+fn checked_reset(bounds: QueueBounds, offset: i64) -> Result<i64, BrokerError> {
+    if (bounds.min_offset..=bounds.max_offset + 1).contains(&offset) {
+        return Ok(offset);
+    }
+    Err(BrokerError::System(format!(
+        "the offset {offset} is not in the queue, which has {} to {}",
+        bounds.min_offset, bounds.max_offset
+    )))
+}
+
+impl Broker {
+    /// 208.
+    pub(super) async fn consume_stats(self, command: Command) -> Outcome {
+        let group = command.required_text("consumerGroup")?.into_owned();
+        let offsets = self.offsets(Some(&group), None).await?;
+        let mut topics: BTreeSet<String> = BTreeSet::new();
+        if let Some(topic) = command.text("topic").filter(|t| !t.trim().is_empty()) {
+            topics.insert(topic.into_owned());
+        } else if let Some(list) = command.text("topicList").filter(|t| !t.trim().is_empty()) {
+            topics.extend(list.split(',').map(|topic| topic.trim().to_owned()));
+        } else {
+            topics = self.topic_names(&offsets);
+        }
+        let mut all = ConsumeStats {
+            consume_tps: 0.0,
+            offset_table: BTreeMap::new(),
+        };
+        for topic in topics {
+            let stats = self.stats_of_topic(&topic, &offsets).await?;
+            all.offset_table.extend(stats);
+        }
+        Answer::json(&all)
+    }
+
+    /// 317: every group that has offsets.
+    pub(super) async fn all_consume_stats(self, _command: Command) -> Outcome {
+        let mut by_group: BTreeMap<Arc<str>, Vec<CommittedOffset>> = BTreeMap::new();
+        for offset in self.offsets(None, None).await? {
+            by_group
+                .entry(offset.group.clone())
+                .or_default()
+                .push(offset);
+        }
+        let mut list = ConsumeStatsList {
+            broker_addr: self.options.store_host.to_string(),
+            consume_stats_list: Vec::new(),
+            total_diff: 0,
+            total_inflight_diff: 0,
+        };
+        for (group, offsets) in by_group {
+            let mut of_group = Vec::new();
+            for topic in self.topic_names(&offsets) {
+                let stats = ConsumeStats {
+                    consume_tps: 0.0,
+                    offset_table: self.stats_of_topic(&topic, &offsets).await?,
+                };
+                list.total_diff += total_diff(&stats);
+                of_group.push(stats);
+            }
+            list.consume_stats_list
+                .push(BTreeMap::from([(group.to_string(), of_group)]));
+        }
+        Answer::json(&list)
+    }
+
+    /// Names of the topics that have some of these offsets.
+    fn topic_names(&self, offsets: &[CommittedOffset]) -> BTreeSet<String> {
+        let meta = self.shard.meta();
+        offsets
+            .iter()
+            .filter_map(|offset| meta.topics_by_id.get(&offset.queue.topic_id))
+            .map(|topic| topic.name.to_string())
+            .collect()
+    }
+
+    async fn stats_of_topic(
+        &self,
+        name: &str,
+        offsets: &[CommittedOffset],
+    ) -> Result<BTreeMap<MessageQueue, OffsetWrapper>, BrokerError> {
+        let mut table = BTreeMap::new();
+        let Some(topic) = self.known_topic(name) else {
+            return Ok(table);
+        };
+        let queues = topic.config.read_queue_nums;
+        let bounds = self.bounds_of(&topic, queues).await?;
+        for (queue_id, bounds) in (0..queues).zip(bounds) {
+            let key = ShardHandle::key(&topic, queue_id);
+            let committed = offsets.iter().find(|offset| offset.queue == key);
+            let consumer_offset = committed.map_or(0, |offset| offset.offset);
+            let last_timestamp = if consumer_offset > bounds.min_offset {
+                self.store_time(&topic, queue_id, consumer_offset - 1).await
+            } else {
+                0
+            };
+            let wrapper = OffsetWrapper {
+                broker_offset: bounds.max_offset,
+                consumer_offset,
+                last_timestamp,
+                pull_offset: consumer_offset,
+            };
+            table.insert(self.message_queue(&topic.name, queue_id), wrapper);
+        }
+        Ok(table)
+    }
+
+    /// Store time of the message at an offset, 0 if it cannot be told.
+    async fn store_time(&self, topic: &Topic, queue_id: u32, offset: i64) -> i64 {
+        let Some((core, queue)) = self.owner(topic, queue_id.into()) else {
+            return 0;
+        };
+        let pull = Pull {
+            queue,
+            offset,
+            messages_max: 1,
+            bytes_max: 1,
+            filter: TagFilter::All,
+            suspend_ms: 0,
+            commit: None,
+        };
+        match self.ask(core, ShardRequest::Pull(Box::new(pull))).await {
+            Ok(ShardReply::Pulled(pulled)) if pulled.message_count > 0 => {
+                let record = pulled.records.into_bytes();
+                RecordView::parse(&record).map_or(0, |record| record.store_timestamp())
+            }
+            _ => 0,
+        }
+    }
+
+    /// 222.
+    pub(super) async fn reset_offset(self, command: Command) -> Outcome {
+        let topic = self.topic(&command.required_text("topic")?)?;
+        let group: Arc<str> = Arc::from(command.required_text("group")?);
+        if self.known_group(&group).is_none() {
+            return Err(BrokerError::NoGroup {
+                group: group.to_string(),
+            });
+        }
+        let timestamp_ms = command.int("timestamp")?.unwrap_or(-1);
+        let one_queue = command.int32("queueId")?.filter(|&id| id >= 0);
+        let one_offset = command.int("offset")?.filter(|&offset| offset != -1);
+        let queues = match one_queue {
+            Some(id) => vec![id as u32],
+            None => (0..topic.config.read_queue_nums).collect(),
+        };
+        let mut chosen: Vec<(u32, usize, QueueKey, i64)> = Vec::with_capacity(queues.len());
+        for queue_id in queues {
+            let (core, queue) = self
+                .owner(&topic, queue_id.into())
+                .ok_or_else(|| super::topics::no_queue(&topic.name, queue_id))?;
+            let bounds = match self.ask(core, ShardRequest::Bounds(queue)).await? {
+                ShardReply::Bounds(bounds) => bounds,
+                other => return Err(BrokerError::unexpected(&other)),
+            };
+            let offset = match one_offset {
+                Some(offset) if one_queue.is_some() => checked_reset(bounds, offset)?,
+                _ if timestamp_ms < 0 => bounds.max_offset,
+                _ => {
+                    self.search(core, queue, timestamp_ms, Boundary::Lower)
+                        .await?
+                }
+            };
+            chosen.push((queue_id, core, queue, offset));
+        }
+        // All offsets are known before the first is changed.
+        let mut table = BTreeMap::new();
+        for (queue_id, core, queue, offset) in chosen {
+            self.commit(core, group.clone(), queue, offset).await?;
+            table.insert(self.message_queue(&topic.name, queue_id), offset);
+        }
+        self.push_reset(&group, &topic.name, timestamp_ms, &table);
+        Answer::json(&ResetOffset {
+            offset_table: table,
+        })
+    }
+
+    /// Tells the members of a group to start at these offsets (220).
+    fn push_reset(
+        &self,
+        group: &Arc<str>,
+        topic: &Arc<str>,
+        timestamp_ms: i64,
+        table: &BTreeMap<MessageQueue, i64>,
+    ) {
+        let online = self.shard.meta().consumers.get(group).cloned();
+        let Some(online) = online else { return };
+        let head = Outgoing::oneway(request::RESET_CONSUMER_CLIENT_OFFSET)
+            .field("topic", topic.clone())
+            .field("group", group.clone())
+            .field("timestamp", timestamp_ms)
+            .field("isForce", true);
+        let (lists, maps): (Vec<_>, Vec<_>) = online
+            .members
+            .iter()
+            .partition(|member| member.client.language == LANGUAGE_CPP);
+        let body = json::to_vec(&ResetOffset {
+            offset_table: table.clone(),
+        });
+        let ids = |members: Vec<&crate::shard::meta::Member>| -> Vec<_> {
+            members.into_iter().map(|m| m.connection).collect()
+        };
+        self.push(&ids(maps), &head.frame(Encoding::Json, &body));
+        if !lists.is_empty() {
+            let queues = table.iter().map(|(queue, &offset)| QueueOffset {
+                broker_name: queue.broker_name.clone(),
+                offset,
+                queue_id: queue.queue_id,
+                topic: queue.topic.clone(),
+            });
+            let body = json::to_vec(&ResetOffsetForC {
+                offset_table: queues.collect(),
+            });
+            self.push(&ids(lists), &head.frame(Encoding::Json, &body));
+        }
+    }
+
+    /// 314.
+    pub(super) async fn clone_offsets(self, command: Command) -> Outcome {
+        let from = command.required_text("srcGroup")?.into_owned();
+        let to: Arc<str> = Arc::from(command.required_text("destGroup")?);
+        crate::base::names::check_group(&to)?;
+        let only = match command.text("topic").filter(|t| !t.trim().is_empty()) {
+            // A topic that is not there has no offsets to copy.
+            Some(name) => match self.known_topic(&name) {
+                Some(topic) => Some(topic),
+                None => return Answer::done(),
+            },
+            None => None,
+        };
+        for offset in self.offsets(Some(&from), only.as_ref()).await? {
+            let topic = self
+                .shard
+                .meta()
+                .topics_by_id
+                .get(&offset.queue.topic_id)
+                .cloned();
+            let owner = topic.and_then(|t| self.owner(&t, offset.queue.queue_id.into()));
+            if let Some((core, queue)) = owner {
+                self.commit(core, to.clone(), queue, offset.offset).await?;
+            }
+        }
+        Answer::done()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_to_an_offset_must_stay_in_the_queue() {
+        let bounds = QueueBounds {
+            min_offset: 3,
+            max_offset: 9,
+            last_store_timestamp: 0,
+        };
+        for good in [3, 9, 10] {
+            assert_eq!(checked_reset(bounds, good).unwrap(), good);
+        }
+        for bad in [2, 11] {
+            assert!(checked_reset(bounds, bad).is_err());
+        }
+    }
+}
