@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::base::offset::PhysicalOffset;
-use crate::broker::bodies::{HaClientRuntimeInfo, HaRuntimeInfo, KvTable};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
+use crate::broker::topics::wire_version;
 use crate::io::body::Body;
 use crate::shard::message::{ShardReply, ShardRequest, ShardStats};
 use crate::shard::meta::MetaCommand;
+use crate::wire::remoting::body::KVTable;
 use crate::wire::remoting::command::{Command, Outgoing, VERSION};
 use crate::wire::remoting::json;
 
@@ -212,7 +213,7 @@ impl Broker {
     /// 28.
     pub(super) async fn runtime_info(self) -> Outcome {
         let stats = self.all_stats().await?;
-        Answer::json(&KvTable {
+        Answer::json(&KVTable {
             table: runtime_table(&stats, self.options.boot_ms, self.shard.now_ms()),
         })
     }
@@ -234,7 +235,10 @@ impl Broker {
             let _ = writeln!(text, "{key}={value}"); // Writing to a string does not fail.
         }
         Ok(Answer {
-            head: Outgoing::success().field("version", json::to_string(&meta.topics_version)),
+            head: Outgoing::success().field(
+                "version",
+                json::to_string(&wire_version(meta.topics_version)),
+            ),
             body: Body::Bytes(text.into()),
         })
     }
@@ -256,13 +260,19 @@ impl Broker {
         let max = logs
             .map(|log| PhysicalOffset::new(log.log, log.max).0)
             .max();
-        Answer::json(&HaRuntimeInfo {
-            ha_client_runtime_info: HaClientRuntimeInfo::default(),
-            ha_connection_info: Vec::new(),
-            in_sync_slave_nums: 0,
-            master: self.options.broker_id == 0,
-            master_commit_log_max_offset: max.unwrap_or(0),
-        })
+        Answer::json(&serde_json::json!({
+            "haClientRuntimeInfo": {
+                "lastReadTimestamp": 0,
+                "lastWriteTimestamp": 0,
+                "masterFlushOffset": 0,
+                "maxOffset": 0,
+                "transferredByteInSecond": 0,
+            },
+            "haConnectionInfo": [],
+            "inSyncSlaveNums": 0,
+            "master": self.options.broker_id == 0,
+            "masterCommitLogMaxOffset": max.unwrap_or(0),
+        }))
     }
 }
 

@@ -316,6 +316,9 @@ impl Handler for Broker {
             request::INVOKE_BROKER_TO_RESET_OFFSET => {
                 self.later(responder, this().reset_offset(command));
             }
+            request::QUERY_CONSUME_TIME_SPAN => {
+                self.later(responder, this().consume_time_span(command));
+            }
             request::CLONE_GROUP_OFFSET => self.later(responder, this().clone_offsets(command)),
             request::QUERY_SUBSCRIPTION_BY_CONSUMER => {
                 self.finish(responder, self.subscription_of(&command));

@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::base::names;
-use crate::broker::bodies::{
-    ClientConnection, ConfigList, ConsumerConnection, GroupConfigTable, ProducerConnection,
-    ProducerInfo, ProducerTableInfo, QuerySubscription,
-};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
-use crate::broker::topics::page;
+use crate::broker::topics::{page, wire_version};
 use crate::shard::message::{ShardReply, ShardRequest};
 use crate::shard::meta::{Member, MetaCommand};
-use crate::wire::remoting::body::SubscriptionGroupConfig;
+use crate::wire::remoting::body::{
+    Connection, ConsumerConnection, ProducerConnection, ProducerInfo, ProducerTableInfo,
+    QuerySubscriptionResponseBody, SubscriptionGroupConfig, SubscriptionGroupList,
+    SubscriptionGroupWrapper,
+};
 use crate::wire::remoting::command::{Command, LANGUAGES, Outgoing};
 
 /// Queues of a retry topic; as many as a topic may have would make no sense for one.
@@ -34,17 +34,15 @@ fn check_config(config: &SubscriptionGroupConfig) -> Result<(), BrokerError> {
     Ok(())
 }
 
-fn language(ordinal: u8) -> &'static str {
-    LANGUAGES
-        .get(usize::from(ordinal))
-        .copied()
-        .unwrap_or("OTHER")
+fn language(ordinal: u8) -> String {
+    let name = LANGUAGES.get(usize::from(ordinal)).copied();
+    name.unwrap_or("OTHER").to_owned()
 }
 
-fn connections(members: &[Member]) -> Vec<ClientConnection> {
+fn connections(members: &[Member]) -> Vec<Connection> {
     members
         .iter()
-        .map(|member| ClientConnection {
+        .map(|member| Connection {
             client_addr: member.client.address.to_string(),
             client_id: member.client.client_id.to_string(),
             language: language(member.client.language),
@@ -62,12 +60,12 @@ impl Broker {
     }
 
     pub(super) async fn put_groups(self, command: Command) -> Outcome {
-        let list: ConfigList<SubscriptionGroupConfig> = self.body(&command)?;
+        let list: SubscriptionGroupList = self.body(&command)?;
         // All are checked before the first is changed.
-        for config in &list.configs {
+        for config in &list.group_config_list {
             check_config(config)?;
         }
-        for config in list.configs {
+        for config in list.group_config_list {
             self.put_group_config(config).await?;
         }
         Answer::done()
@@ -112,8 +110,8 @@ impl Broker {
         let head = Outgoing::success().field("totalGroupNum", table.len() as i64);
         Answer::json_with(
             head,
-            &GroupConfigTable {
-                data_version: meta.groups_version,
+            &SubscriptionGroupWrapper {
+                data_version: wire_version(meta.groups_version),
                 forbidden_table: BTreeMap::new(),
                 subscription_group_table: table.into_iter().skip(skip).take(take).collect(),
             },
@@ -172,7 +170,7 @@ impl Broker {
         let info = |member: &Member| ProducerInfo {
             client_id: member.client.client_id.to_string(),
             language: language(member.client.language),
-            last_update_timestamp: member.last_heartbeat_ms,
+            last_update_timestamp: member.last_heartbeat_ms as i64,
             // With the slash of Java's addresses.
             remote_ip: format!("/{}", member.client.address),
             version: member.client.version,
@@ -195,7 +193,7 @@ impl Broker {
             .get(group.as_str())
             .and_then(|online| online.subscriptions.get(&topic))
             .cloned();
-        Answer::json(&QuerySubscription {
+        Answer::json(&QuerySubscriptionResponseBody {
             group,
             subscription_data,
             topic,

@@ -7,6 +7,7 @@
 //!
 //! Source: `ClientManageProcessor`, `ConsumerManager`, `ConsumerManageProcessor`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use bytes::Bytes;
 
 use crate::base::id::ConnectionId;
 use crate::base::names;
-use crate::broker::bodies::{ClientConfig, ConsumerIds};
 use crate::broker::clients::{Disagreement, GroupChange};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
@@ -22,8 +22,11 @@ use crate::broker::subscription::is_tag_type;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::server::connection::Responder;
 use crate::shard::message::{ClientInfo, GroupCommand, LocalReply, ShardReply, ShardRequest};
-use crate::shard::meta::{MetaChange, MetaCommand};
-use crate::wire::remoting::body::{ConsumerData, HeartbeatData, SubscriptionGroupConfig};
+use crate::shard::meta::{MetaChange, MetaCommand, Topic};
+use crate::wire::remoting::body::{
+    CheckClientRequestBody, ConsumerData, GetConsumerListByGroupResponseBody, HeartbeatData,
+    SubscriptionGroupConfig,
+};
 use crate::wire::remoting::code::request;
 use crate::wire::remoting::command::{Command, Encoding, Outgoing};
 
@@ -72,7 +75,7 @@ impl Broker {
         &self,
         command: &Command,
         connection: ConnectionId,
-        address: std::net::SocketAddr,
+        address: SocketAddr,
     ) -> Outcome {
         let data: HeartbeatData = self.body(command)?;
         let client = ClientInfo {
@@ -152,7 +155,7 @@ impl Broker {
         &self,
         group: &str,
         queues: i32,
-    ) -> Result<Arc<crate::shard::meta::Topic>, BrokerError> {
+    ) -> Result<Arc<Topic>, BrokerError> {
         let name = names::retry_topic(group);
         names::check_topic(&name)?;
         let config = topics::config(&name, queues.max(1) as u32, PERM_READ | PERM_WRITE);
@@ -209,14 +212,14 @@ impl Broker {
                 ids.push(member.client.client_id.to_string());
             }
         }
-        Answer::json(&ConsumerIds {
+        Answer::json(&GetConsumerListByGroupResponseBody {
             consumer_id_list: ids,
         })
     }
 
     /// 46: whether this broker can filter as a consumer wants.
     pub(super) fn check_client(&self, command: &Command) -> Outcome {
-        let config: ClientConfig = self.body(command)?;
+        let config: CheckClientRequestBody = self.body(command)?;
         let kind = config.subscription_data.expression_type.as_deref();
         if !is_tag_type(kind) {
             return Err(BrokerError::System(format!(

@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::broker::bodies::{LockBatch, LockedBatch};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::shard::message::{QueueKey, ShardReply, ShardRequest};
-use crate::wire::remoting::body::MessageQueue;
+use crate::wire::remoting::body::{LockBatchRequestBody, LockBatchResponseBody, MessageQueue};
 use crate::wire::remoting::command::Command;
 
 /// The queues of a request by owner, each with the name that the client gave it. Unknown ones are left out.
@@ -31,9 +30,9 @@ impl Broker {
     }
 
     pub(super) async fn lock_queues(self, command: Command) -> Outcome {
-        let batch: LockBatch = self.body(&command)?;
+        let batch: LockBatchRequestBody = self.body(&command)?;
         let (group, client_id) = names(&batch);
-        let mut locked = Vec::new();
+        let mut lock_ok_mq_set = Vec::new();
         for (core, queues) in self.by_core(batch.mq_set) {
             let request = ShardRequest::LockQueues {
                 group: group.clone(),
@@ -41,7 +40,7 @@ impl Broker {
                 queues: queues.iter().map(|(key, _)| *key).collect(),
             };
             match self.ask(core, request).await? {
-                ShardReply::Queues(held) => locked.extend(
+                ShardReply::Queues(held) => lock_ok_mq_set.extend(
                     queues
                         .into_iter()
                         .filter(|(key, _)| held.contains(key))
@@ -50,11 +49,11 @@ impl Broker {
                 other => return Err(BrokerError::unexpected(&other)),
             }
         }
-        Answer::json(&LockedBatch { locked })
+        Answer::json(&LockBatchResponseBody { lock_ok_mq_set })
     }
 
     pub(super) async fn unlock_queues(self, command: Command) -> Outcome {
-        let batch: LockBatch = self.body(&command)?;
+        let batch: LockBatchRequestBody = self.body(&command)?;
         let (group, client_id) = names(&batch);
         for (core, queues) in self.by_core(batch.mq_set) {
             let request = ShardRequest::UnlockQueues {
@@ -68,7 +67,7 @@ impl Broker {
     }
 }
 
-fn names(batch: &LockBatch) -> (Arc<str>, Arc<str>) {
+fn names(batch: &LockBatchRequestBody) -> (Arc<str>, Arc<str>) {
     (
         Arc::from(batch.consumer_group.as_str()),
         Arc::from(batch.client_id.as_str()),

@@ -1,7 +1,6 @@
 //! What requests mean. One file per request family; it talks to the shards by message only.
 
 mod admin;
-mod bodies;
 mod clients;
 mod delay;
 pub mod dispatch;

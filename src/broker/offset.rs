@@ -5,11 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::broker::bodies::ConsumerOffsets;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::shard::message::{Boundary, QueueBounds, QueueKey, ShardReply, ShardRequest};
-use crate::shard::meta::DataVersion;
+use crate::wire::remoting::body::ConsumerOffsetSerializeWrapper;
 use crate::wire::remoting::command::Command;
 
 /// Where a group starts in a queue in which it committed nothing: at 0 as long as the queue still has its first message,
@@ -175,19 +174,19 @@ impl Broker {
     pub(super) async fn all_offsets(self) -> Outcome {
         let offsets = self.offsets(None, None).await?;
         let meta = self.shard.meta();
-        let mut table: BTreeMap<String, BTreeMap<u32, i64>> = BTreeMap::new();
+        let mut table: BTreeMap<String, BTreeMap<i32, i64>> = BTreeMap::new();
         for committed in offsets {
             // The topic may have been deleted while the cores were asked.
             if let Some(topic) = meta.topics_by_id.get(&committed.queue.topic_id) {
                 table
                     .entry(format!("{}@{}", topic.name, committed.group))
                     .or_default()
-                    .insert(committed.queue.queue_id, committed.offset);
+                    .insert(committed.queue.queue_id as i32, committed.offset);
             }
         }
-        Answer::json(&ConsumerOffsets {
-            data_version: DataVersion::default(),
+        Answer::json(&ConsumerOffsetSerializeWrapper {
             offset_table: table,
+            ..ConsumerOffsetSerializeWrapper::default()
         })
     }
 }

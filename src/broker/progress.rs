@@ -1,4 +1,4 @@
-//! How far groups have consumed, and setting it: 208, 317, 222, 314.
+//! How far groups have consumed, and setting it: 208, 317, 303, 222, 314.
 //!
 //! A reset (222) commits the new offsets on the queues' owners and tells the connected members (220) to start there, as
 //! RocketMQ does with `useServerSideResetOffset=false`: that works with every client and leaves no state behind.
@@ -8,18 +8,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::broker::bodies::{
-    ConsumeStats, ConsumeStatsList, OffsetWrapper, QueueOffset, ResetOffset, ResetOffsetForC,
-};
+use crate::base::names;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
+use crate::broker::ids::time_text;
+use crate::broker::topics;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
     Boundary, CommittedOffset, Pull, QueueBounds, QueueKey, ShardReply, ShardRequest, TagFilter,
 };
-use crate::shard::meta::Topic;
+use crate::shard::meta::{Member, Topic};
 use crate::wire::record::RecordView;
-use crate::wire::remoting::body::MessageQueue;
+use crate::wire::remoting::body::{
+    ConsumeStats, ConsumeStatsList, MessageQueue, MessageQueueForC, OffsetWrapper,
+    QueryConsumeTimeSpanBody, QueueTimeSpan, ResetOffsetBody, ResetOffsetBodyForC,
+};
 use crate::wire::remoting::code::request;
 use crate::wire::remoting::command::{Command, Encoding, Outgoing};
 use crate::wire::remoting::json;
@@ -166,6 +169,49 @@ impl Broker {
         }
     }
 
+    /// 303: the times between which a group's messages lie, queue by queue.
+    pub(super) async fn consume_time_span(self, command: Command) -> Outcome {
+        let topic = self.topic(&command.required_text("topic")?)?;
+        let group = command.required_text("group")?.into_owned();
+        let offsets = self.offsets(Some(&group), Some(&topic)).await?;
+        let queues = topic.config.read_queue_nums;
+        let now_ms = self.shard.now_ms() as i64;
+        let mut spans = Vec::with_capacity(queues as usize);
+        for (queue_id, bounds) in (0..queues).zip(self.bounds_of(&topic, queues).await?) {
+            let key = ShardHandle::key(&topic, queue_id);
+            let committed = offsets.iter().find(|offset| offset.queue == key);
+            let offset = committed.map_or(bounds.min_offset, |offset| offset.offset);
+            let mut span = QueueTimeSpan {
+                message_queue: self.message_queue(&topic.name, queue_id),
+                min_time_stamp: -1,
+                max_time_stamp: -1,
+                consume_time_stamp: -1,
+                ..QueueTimeSpan::default()
+            };
+            if bounds.max_offset > bounds.min_offset {
+                span.min_time_stamp = self.store_time(&topic, queue_id, bounds.min_offset).await;
+                span.max_time_stamp = bounds.last_store_timestamp;
+                span.consume_time_stamp = if offset > bounds.min_offset {
+                    self.store_time(&topic, queue_id, offset - 1).await
+                } else {
+                    span.min_time_stamp
+                };
+                if offset < bounds.max_offset {
+                    let next = self.store_time(&topic, queue_id, offset).await;
+                    span.delay_time = now_ms.saturating_sub(next).max(0);
+                }
+            }
+            let text = |ms: i64| Some(time_text(u64::try_from(ms).unwrap_or(0)));
+            span.min_time_stamp_str = text(span.min_time_stamp);
+            span.max_time_stamp_str = text(span.max_time_stamp);
+            span.consume_time_stamp_str = text(span.consume_time_stamp);
+            spans.push(span);
+        }
+        Answer::json(&QueryConsumeTimeSpanBody {
+            consume_time_span_set: spans,
+        })
+    }
+
     /// 222.
     pub(super) async fn reset_offset(self, command: Command) -> Outcome {
         let topic = self.topic(&command.required_text("topic")?)?;
@@ -186,7 +232,7 @@ impl Broker {
         for queue_id in queues {
             let (core, queue) = self
                 .owner(&topic, queue_id.into())
-                .ok_or_else(|| super::topics::no_queue(&topic.name, queue_id))?;
+                .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
             let bounds = match self.ask(core, ShardRequest::Bounds(queue)).await? {
                 ShardReply::Bounds(bounds) => bounds,
                 other => return Err(BrokerError::unexpected(&other)),
@@ -208,7 +254,7 @@ impl Broker {
             table.insert(self.message_queue(&topic.name, queue_id), offset);
         }
         self.push_reset(&group, &topic.name, timestamp_ms, &table);
-        Answer::json(&ResetOffset {
+        Answer::json(&ResetOffsetBody {
             offset_table: table,
         })
     }
@@ -232,21 +278,21 @@ impl Broker {
             .members
             .iter()
             .partition(|member| member.client.language == LANGUAGE_CPP);
-        let body = json::to_vec(&ResetOffset {
+        let body = json::to_vec(&ResetOffsetBody {
             offset_table: table.clone(),
         });
-        let ids = |members: Vec<&crate::shard::meta::Member>| -> Vec<_> {
+        let ids = |members: Vec<&Member>| -> Vec<_> {
             members.into_iter().map(|m| m.connection).collect()
         };
         self.push(&ids(maps), &head.frame(Encoding::Json, &body));
         if !lists.is_empty() {
-            let queues = table.iter().map(|(queue, &offset)| QueueOffset {
+            let queues = table.iter().map(|(queue, &offset)| MessageQueueForC {
                 broker_name: queue.broker_name.clone(),
                 offset,
                 queue_id: queue.queue_id,
                 topic: queue.topic.clone(),
             });
-            let body = json::to_vec(&ResetOffsetForC {
+            let body = json::to_vec(&ResetOffsetBodyForC {
                 offset_table: queues.collect(),
             });
             self.push(&ids(lists), &head.frame(Encoding::Json, &body));
@@ -257,7 +303,7 @@ impl Broker {
     pub(super) async fn clone_offsets(self, command: Command) -> Outcome {
         let from = command.required_text("srcGroup")?.into_owned();
         let to: Arc<str> = Arc::from(command.required_text("destGroup")?);
-        crate::base::names::check_group(&to)?;
+        names::check_group(&to)?;
         let only = match command.text("topic").filter(|t| !t.trim().is_empty()) {
             // A topic that is not there has no offsets to copy.
             Some(name) => match self.known_topic(&name) {

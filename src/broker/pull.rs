@@ -374,3 +374,316 @@ impl Broker {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ahash::AHashMap;
+
+    use super::*;
+    use crate::broker::subscription::subscription;
+    use crate::shard::meta::{Member, MetaChange, OnlineGroup};
+    use crate::wire::remoting::body::TopicConfig;
+
+    fn options() -> BrokerOptions {
+        BrokerOptions::new("C", "b", "127.0.0.1:10911".parse().unwrap())
+    }
+
+    fn put(meta: &mut Meta, name: &str, perm: i32) {
+        let config = TopicConfig {
+            read_queue_nums: 4,
+            ..topics::config(name, 2, perm)
+        };
+        meta.apply(MetaChange::TopicPut(Arc::new(Topic {
+            id: meta.topics.len() as u32,
+            name: Arc::from(name),
+            config,
+            logs: vec![0; 4],
+        })));
+    }
+
+    fn group(name: &str) -> SubscriptionGroupConfig {
+        SubscriptionGroupConfig {
+            group_name: name.into(),
+            ..SubscriptionGroupConfig::default()
+        }
+    }
+
+    /// Topics T and CLOSED (not to be read); group G, online with the subscription `a` of T, version 5.
+    fn meta() -> Meta {
+        let mut meta = Meta::default();
+        put(&mut meta, "T", 6);
+        put(&mut meta, "CLOSED", 2);
+        meta.apply(MetaChange::GroupPut(Arc::new(group("G"))));
+        meta.apply(MetaChange::ConsumersOnline(Arc::new(online("CLUSTERING"))));
+        meta
+    }
+
+    fn online(message_model: &str) -> OnlineGroup {
+        let member = Member {
+            connection: crate::base::id::ConnectionId { core: 0, serial: 1 },
+            client: crate::shard::message::ClientInfo {
+                client_id: Arc::from("c"),
+                address: "127.0.0.1:1".parse().unwrap(),
+                language: 0,
+                version: 513,
+            },
+            last_heartbeat_ms: 0,
+        };
+        OnlineGroup {
+            name: Arc::from("G"),
+            members: vec![member],
+            subscriptions: AHashMap::from_iter([(
+                "T".to_owned(),
+                subscription("T", "a", 5).unwrap(),
+            )]),
+            message_model: message_model.into(),
+            ..OnlineGroup::default()
+        }
+    }
+
+    fn header<'a>(group: &'a str, topic: &'a str) -> PullHeader<'a> {
+        PullHeader {
+            group: group.into(),
+            topic: topic.into(),
+            queue_id: 0,
+            offset: 0,
+            messages_max: 32,
+            bytes_max: None,
+            sys_flag: FLAG_SUBSCRIPTION,
+            commit_offset: 0,
+            suspend_ms: 0,
+            sub_version: 0,
+            subscription: Some("*".into()),
+            expression_type: Some("TAG".into()),
+            lite: false,
+        }
+    }
+
+    /// The response code of a pull that is refused.
+    fn refused(header: &PullHeader<'_>, meta: &Meta, options: &BrokerOptions) -> BrokerError {
+        plan(header, meta, options).unwrap_err()
+    }
+
+    #[test]
+    fn the_checks_come_in_rocketmqs_order() {
+        let meta = meta();
+        let unreadable = BrokerOptions {
+            permission: 2,
+            ..options()
+        };
+        let everything_wrong = PullHeader {
+            queue_id: 99,
+            subscription: Some("||".into()),
+            ..header("bad group", "nowhere")
+        };
+        let error = refused(&everything_wrong, &meta, &unreadable);
+        assert!(matches!(error, BrokerError::NoPermission(_)), "{error}");
+        let strict = BrokerOptions {
+            auto_create_group: false,
+            ..options()
+        };
+        let unknown_group = PullHeader {
+            group: "nobody".into(),
+            ..everything_wrong
+        };
+        let error = refused(&unknown_group, &meta, &strict);
+        assert!(matches!(error, BrokerError::NoGroup { .. }), "{error}");
+        let unknown_topic = PullHeader {
+            group: "G".into(),
+            ..unknown_group
+        };
+        let error = refused(&unknown_topic, &meta, &strict);
+        assert!(matches!(error, BrokerError::NoTopic { .. }), "{error}");
+        let closed_topic = PullHeader {
+            topic: "CLOSED".into(),
+            ..unknown_topic
+        };
+        let error = refused(&closed_topic, &meta, &strict);
+        assert!(matches!(error, BrokerError::NoPermission(_)), "{error}");
+        let bad_queue = PullHeader {
+            topic: "T".into(),
+            ..closed_topic
+        };
+        let error = refused(&bad_queue, &meta, &strict);
+        assert!(matches!(error, BrokerError::InvalidParameter(_)), "{error}");
+        let bad_expression = PullHeader {
+            queue_id: 3,
+            ..bad_queue
+        };
+        let error = refused(&bad_expression, &meta, &strict);
+        assert!(matches!(error, BrokerError::Expression(_)), "{error}");
+    }
+
+    #[test]
+    fn a_group_that_may_not_consume_is_refused_before_its_topic_is_looked_at() {
+        let mut meta = meta();
+        let mut config = group("G");
+        config.consume_enable = false;
+        meta.apply(MetaChange::GroupPut(Arc::new(config)));
+        let error = refused(&header("G", "nowhere"), &meta, &options());
+        assert!(matches!(error, BrokerError::NoPermission(_)), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_group_is_made_if_it_may_be() {
+        let plan = plan(&header("new", "T"), &meta(), &options()).unwrap();
+        assert_eq!(plan.new_group.as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn without_the_subscription_bit_the_heartbeats_subscription_counts() {
+        let online = PullHeader {
+            sys_flag: 0,
+            subscription: Some("b".into()),
+            sub_version: 5,
+            ..header("G", "T")
+        };
+        let plan = plan(&online, &meta(), &options()).unwrap();
+        assert!(plan.filter.matches(97) && !plan.filter.matches(98));
+        let newer = PullHeader {
+            sub_version: 6,
+            ..online
+        };
+        let error = refused(&newer, &meta(), &options());
+        assert!(matches!(
+            error,
+            BrokerError::SubscriptionNotLatest {
+                known: 5,
+                asked: 6,
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn a_group_that_is_not_online_or_does_not_subscribe_gets_no_subscription() {
+        let mut meta = meta();
+        put(&mut meta, "U", 6);
+        meta.apply(MetaChange::GroupPut(Arc::new(group("OFFLINE"))));
+        for (group, topic) in [("OFFLINE", "T"), ("G", "U")] {
+            let header = PullHeader {
+                sys_flag: 0,
+                ..header(group, topic)
+            };
+            let error = refused(&header, &meta, &options());
+            assert!(
+                matches!(error, BrokerError::NoSubscription { .. }),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broadcasting_group_needs_its_permission() {
+        let mut meta = meta();
+        let mut config = group("G");
+        config.consume_broadcast_enable = false;
+        meta.apply(MetaChange::GroupPut(Arc::new(config)));
+        let header = PullHeader {
+            sys_flag: 0,
+            ..header("G", "T")
+        };
+        assert!(plan(&header, &meta, &options()).is_ok());
+        meta.apply(MetaChange::ConsumersOnline(Arc::new(online(
+            "BROADCASTING",
+        ))));
+        let error = refused(&header, &meta, &options());
+        assert!(matches!(error, BrokerError::NoPermission(_)), "{error}");
+    }
+
+    #[test]
+    fn sql_is_refused_with_a_remark() {
+        let sql = PullHeader {
+            expression_type: Some("SQL92".into()),
+            subscription: Some("a = 1".into()),
+            ..header("G", "T")
+        };
+        let error = refused(&sql, &meta(), &options());
+        assert!(error.to_string().contains("SQL92"), "{error}");
+    }
+
+    #[test]
+    fn a_pull_waits_only_if_it_asks_to_and_within_the_limit() {
+        let options = options();
+        let wait = |flags, ms| {
+            limits(
+                &PullHeader {
+                    sys_flag: flags,
+                    suspend_ms: ms,
+                    ..header("G", "T")
+                },
+                &options,
+            )
+            .suspend_ms
+        };
+        assert_eq!(wait(0, 15_000), 0);
+        assert_eq!(wait(FLAG_SUSPEND, 15_000), 15_000);
+        assert_eq!(wait(FLAG_SUSPEND, -5), 0);
+        assert_eq!(wait(FLAG_SUSPEND, i64::MAX), options.suspend_ms_max);
+    }
+
+    #[test]
+    fn message_and_byte_limits_are_clamped() {
+        let limits_of = |messages_max, bytes_max| {
+            let limits = limits(
+                &PullHeader {
+                    messages_max,
+                    bytes_max,
+                    ..header("G", "T")
+                },
+                &options(),
+            );
+            (limits.messages_max, limits.bytes_max)
+        };
+        assert_eq!(limits_of(0, None), (1, PULL_BYTES_MAX as u32));
+        assert_eq!(
+            limits_of(i32::MAX, Some(1)),
+            (PULL_MESSAGES_MAX as u32, 100)
+        );
+        assert_eq!(limits_of(32, Some(i32::MAX)), (32, PULL_BYTES_MAX as u32));
+    }
+
+    #[test]
+    fn every_status_has_rocketmqs_code_and_next_offset() {
+        use PullStatus::*;
+        let at = |s, offset| {
+            let (code, _, next) = status(s, offset, 42, 3, 9);
+            (code, next)
+        };
+        assert_eq!(at(Found, 5), (0, 42));
+        assert_eq!(at(NoMatchedMessage, 5), (20, 42));
+        assert_eq!(at(OffsetOverflowOne, 9), (19, 9));
+        assert_eq!(at(OffsetOverflowBadly, 50), (21, 9));
+        assert_eq!(at(OffsetTooSmall, 1), (21, 3));
+        let empty = |offset| {
+            let (code, _, next) = status(NoMessageInQueue, offset, 0, 0, 0);
+            (code, next)
+        };
+        assert_eq!(empty(0), (19, 0));
+        assert_eq!(empty(7), (21, 0));
+    }
+
+    #[test]
+    fn the_response_has_what_the_java_client_dereferences() {
+        let pulled = Pulled {
+            status: PullStatus::OffsetOverflowOne,
+            next_offset: 9,
+            min_offset: 3,
+            max_offset: 9,
+            records: (),
+            message_count: 0,
+        };
+        let head = head(&pulled, 9, 0, 0);
+        assert_eq!(head.code, 19);
+        assert_eq!(head.remark.as_deref(), Some("OFFSET_OVERFLOW_ONE"));
+        for name in [
+            "suggestWhichBrokerId",
+            "nextBeginOffset",
+            "minOffset",
+            "maxOffset",
+        ] {
+            assert!(head.fields.iter().any(|(n, _)| n == name), "{name}");
+        }
+    }
+}

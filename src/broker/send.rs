@@ -614,3 +614,285 @@ fn batch_of(common: &NewMessage) -> Result<SmallVec<[NewMessage; 1]>, BrokerErro
     }
     Ok(messages)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::shard::meta::MetaChange;
+    use crate::wire::remoting::body::SubscriptionGroupConfig;
+
+    fn options() -> BrokerOptions {
+        BrokerOptions::new("C", "b", "127.0.0.1:10911".parse().unwrap())
+    }
+
+    fn put(meta: &mut Meta, config: TopicConfig) {
+        let logs = vec![0; config.read_queue_nums.max(config.write_queue_nums) as usize];
+        meta.apply(MetaChange::TopicPut(Arc::new(Topic {
+            id: meta.topics.len() as u32,
+            name: Arc::from(config.topic_name.as_str()),
+            config,
+            logs,
+        })));
+    }
+
+    /// TBW102, a topic T with 2 queues to write and 4 to read, and the group G with its retry topic.
+    fn meta() -> Meta {
+        let mut meta = Meta::default();
+        put(&mut meta, topics::config("TBW102", 8, 7));
+        put(
+            &mut meta,
+            TopicConfig {
+                read_queue_nums: 4,
+                ..topics::config("T", 2, 6)
+            },
+        );
+        put(&mut meta, topics::config("%RETRY%G", 1, 6));
+        meta.apply(MetaChange::GroupPut(Arc::new(SubscriptionGroupConfig {
+            group_name: "G".into(),
+            ..SubscriptionGroupConfig::default()
+        })));
+        meta
+    }
+
+    fn header(topic: &str, queue_id: i32) -> SendHeader<'_> {
+        SendHeader {
+            topic: topic.into(),
+            default_topic: "TBW102".into(),
+            default_topic_queues: 4,
+            queue_id,
+            sys_flag: 0,
+            born_timestamp: 0,
+            flag: 0,
+            properties: Bytes::new(),
+            reconsume_times: 0,
+            unit_mode: false,
+            max_reconsume_times: None,
+            batch: false,
+        }
+    }
+
+    fn planned(header: &SendHeader<'_>) -> Result<Plan, BrokerError> {
+        plan(header, &meta(), &options(), 5)
+    }
+
+    #[test]
+    fn a_send_goes_to_the_queue_that_was_asked_for() {
+        let Ok(Plan::Append { topic, queue_id }) = planned(&header("T", 3)) else {
+            panic!("queue 3 can be read, so it can be sent to");
+        };
+        assert_eq!((&*topic.name, queue_id), ("T", 3));
+        assert!(matches!(
+            planned(&header("T", 4)),
+            Err(BrokerError::InvalidParameter(_))
+        ));
+    }
+
+    #[test]
+    fn without_a_queue_the_broker_chooses_one_to_write() {
+        let Ok(Plan::Append { queue_id, .. }) = planned(&header("T", -1)) else {
+            panic!("refused");
+        };
+        assert_eq!(queue_id, 5 % 2);
+    }
+
+    #[test]
+    fn an_illegal_name_goes_before_a_forbidden_topic_and_that_before_a_missing_one() {
+        assert!(matches!(
+            planned(&header("a b", 0)),
+            Err(BrokerError::Name(_))
+        ));
+        assert!(matches!(
+            planned(&header("SCHEDULE_TOPIC_XXXX", 0)),
+            Err(BrokerError::NoPermission(_))
+        ));
+        assert!(matches!(planned(&header("new", 0)), Ok(Plan::Create(_))));
+    }
+
+    #[test]
+    fn a_new_topic_has_the_producers_queues_up_to_those_of_the_model() {
+        let created = |wanted: i32| match planned(&SendHeader {
+            default_topic_queues: wanted,
+            ..header("new", 0)
+        }) {
+            Ok(Plan::Create(config)) => config,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(created(3).write_queue_nums, 3);
+        assert_eq!(created(3).read_queue_nums, 3);
+        assert_eq!(created(99).write_queue_nums, 8);
+        assert_eq!(created(-1).write_queue_nums, 0);
+        assert_eq!(created(3).perm, 6, "without the inherit bit");
+    }
+
+    #[test]
+    fn a_topic_is_not_created_without_an_inheritable_model_or_when_it_is_off() {
+        let unknown_model = SendHeader {
+            default_topic: "nowhere".into(),
+            ..header("new", 0)
+        };
+        assert!(matches!(
+            planned(&unknown_model),
+            Err(BrokerError::NoTopic { .. })
+        ));
+        let not_inheritable = SendHeader {
+            default_topic: "T".into(),
+            ..header("new", 0)
+        };
+        assert!(matches!(
+            planned(&not_inheritable),
+            Err(BrokerError::NoTopic { .. })
+        ));
+        let off = BrokerOptions {
+            auto_create_topic: false,
+            ..options()
+        };
+        assert!(matches!(
+            plan(&header("new", 0), &meta(), &off, 0),
+            Err(BrokerError::NoTopic { .. })
+        ));
+    }
+
+    #[test]
+    fn a_retry_needs_its_group_and_its_topic_is_made_whatever_the_switches_say() {
+        assert!(matches!(
+            planned(&header("%RETRY%nobody", 0)),
+            Err(BrokerError::NoGroup { .. })
+        ));
+        assert!(matches!(
+            planned(&header("%RETRY%G", 0)),
+            Ok(Plan::Retry { .. })
+        ));
+        let off = BrokerOptions {
+            auto_create_topic: false,
+            ..options()
+        };
+        let mut without_topic = meta();
+        let topic = without_topic.topics["%RETRY%G"].clone();
+        without_topic.apply(MetaChange::TopicDeleted(topic));
+        assert!(matches!(
+            plan(&header("%RETRY%G", 0), &without_topic, &off, 0),
+            Ok(Plan::Create(config)) if config.write_queue_nums == 1
+        ));
+    }
+
+    #[test]
+    fn a_batch_may_not_be_a_retry() {
+        let batch = SendHeader {
+            batch: true,
+            ..header("%RETRY%G", 0)
+        };
+        assert!(matches!(
+            planned(&batch),
+            Err(BrokerError::MessageIllegal(_))
+        ));
+    }
+
+    #[test]
+    fn ordered_topics_are_closed_when_the_broker_may_not_be_written() {
+        let closed = BrokerOptions {
+            permission: PERM_READ,
+            ..options()
+        };
+        let mut meta = meta();
+        put(
+            &mut meta,
+            TopicConfig {
+                order: true,
+                ..topics::config("O", 1, 6)
+            },
+        );
+        assert!(matches!(
+            plan(&header("O", 0), &meta, &closed, 0),
+            Err(BrokerError::NoPermission(_))
+        ));
+        assert!(plan(&header("T", 0), &meta, &closed, 0).is_ok());
+    }
+
+    #[test]
+    fn a_message_is_dead_after_its_last_retry_and_a_new_client_sets_the_limit() {
+        assert!(!is_dead(16, 513, None, 16));
+        assert!(is_dead(17, 513, None, 16));
+        assert!(is_dead(3, 513, Some(2), 16));
+        assert!(
+            !is_dead(3, 120, Some(2), 16),
+            "an old client's limit does not count"
+        );
+    }
+
+    #[test]
+    fn half_and_delayed_messages_are_refused_and_past_deliveries_are_not() {
+        let refused = |properties: &[u8], sys_flag| {
+            refuse_what_cannot_wait(&Sent::read(properties), sys_flag, 1_000).is_err()
+        };
+        assert!(refused(b"TRAN_MSG\x01true\x02", 0));
+        assert!(refused(b"", 0x4));
+        assert!(refused(b"", 0xC));
+        assert!(!refused(b"", 0x8));
+        assert!(refused(b"DELAY\x011\x02", 0));
+        assert!(refused(b"TIMER_DELIVER_MS\x011001\x02", 0));
+        assert!(!refused(b"TIMER_DELIVER_MS\x01999\x02", 0));
+        assert!(refused(b"TIMER_DELAY_MS\x01x\x02", 0));
+    }
+
+    #[test]
+    fn bodies_have_a_size_between_one_byte_and_the_limit() {
+        let check = |bytes| check_body(&Bytes::from(vec![0; bytes]), 10, false);
+        assert!(check(0).is_err());
+        assert!(check(1).is_ok());
+        assert!(check(10).is_ok());
+        let error = check(11).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the message body has 11 bytes, the limit is 10 (maxMessageSize)"
+        );
+    }
+
+    #[test]
+    fn ids_of_a_batch_are_joined_by_commas() {
+        let host = "127.0.0.1:30911".parse().unwrap();
+        assert_eq!(
+            offset_ids(host, &[PhysicalOffset(0), PhysicalOffset(255)]),
+            "7F000001000078BF0000000000000000,7F000001000078BF00000000000000FF"
+        );
+    }
+
+    #[test]
+    fn members_of_a_batch_have_their_own_body_properties_and_tags() {
+        let items = [
+            batch::BatchItem {
+                flag: 7,
+                body: Bytes::from_static(b"one"),
+                properties: Bytes::from_static(b"TAGS\x01a\x02"),
+            },
+            batch::BatchItem {
+                flag: 0,
+                body: Bytes::from_static(b"two"),
+                properties: Bytes::from_static(b"k\x01v"),
+            },
+        ];
+        let common = NewMessage {
+            queue: crate::shard::message::QueueKey {
+                topic_id: 0,
+                queue_id: 0,
+            },
+            topic: Arc::from("T"),
+            body: batch::encode(&items),
+            properties: Bytes::new(),
+            tags_code: 0,
+            flag: 0,
+            sys_flag: 0,
+            born_timestamp: 5,
+            born_host: "127.0.0.1:1".parse().unwrap(),
+            reconsume_times: 0,
+            prepared_transaction_offset: 0,
+        };
+        let members = batch_of(&common).unwrap();
+        assert_eq!(members.len(), 2);
+        assert_eq!((members[0].flag, members[0].tags_code), (7, 97));
+        assert_eq!((members[1].flag, members[1].tags_code), (0, 0));
+        assert_eq!(members[1].body, "two");
+        assert_eq!(members[1].properties, "k\x01v");
+        assert_eq!(members[1].born_timestamp, 5);
+    }
+}

@@ -8,19 +8,19 @@
 //! Source: `AbstractSendMessageProcessor.consumerSendMsgBack`.
 
 use bytes::Bytes;
-use smallvec::smallvec;
 
 use crate::base::offset::PhysicalOffset;
 use crate::broker::delay::retry_level;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::broker::topics::{self, PERM_WRITE};
+use crate::io::body::Body;
 use crate::shard::ShardHandle;
 use crate::shard::message::{NewMessage, ShardReply, ShardRequest};
 use crate::wire::message_id::MessageId;
 use crate::wire::properties::{self, PropertiesBuilder, name};
 use crate::wire::record::{RecordView, SYS_FLAG_BORN_HOST_V6, SYS_FLAG_STORE_HOST_V6};
-use crate::wire::remoting::command::Command;
+use crate::wire::remoting::command::{Command, Outgoing};
 
 /// From this version on a client's own limit of retries counts (`MQVersion.V3_4_9`).
 const VERSION_OWN_RETRY_LIMIT: i32 = 121;
@@ -137,8 +137,8 @@ impl Broker {
     pub(super) async fn view_message(self, command: Command) -> Outcome {
         let record = self.stored_record(command.required_int("offset")?).await?;
         Ok(Answer {
-            head: crate::wire::remoting::command::Outgoing::success(),
-            body: crate::io::body::Body::Bytes(record),
+            head: Outgoing::success(),
+            body: Body::Bytes(record),
         })
     }
 
@@ -176,12 +176,22 @@ mod tests {
     }
 
     fn record(properties: &[u8]) -> Vec<u8> {
+        let host = "127.0.0.1:10911".parse().unwrap();
         let fields = RecordFields {
             topic: "T",
+            body: b"",
             properties,
+            queue_id: 0,
+            flag: 0,
+            queue_offset: 0,
             physical_offset: 7,
-            store_host: "127.0.0.1:10911".parse().unwrap(),
-            ..RecordFields::default()
+            sys_flag: 0,
+            born_timestamp: 0,
+            born_host: host,
+            store_timestamp: 0,
+            store_host: host,
+            reconsume_times: 0,
+            prepared_transaction_offset: 0,
         };
         let mut out = vec![0; fields.encoded_len()];
         fields.encode_into(&mut out);

@@ -3,7 +3,6 @@
 //! Pure. Source: `FilterAPI.buildSubscriptionData`, `ExpressionType`, `DefaultMessageFilter`. A tag is compared by its
 //! Java hash code only, as everywhere in RocketMQ; the client compares the text of what it gets.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::shard::message::TagFilter;
@@ -65,7 +64,8 @@ pub fn filter_of(subscription: &SubscriptionData) -> TagFilter {
     TagFilter::Codes(subscription.code_set.iter().copied().collect())
 }
 
-/// `FilterAPI.buildSubscriptionData` with a tag expression.
+/// `FilterAPI.buildSubscriptionData` with a tag expression, as clients do.
+#[cfg(test)]
 pub fn subscription(
     topic: &str,
     expression: &str,
@@ -82,7 +82,7 @@ pub fn subscription(
         data.sub_string = ALL.into();
         return Ok(data);
     }
-    data.tags_set = tags(expression).map(str::to_owned).collect::<BTreeSet<_>>();
+    data.tags_set = tags(expression).map(str::to_owned).collect();
     if data.tags_set.is_empty() {
         return Err(ExpressionError {
             expression: expression.into(),
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn the_subscription_of_a_heartbeat_is_used_by_its_codes() {
         let data = subscription("T", "a || b", 7).unwrap();
-        assert_eq!(data.code_set, BTreeSet::from([97, 98]));
+        assert_eq!(data.code_set, std::collections::BTreeSet::from([97, 98]));
         assert!(filter_of(&data).matches(98));
         assert!(!filter_of(&data).matches(99));
         let mut without_codes = data;

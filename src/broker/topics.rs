@@ -7,15 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::base::names;
-use crate::broker::bodies::{
-    ConfigList, GroupList, TopicConfigTable, TopicList, TopicOffset, TopicStatsTable,
-};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::broker::options::BrokerOptions;
 use crate::shard::message::{CommittedOffset, ShardReply, ShardRequest};
 use crate::shard::meta::{DataVersion, MetaCommand, Topic};
-use crate::wire::remoting::body::{MessageQueue, TopicConfig};
+use crate::wire::remoting::body::{
+    self, CreateTopicListRequestBody, GroupList, MessageQueue, TopicConfig,
+    TopicConfigAndMappingSerializeWrapper, TopicList, TopicOffset, TopicStatsTable,
+};
 use crate::wire::remoting::command::{Command, Outgoing};
 
 /// Permission bit: consumers may read.
@@ -231,12 +231,12 @@ impl Broker {
     }
 
     pub(super) async fn put_topics(self, command: Command) -> Outcome {
-        let list: ConfigList<TopicConfig> = self.body(&command)?;
+        let list: CreateTopicListRequestBody = self.body(&command)?;
         // All are checked before the first is changed.
-        for config in &list.configs {
+        for config in &list.topic_config_list {
             check_config(config, &self.options)?;
         }
-        for config in list.configs {
+        for config in list.topic_config_list {
             let same = self
                 .known_topic(&config.topic_name)
                 .is_some_and(|topic| topic.config == config);
@@ -269,11 +269,10 @@ impl Broker {
         let head = Outgoing::success().field("totalTopicNum", total as i64);
         Answer::json_with(
             head,
-            &TopicConfigTable {
-                data_version: meta.topics_version,
-                mapping_data_version: DataVersion::default(),
+            &TopicConfigAndMappingSerializeWrapper {
+                data_version: wire_version(meta.topics_version),
                 topic_config_table: table.into_iter().skip(skip).take(take).collect(),
-                topic_queue_mapping_detail_map: BTreeMap::new(),
+                ..TopicConfigAndMappingSerializeWrapper::default()
             },
         )
     }
@@ -310,9 +309,12 @@ impl Broker {
 
     pub(super) fn system_topics(&self) -> Outcome {
         let meta = self.shard.meta();
-        let mut topics: Vec<String> = meta.topics.keys().map(|name| name.to_string()).collect();
-        topics.retain(|name| is_system(name, &self.options));
-        topics.sort_unstable();
+        let topics = meta
+            .topics
+            .keys()
+            .filter(|name| is_system(name, &self.options))
+            .map(|name| name.to_string())
+            .collect();
         Answer::json(&TopicList {
             broker_addr: Some(self.options.store_host.to_string()),
             topic_list: topics,
@@ -332,9 +334,7 @@ impl Broker {
             let offsets = self.offsets(None, Some(&topic)).await?;
             groups.extend(offsets.into_iter().map(|o| o.group.to_string()));
         }
-        Answer::json(&GroupList {
-            group_list: groups.into_iter().collect(),
-        })
+        Answer::json(&GroupList { group_list: groups })
     }
 
     /// 343: topics in which a group has offsets.
@@ -342,14 +342,14 @@ impl Broker {
         let group = command.required_text("group")?.into_owned();
         let offsets = self.offsets(Some(&group), None).await?;
         let meta = self.shard.meta();
-        let topics: BTreeSet<String> = offsets
+        let topics = offsets
             .iter()
             .filter_map(|o| meta.topics_by_id.get(&o.queue.topic_id))
             .map(|topic| topic.name.to_string())
             .collect();
         Answer::json(&TopicList {
             broker_addr: None,
-            topic_list: topics.into_iter().collect(),
+            topic_list: topics,
         })
     }
 
@@ -382,6 +382,15 @@ impl Broker {
             queue_id: queue_id as i32,
             topic: topic.into(),
         }
+    }
+}
+
+/// A table's version as it is written.
+pub(super) fn wire_version(version: DataVersion) -> body::DataVersion {
+    body::DataVersion {
+        counter: version.counter,
+        state_version: version.state_version,
+        timestamp: version.timestamp,
     }
 }
 
