@@ -101,6 +101,7 @@ impl Broker {
             connections: Rc::default(),
         };
         broker.serve_groups();
+        broker.serve_calls();
         broker
     }
 
@@ -232,6 +233,11 @@ impl Handler for Broker {
                 self.later(responder, this().send_back(command));
             }
 
+            request::SEND_REPLY_MESSAGE | request::SEND_REPLY_MESSAGE_V2 => {
+                let born_host = responder.connection.peer();
+                self.later(responder, this().reply(command, born_host));
+            }
+
             request::QUERY_CONSUMER_OFFSET => {
                 self.later(responder, this().query_offset(command));
             }
@@ -316,12 +322,25 @@ impl Handler for Broker {
             request::INVOKE_BROKER_TO_RESET_OFFSET => {
                 self.later(responder, this().reset_offset(command));
             }
+            request::QUERY_CONSUME_QUEUE => {
+                self.later(responder, this().consume_queue(command));
+            }
             request::QUERY_CONSUME_TIME_SPAN => {
                 self.later(responder, this().consume_time_span(command));
             }
             request::CLONE_GROUP_OFFSET => self.later(responder, this().clone_offsets(command)),
             request::QUERY_SUBSCRIPTION_BY_CONSUMER => {
                 self.finish(responder, self.subscription_of(&command));
+            }
+
+            request::GET_CONSUMER_RUNNING_INFO => {
+                self.later(responder, this().running_info(command));
+            }
+            request::CONSUME_MESSAGE_DIRECTLY => {
+                self.later(responder, this().consume_directly(command));
+            }
+            request::INVOKE_BROKER_TO_GET_CONSUMER_STATUS => {
+                self.later(responder, this().consumer_status(command));
             }
 
             request::GET_BROKER_RUNTIME_INFO => self.later(responder, this().runtime_info()),

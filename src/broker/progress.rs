@@ -1,4 +1,4 @@
-//! How far groups have consumed, and setting it: 208, 317, 303, 222, 314.
+//! How far groups have consumed, and setting it: 208, 317, 303, 222, 314; and a look into a queue: 321.
 //!
 //! A reset (222) commits the new offsets on the queues' owners and tells the connected members (220) to start there, as
 //! RocketMQ does with `useServerSideResetOffset=false`: that works with every client and leaves no state behind.
@@ -8,25 +8,31 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::base::limits::PULL_BYTES_MAX;
 use crate::base::names;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::broker::ids::time_text;
+use crate::broker::subscription::filter_of;
 use crate::broker::topics;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
     Boundary, CommittedOffset, Pull, QueueBounds, QueueKey, ShardReply, ShardRequest, TagFilter,
 };
 use crate::shard::meta::{Member, Topic};
-use crate::wire::record::RecordView;
+use crate::wire::properties::tags_code_of;
+use crate::wire::record::{RecordView, records};
 use crate::wire::remoting::body::{
-    ConsumeStats, ConsumeStatsList, MessageQueue, MessageQueueForC, OffsetWrapper,
-    QueryConsumeTimeSpanBody, QueueTimeSpan, ResetOffsetBody, ResetOffsetBodyForC,
+    ConsumeQueueData, ConsumeStats, ConsumeStatsList, MessageQueue, MessageQueueForC,
+    OffsetWrapper, QueryConsumeQueueResponseBody, QueryConsumeTimeSpanBody, QueueTimeSpan,
+    ResetOffsetBody, ResetOffsetBodyForC,
 };
 use crate::wire::remoting::code::request;
 use crate::wire::remoting::command::{Command, Encoding, Outgoing};
 use crate::wire::remoting::json;
 
+/// Most entries of a queue that one request shows.
+const SHOWN_MAX: i32 = 1_024;
 /// Ordinal of `LanguageCode.CPP`: its body of a reset is a list.
 const LANGUAGE_CPP: u8 = 1;
 
@@ -167,6 +173,70 @@ impl Broker {
             }
             _ => 0,
         }
+    }
+
+    /// 321: entries of a queue, shown from the records that they point to.
+    pub(super) async fn consume_queue(self, command: Command) -> Outcome {
+        let topic = self.topic(&command.required_text("topic")?)?;
+        let queue_id = command.required_i32("queueId")?;
+        let first = command.required_int("index")?;
+        let count = command.required_i32("count")?.clamp(1, SHOWN_MAX);
+        let (core, queue) = self
+            .owner(&topic, queue_id.into())
+            .ok_or_else(|| topics::no_queue(&topic.name, queue_id.max(0) as u32))?;
+        let bounds = match self.ask(core, ShardRequest::Bounds(queue)).await? {
+            ShardReply::Bounds(bounds) => bounds,
+            other => return Err(BrokerError::unexpected(&other)),
+        };
+        let mut shown = QueryConsumeQueueResponseBody {
+            min_queue_index: bounds.min_offset,
+            max_queue_index: bounds.max_offset,
+            ..QueryConsumeQueueResponseBody::default()
+        };
+        if let Some(group) = command.text("consumerGroup").filter(|g| !g.is_empty()) {
+            let meta = self.shard.meta();
+            shown.subscription_data = meta
+                .consumers
+                .get(group.as_ref())
+                .and_then(|online| online.subscriptions.get(&*topic.name))
+                .cloned();
+        }
+        let filter = shown
+            .subscription_data
+            .as_ref()
+            .map_or(TagFilter::All, filter_of);
+        let mut at = first.max(bounds.min_offset);
+        while shown.queue_data.len() < count as usize && at < bounds.max_offset {
+            let pull = Pull {
+                queue,
+                offset: at,
+                messages_max: count as u32 - shown.queue_data.len() as u32,
+                bytes_max: PULL_BYTES_MAX as u32,
+                filter: TagFilter::All,
+                suspend_ms: 0,
+                commit: None,
+            };
+            let pulled = match self.ask(core, ShardRequest::Pull(Box::new(pull))).await? {
+                ShardReply::Pulled(pulled) if pulled.message_count > 0 => pulled,
+                // Retention took what was there a moment ago.
+                ShardReply::Pulled(_) => break,
+                other => return Err(BrokerError::unexpected(&other)),
+            };
+            at = pulled.next_offset;
+            for record in records(&pulled.records.into_bytes()) {
+                let record = record
+                    .map_err(|error| BrokerError::System(format!("the stored message: {error}")))?;
+                let tags_code = tags_code_of(record.properties());
+                shown.queue_data.push(ConsumeQueueData {
+                    eval: filter.matches(tags_code),
+                    physic_offset: record.physical_offset(),
+                    physic_size: record.total_bytes() as i32,
+                    tags_code,
+                    ..ConsumeQueueData::default()
+                });
+            }
+        }
+        Answer::json(&shown)
     }
 
     /// 303: the times between which a group's messages lie, queue by queue.

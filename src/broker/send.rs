@@ -107,11 +107,11 @@ const SHORT: Names = Names {
 
 impl<'a> SendHeader<'a> {
     fn read(command: &'a Command, now_ms: u64) -> Result<Self, BrokerError> {
-        let names = if command.code == request::SEND_MESSAGE {
-            &LONG
-        } else {
-            &SHORT
-        };
+        let long = matches!(
+            command.code,
+            request::SEND_MESSAGE | request::SEND_REPLY_MESSAGE
+        );
+        let names = if long { &LONG } else { &SHORT };
         Ok(Self {
             topic: command.required_text(names.topic)?,
             default_topic: command.text(names.default_topic).unwrap_or_default(),
@@ -442,7 +442,7 @@ impl Broker {
     }
 
     fn append_send(&self, command: &Command, target: Target, responder: Responder) {
-        match self.messages(command, &target, &responder) {
+        match self.messages(command, &target, responder.connection.peer()) {
             Ok((messages, unique_key)) => {
                 let Some(shard) = self.shard.shard_of_queue(&target.topic, target.queue_id) else {
                     let error = topics::no_queue(&target.topic.name, target.queue_id);
@@ -468,7 +468,7 @@ impl Broker {
         &self,
         command: &Command,
         target: &Target,
-        responder: &Responder,
+        born_host: SocketAddr,
     ) -> Result<(SmallVec<[NewMessage; 1]>, Option<String>), BrokerError> {
         let now_ms = self.shard.now_ms();
         let header = SendHeader::read(command, now_ms)?;
@@ -497,7 +497,7 @@ impl Broker {
             sys_flag: header.sys_flag & !(SYS_FLAG_BORN_HOST_V6 | SYS_FLAG_STORE_HOST_V6)
                 | if multi_tags { SYS_FLAG_MULTI_TAGS } else { 0 },
             born_timestamp: header.born_timestamp,
-            born_host: responder.connection.peer(),
+            born_host,
             reconsume_times: header.reconsume_times,
             prepared_transaction_offset: 0,
         };
@@ -531,12 +531,49 @@ impl Broker {
             }
             other => return self.refuse_send(BrokerError::unexpected(&other), answer.responder),
         };
-        let head = self.with_region(stored(&self.options, &answer, &appended));
+        let head = self.stored(answer.queue_id, answer.unique_key, &appended);
         answer.responder.send(head, Body::Empty);
     }
 
+    /// Stores a reply like any message of its topic; the header of the answer.
+    pub(super) async fn store_reply(
+        &self,
+        command: &Command,
+        born_host: SocketAddr,
+    ) -> Result<Outgoing, BrokerError> {
+        let Plan::Append { topic, queue_id } = self.plan_send(command)? else {
+            return Err(BrokerError::System("its topic does not exist".into()));
+        };
+        let core = self
+            .shard
+            .shard_of_queue(&topic, queue_id)
+            .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
+        let target = Target {
+            topic,
+            queue_id,
+            dead: false,
+        };
+        let (messages, unique_key) = self.messages(command, &target, born_host)?;
+        let request = ShardRequest::Append(messages.into_vec().into_boxed_slice());
+        match self.ask(core, request).await? {
+            ShardReply::Appended(appended) => Ok(self.stored(queue_id, unique_key, &appended)),
+            other => Err(BrokerError::unexpected(&other)),
+        }
+    }
+
+    /// The header that tells where something was stored.
+    fn stored(&self, queue_id: u32, unique_key: Option<String>, appended: &Appended) -> Outgoing {
+        let ids = offset_ids(self.options.store_host, &appended.physical_offsets);
+        let head = Outgoing::success()
+            .field("msgId", ids)
+            .field("queueId", queue_id)
+            .field("queueOffset", appended.queue_offset)
+            .field_if("transactionId", unique_key);
+        self.with_region(head)
+    }
+
     /// Answers of the send processor carry the region and the trace switch, errors too.
-    fn with_region(&self, head: Outgoing) -> Outgoing {
+    pub(super) fn with_region(&self, head: Outgoing) -> Outgoing {
         head.field("MSG_REGION", self.options.region.clone())
             .field("TRACE_ON", self.options.trace_on)
     }
@@ -545,17 +582,6 @@ impl Broker {
         let head = self.with_region(self.refusal(&error));
         responder.send(head, Body::Empty);
     }
-}
-
-fn stored(options: &BrokerOptions, answer: &SendAnswer, appended: &Appended) -> Outgoing {
-    Outgoing::success()
-        .field(
-            "msgId",
-            offset_ids(options.store_host, &appended.physical_offsets),
-        )
-        .field("queueId", answer.queue_id)
-        .field("queueOffset", appended.queue_offset)
-        .field_if("transactionId", answer.unique_key.clone())
 }
 
 /// The offset ids of the messages of one send, joined by commas.

@@ -143,7 +143,7 @@ impl Broker {
     }
 
     /// The record at a physical offset, in one piece.
-    async fn stored_record(&self, offset: i64) -> Result<Bytes, BrokerError> {
+    pub(super) async fn stored_record(&self, offset: i64) -> Result<Bytes, BrokerError> {
         let not_found =
             || BrokerError::System(format!("can not find message by the offset, {offset}"));
         let (log, position) = PhysicalOffset(offset).split().ok_or_else(not_found)?;

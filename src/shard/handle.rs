@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::base::id::ConnectionId;
 use crate::base::offset::LogId;
-use crate::shard::message::{GroupCommand, LocalReply, NewMessage, QueueKey, ShardRequest};
+use crate::shard::message::{
+    ClientAnswer, ClientCall, GroupCommand, LocalReply, NewMessage, QueueKey, ShardRequest,
+};
 use crate::shard::meta::{Meta, MetaChange, Topic};
 
 /// Handle of one core. Cheap to clone.
@@ -115,6 +117,15 @@ impl ShardHandle {
 
     /// Sets what this core does with [`ShardRequest::Group`]; once, before it serves.
     pub fn set_group_handler(&self, handler: impl Fn(GroupCommand) -> LocalReply + 'static) {
+        let _ = handler;
+        todo!()
+    }
+
+    /// Sets what this core does with [`ShardRequest::Call`]; once, before it serves. The handler calls back once.
+    pub fn set_call_handler(
+        &self,
+        handler: impl Fn(ClientCall, Box<dyn FnOnce(ClientAnswer)>) + 'static,
+    ) {
         let _ = handler;
         todo!()
     }

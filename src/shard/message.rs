@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -11,6 +12,7 @@ use crate::base::offset::{LogId, PhysicalOffset, Position};
 use crate::io::body::Body;
 use crate::shard::meta::{MetaChange, MetaCommand, OnlineGroup};
 use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
+use crate::wire::remoting::command::{Command, Outgoing};
 
 /// A queue: the id of its topic's incarnation (a deleted and re-made topic has another one) and its number in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -213,6 +215,8 @@ pub enum ShardRequest {
         connections: Vec<ConnectionId>,
         frame: Bytes,
     },
+    /// Sends a request of ours to a client of this core and answers with what it says.
+    Call(Box<ClientCall>),
     /// Forgets the queues of a topic incarnation, with their consumer offsets, durably.
     DropTopic {
         topic_id: u32,
@@ -233,6 +237,24 @@ pub enum ShardRequest {
     },
     /// Figures of this core since its start, and of its logs.
     Stats,
+}
+
+/// A request of ours to a client, wherever it is connected.
+#[derive(Clone, Debug)]
+pub struct ClientCall {
+    pub connection: ConnectionId,
+    pub request: Outgoing,
+    pub body: Bytes,
+    pub timeout: Duration,
+}
+
+/// What came of a [`ClientCall`].
+#[derive(Clone, Debug)]
+pub enum ClientAnswer {
+    Answered(Command),
+    Timeout,
+    /// The client is not connected (any more).
+    Closed,
 }
 
 /// One committed consumer offset.
@@ -328,6 +350,7 @@ pub enum ShardReply<B> {
     Flag(bool),
     Offsets(Vec<CommittedOffset>),
     Stats(Box<ShardStats>),
+    Called(Box<ClientAnswer>),
     Done,
     Refused(Refusal),
 }
