@@ -17,18 +17,24 @@ use crate::wire::remoting::body::KVTable;
 use crate::wire::remoting::command::{Command, Outgoing, VERSION};
 use crate::wire::remoting::json;
 
-/// Keys that UPDATE_BROKER_CONFIG takes, each with its check. They are read anew where they act.
-const CHANGEABLE: [(&str, fn(&str) -> bool, &str); 2] = [
-    (
-        "fileReservedTime",
-        is_hours,
-        "a number of hours, at least 1",
-    ),
-    (
-        "deleteWhen",
-        is_hour_list,
-        "hours of the day, such as 04 or 04;16",
-    ),
+/// A key that UPDATE_BROKER_CONFIG takes. It is read anew where it acts.
+struct Changeable {
+    key: &'static str,
+    is_legal: fn(&str) -> bool,
+    wanted: &'static str,
+}
+
+const CHANGEABLE: [Changeable; 2] = [
+    Changeable {
+        key: "fileReservedTime",
+        is_legal: is_hours,
+        wanted: "a number of hours, at least 1",
+    },
+    Changeable {
+        key: "deleteWhen",
+        is_legal: is_hour_list,
+        wanted: "hours of the day, such as 04 or 04;16",
+    },
 ];
 
 fn is_hours(value: &str) -> bool {
@@ -57,16 +63,17 @@ fn parse_properties(text: &str) -> Vec<(String, String)> {
 fn checked_changes(text: &str) -> Result<BTreeMap<String, String>, BrokerError> {
     let mut changes = BTreeMap::new();
     for (key, value) in parse_properties(text) {
-        let Some((_, check, wanted)) = CHANGEABLE.iter().find(|(name, ..)| *name == key) else {
-            let names: Vec<&str> = CHANGEABLE.iter().map(|(name, ..)| *name).collect();
+        let Some(known) = CHANGEABLE.iter().find(|known| known.key == key) else {
+            let keys: Vec<&str> = CHANGEABLE.iter().map(|known| known.key).collect();
             return Err(BrokerError::NoPermission(format!(
                 "the configuration key '{key}' cannot be changed at run time; these can: {}",
-                names.join(", ")
+                keys.join(", ")
             )));
         };
-        if !check(&value) {
+        if !(known.is_legal)(&value) {
             return Err(BrokerError::InvalidParameter(format!(
-                "the value '{value}' of {key} is not {wanted}"
+                "the value '{value}' of {key} is not {}",
+                known.wanted
             )));
         }
         changes.insert(key, value);

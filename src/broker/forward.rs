@@ -40,7 +40,7 @@ impl Broker {
                     .invoke(call.request, call.body, call.timeout)
                     .await;
                 done(match answer {
-                    Ok(answer) => ClientAnswer::Answered(answer),
+                    Ok(answer) => ClientAnswer::Answered(Box::new(answer)),
                     Err(InvokeError::Timeout(_)) => ClientAnswer::Timeout,
                     Err(InvokeError::Closed) => ClientAnswer::Closed,
                 });
@@ -63,7 +63,7 @@ impl Broker {
         };
         let core = usize::from(member.connection.core);
         match self.ask(core, ShardRequest::Call(Box::new(call))).await? {
-            ShardReply::Called(answer) => Ok(*answer),
+            ShardReply::Called(answer) => Ok(answer),
             other => Err(BrokerError::unexpected(&other)),
         }
     }

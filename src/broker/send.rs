@@ -148,6 +148,16 @@ struct Target {
     dead: bool,
 }
 
+impl Target {
+    fn new(topic: Arc<Topic>, queue_id: u32) -> Self {
+        Self {
+            topic,
+            queue_id,
+            dead: false,
+        }
+    }
+}
+
 /// Decides on a send. `random` chooses a queue if the client did not.
 fn plan(
     header: &SendHeader<'_>,
@@ -289,94 +299,78 @@ struct SendAnswer {
 impl Broker {
     /// Entrance of all sends.
     pub(super) fn send(&self, command: Command, responder: Responder) {
-        match self.plan_send(&command) {
+        let now_ms = self.shard.now_ms();
+        let header = match SendHeader::read(&command, now_ms) {
+            Ok(header) => header,
+            Err(error) => return self.refuse_send(error, responder),
+        };
+        match self.plan_send(&header) {
             Ok(Plan::Append { topic, queue_id }) => {
-                let target = Target {
-                    topic,
-                    queue_id,
-                    dead: false,
-                };
-                self.append_send(&command, target, responder);
+                let target = Target::new(topic, queue_id);
+                self.append_send(&header, &command.body, now_ms, target, responder);
             }
             Ok(Plan::Create(config)) => {
+                drop(header);
                 let broker = self.clone();
                 self.shard.spawn(async move {
                     match broker.create_topic(config).await {
-                        Ok(()) => broker.send_to_new_topic(command, responder).await,
+                        Ok(()) => broker.send_slowly(command, responder).await,
                         Err(error) => broker.refuse_send(error, responder),
                     }
                 });
             }
-            Ok(Plan::Retry { topic, queue_id }) => {
+            Ok(Plan::Retry { .. }) => {
+                drop(header);
                 let broker = self.clone();
-                self.shard.spawn(async move {
-                    broker
-                        .send_to_retry(command, topic, queue_id, responder)
-                        .await
-                });
+                self.shard
+                    .spawn(async move { broker.send_slowly(command, responder).await });
             }
             Err(error) => self.refuse_send(error, responder),
         }
     }
 
-    fn plan_send(&self, command: &Command) -> Result<Plan, BrokerError> {
-        let header = SendHeader::read(command, self.shard.now_ms())?;
+    fn plan_send(&self, header: &SendHeader<'_>) -> Result<Plan, BrokerError> {
         let random = if header.queue_id < 0 {
             self.shard.random_u64()
         } else {
             0
         };
-        plan(&header, &self.shard.meta(), &self.options, random)
+        plan(header, &self.shard.meta(), &self.options, random)
     }
 
-    /// After its topic was made: the same plan again, which must not want the topic again.
-    async fn send_to_new_topic(&self, command: Command, responder: Responder) {
-        match self.plan_send(&command) {
-            Ok(Plan::Append { topic, queue_id }) => {
-                let target = Target {
-                    topic,
-                    queue_id,
-                    dead: false,
-                };
-                self.append_send(&command, target, responder);
-            }
+    /// A send in a task: its topic has just been made, or it is a retry. It is planned again.
+    async fn send_slowly(&self, command: Command, responder: Responder) {
+        let now_ms = self.shard.now_ms();
+        let header = match SendHeader::read(&command, now_ms) {
+            Ok(header) => header,
+            Err(error) => return self.refuse_send(error, responder),
+        };
+        let target = match self.plan_send(&header) {
+            Ok(Plan::Append { topic, queue_id }) => Ok(Target::new(topic, queue_id)),
             Ok(Plan::Retry { topic, queue_id }) => {
-                self.send_to_retry(command, topic, queue_id, responder)
-                    .await;
+                self.retry_target(&header, command.version, topic, queue_id)
+                    .await
             }
-            Ok(Plan::Create(config)) => {
-                let topic = config.topic_name;
-                self.refuse_send(BrokerError::NoTopic { topic }, responder);
-            }
+            Ok(Plan::Create(config)) => Err(BrokerError::NoTopic {
+                topic: config.topic_name,
+            }),
+            Err(error) => Err(error),
+        };
+        match target {
+            Ok(target) => self.append_send(&header, &command.body, now_ms, target, responder),
             Err(error) => self.refuse_send(error, responder),
         }
     }
 
     /// A consumer sends a message to its group's retry topic itself: after too many retries, or from an ordered
     /// consumer (its group holds queue locks), it is dead. Source: `handleRetryAndDLQ`.
-    async fn send_to_retry(
-        &self,
-        command: Command,
-        topic: Arc<Topic>,
-        queue_id: u32,
-        responder: Responder,
-    ) {
-        match self.retry_target(&command, topic, queue_id).await {
-            Ok(target) => self.append_send(&command, target, responder),
-            Err(error) => self.refuse_send(error, responder),
-        }
-    }
-
     async fn retry_target(
         &self,
-        command: &Command,
+        header: &SendHeader<'_>,
+        version: i32,
         topic: Arc<Topic>,
         queue_id: u32,
     ) -> Result<Target, BrokerError> {
-        let (reconsume_times, own_limit) = {
-            let header = SendHeader::read(command, self.shard.now_ms())?;
-            (header.reconsume_times, header.max_reconsume_times)
-        };
         let group: Arc<str> =
             Arc::from(names::group_of_retry_topic(&topic.name).unwrap_or(&topic.name));
         let group_limit = self
@@ -385,14 +379,14 @@ impl Broker {
                 group: group.to_string(),
             })?
             .retry_max_times;
-        let dead = is_dead(reconsume_times, command.version, own_limit, group_limit)
-            || self.holds_lock(&group).await?;
+        let dead = is_dead(
+            header.reconsume_times,
+            version,
+            header.max_reconsume_times,
+            group_limit,
+        ) || self.holds_lock(&group).await?;
         if !dead {
-            return Ok(Target {
-                topic,
-                queue_id,
-                dead,
-            });
+            return Ok(Target::new(topic, queue_id));
         }
         let topic = self.dead_letter_topic(&group).await?;
         Ok(Target {
@@ -441,8 +435,15 @@ impl Broker {
         self.change(MetaCommand::CreateTopicIfAbsent(config)).await
     }
 
-    fn append_send(&self, command: &Command, target: Target, responder: Responder) {
-        match self.messages(command, &target, responder.connection.peer()) {
+    fn append_send(
+        &self,
+        header: &SendHeader<'_>,
+        body: &Bytes,
+        now_ms: u64,
+        target: Target,
+        responder: Responder,
+    ) {
+        match self.messages(header, body, now_ms, &target, responder.connection.peer()) {
             Ok((messages, unique_key)) => {
                 let Some(shard) = self.shard.shard_of_queue(&target.topic, target.queue_id) else {
                     let error = topics::no_queue(&target.topic.name, target.queue_id);
@@ -466,13 +467,13 @@ impl Broker {
     #[allow(clippy::type_complexity)] // A pair that is taken apart at once.
     fn messages(
         &self,
-        command: &Command,
+        header: &SendHeader<'_>,
+        body: &Bytes,
+        now_ms: u64,
         target: &Target,
         born_host: SocketAddr,
     ) -> Result<(SmallVec<[NewMessage; 1]>, Option<String>), BrokerError> {
-        let now_ms = self.shard.now_ms();
-        let header = SendHeader::read(command, now_ms)?;
-        check_body(&command.body, self.options.message_bytes_max, header.batch)?;
+        check_body(body, self.options.message_bytes_max, header.batch)?;
         let sent = Sent::read(&header.properties);
         let config = &target.topic.config;
         let compacted = config.attributes.get("cleanup.policy").map(String::as_str);
@@ -490,7 +491,7 @@ impl Broker {
         let message = NewMessage {
             queue: ShardHandle::key(&target.topic, target.queue_id),
             topic: target.topic.name.clone(),
-            body: command.body.clone(),
+            body: body.clone(),
             properties: Bytes::new(),
             tags_code: sent.tags_code,
             flag: header.flag,
@@ -541,19 +542,18 @@ impl Broker {
         command: &Command,
         born_host: SocketAddr,
     ) -> Result<Outgoing, BrokerError> {
-        let Plan::Append { topic, queue_id } = self.plan_send(command)? else {
+        let now_ms = self.shard.now_ms();
+        let header = SendHeader::read(command, now_ms)?;
+        let Plan::Append { topic, queue_id } = self.plan_send(&header)? else {
             return Err(BrokerError::System("its topic does not exist".into()));
         };
         let core = self
             .shard
             .shard_of_queue(&topic, queue_id)
             .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
-        let target = Target {
-            topic,
-            queue_id,
-            dead: false,
-        };
-        let (messages, unique_key) = self.messages(command, &target, born_host)?;
+        let target = Target::new(topic, queue_id);
+        let (messages, unique_key) =
+            self.messages(&header, &command.body, now_ms, &target, born_host)?;
         let request = ShardRequest::Append(messages.into_vec().into_boxed_slice());
         match self.ask(core, request).await? {
             ShardReply::Appended(appended) => Ok(self.stored(queue_id, unique_key, &appended)),

@@ -43,7 +43,7 @@ pub fn tag_filter(expression: Option<&str>) -> Result<TagFilter, ExpressionError
     if is_all(expression) {
         return Ok(TagFilter::All);
     }
-    let codes: Arc<[i64]> = tags(expression).map(|tag| tags_code(tag)).collect();
+    let codes: Arc<[i64]> = tags(expression).map(tags_code).collect();
     if codes.is_empty() {
         return Err(ExpressionError {
             expression: expression.into(),

@@ -251,7 +251,7 @@ pub struct ClientCall {
 /// What came of a [`ClientCall`].
 #[derive(Clone, Debug)]
 pub enum ClientAnswer {
-    Answered(Command),
+    Answered(Box<Command>),
     Timeout,
     /// The client is not connected (any more).
     Closed,
@@ -350,7 +350,7 @@ pub enum ShardReply<B> {
     Flag(bool),
     Offsets(Vec<CommittedOffset>),
     Stats(Box<ShardStats>),
-    Called(Box<ClientAnswer>),
+    Called(ClientAnswer),
     Done,
     Refused(Refusal),
 }
