@@ -17,6 +17,7 @@ mod pull;
 mod reply;
 mod send;
 mod send_back;
+mod send_plan;
 mod sent_properties;
 mod subscription;
 mod topics;
