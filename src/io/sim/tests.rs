@@ -10,9 +10,7 @@ use std::time::Duration;
 use crate::base::limits::SECTOR_BYTES;
 use crate::io::aligned_buf::PageBuf;
 use crate::io::env::{DiskFile, Env, OpenMode};
-use crate::io::sim::{
-    Crash, DiskOptions, Errno, OpKind, SimEnv, SimFile, SimOptions, SimWorld, Stalled,
-};
+use crate::io::sim::{Crash, Errno, OpKind, SimEnv, SimFile, SimOptions, SimWorld, Stalled};
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 const PLAIN: OpenMode = OpenMode {
@@ -187,26 +185,29 @@ fn a_flushed_write_is_not_undone_by_an_older_volatile_one() {
 
 #[test]
 fn a_flush_covers_only_what_was_complete_when_it_began() {
-    let seen = outcomes(300, Crash::Power, |env| async move {
-        let file = durable_file(&env, PLAIN).await;
-        file.write_at(sectors(1, 1), 0).await.unwrap();
-        file.sync().await.unwrap();
-        let (wrote, flushed) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
-        let (write, done) = (file.clone(), wrote.clone());
-        env.spawn(async move {
-            write.write_at(sectors(1, 2), 0).await.unwrap();
-            done.set(true);
+    let (mut raced, mut lost) = (0, 0);
+    for seed in 0..400 {
+        let world = world(seed);
+        let env = world.env();
+        let written = Rc::new(Cell::new(false));
+        world.block_on(async {
+            let file = durable_file(&env, PLAIN).await;
+            file.write_at(sectors(1, 1), 0).await.unwrap();
+            file.sync().await.unwrap();
+            let (write, done) = (file.clone(), written.clone());
+            env.spawn(async move {
+                write.write_at(sectors(1, 2), 0).await.unwrap();
+                done.set(true);
+            });
+            file.sync().await.unwrap();
         });
-        let (sync, done) = (file.clone(), flushed.clone());
-        env.spawn(async move {
-            sync.sync().await.unwrap();
-            done.set(true);
-        });
-        while !(wrote.get() && flushed.get()) {
-            env.sleep(Duration::from_micros(20)).await;
+        if written.get() {
+            raced += 1;
+            world.crash(0, Crash::Power);
+            lost += u32::from(content(&world)[0] == 1);
         }
-    });
-    assert!(seen.contains(&vec![1; SECTOR_BYTES]), "never lost");
+    }
+    assert!(raced > 50 && lost > 10, "{lost} of {raced}");
 }
 
 #[test]
@@ -410,24 +411,15 @@ fn a_flush_that_is_tried_again_after_a_failure_says_that_all_is_well_and_may_lie
 fn a_device_that_lies_about_flushes_loses_data() {
     let mut lost = 0;
     for seed in 0..50 {
-        let options = SimOptions {
-            disk: DiskOptions {
-                honest_flush: false,
-                ..DiskOptions::default()
-            },
-            ..SimOptions::default()
-        };
-        let world = SimWorld::new(seed, options);
+        let world = world(seed);
         let env = world.env();
         world.block_on(async {
             let file = durable_file(&env, FLUSHED).await;
+            world.with_disk(0, |disk| disk.options.honest_flush = false);
             file.write_at(sectors(1, 1), 0).await.unwrap();
         });
         world.crash(0, Crash::Power);
-        let whole = world.with_disk(0, |disk| {
-            disk.content(Path::new("/d/f")) == Some(vec![1; SECTOR_BYTES])
-        });
-        lost += u32::from(!whole);
+        lost += u32::from(content(&world) != vec![1; SECTOR_BYTES]);
     }
     assert!(lost > 10);
 }
@@ -495,7 +487,10 @@ fn a_crash_ends_a_task_at_any_await_and_dead_handles_do_nothing() {
         let place = Rc::new(Cell::new(0));
         let mark = place.clone();
         let task = env.clone();
+        let held = Rc::new(());
+        let holds = held.clone();
         env.spawn(async move {
+            let _holds = holds;
             let file = durable_file(&task, PLAIN).await;
             mark.set(1);
             file.write_at(sectors(1, 1), 0).await.unwrap();
@@ -509,6 +504,11 @@ fn a_crash_ends_a_task_at_any_await_and_dead_handles_do_nothing() {
         world.crash(0, Crash::Power);
         let at = place.get();
         reached.insert(at);
+        assert_eq!(
+            Rc::strong_count(&held),
+            1,
+            "a task of a dead process is kept"
+        );
         let dead = env.clone();
         env.spawn(async move { panic!("a task of a dead process runs: {:?}", dead.now_ns()) });
         world.spawn({
