@@ -1,0 +1,487 @@
+//! One seed, one run: a scenario is drawn, lived through and checked.
+//!
+//! A run is a few lives of one broker on one machine. A life is a start (which may itself be cut short by a crash), a
+//! check of everything, clients with a fault or without, and an end: a clean stop, a kill, or a loss of power.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ringmq::io::sim::{Crash, DiskOptions, Errno, Latency, OpKind, SimOptions, SimWorld};
+
+use crate::ledger::{Breach, Counts, Ledger, Rules, breach};
+use crate::sut::{Broker, PlantedBug, Queue, Refused, Settings, SystemUnderTest};
+use crate::workload::{Clients, Load, check_all, within};
+
+/// Virtual time in which a broker has to start, whatever happened before.
+const START_WITHIN: Duration = Duration::from_secs(60);
+/// Virtual time in which service is back after space is.
+const SPACE_BACK_WITHIN: Duration = Duration::from_secs(30);
+
+/// What a system needs to be tested with.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub logs_max: u8,
+    pub shards_max: usize,
+    /// Segment sizes to choose from, in bytes.
+    pub segment_bytes: &'static [u64],
+    pub huge_messages: bool,
+    pub retention: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// One write, flush or other operation fails.
+    OneFails(OpKind, u64),
+    /// All writes fail from some time on.
+    DeviceGone,
+    /// The disk fills, and is emptied again.
+    Full {
+        spare_bytes: u64,
+    },
+    /// Operations of a million that take up to three seconds.
+    Slow(u32),
+    ClockJump(i64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Stop,
+    Crash(Crash),
+}
+
+#[derive(Clone, Debug)]
+struct Life {
+    /// Steps after which the start is cut short.
+    start_crash: Option<(u64, Crash)>,
+    /// A write or flush fails during the start.
+    start_fault: Option<u64>,
+    steps: u64,
+    trouble: Trouble,
+    end: End,
+}
+
+/// Everything that a seed decides ahead.
+#[derive(Clone, Debug)]
+struct Scenario {
+    settings: Settings,
+    load: Load,
+    lives: Vec<Life>,
+    skew_max_ms: u64,
+}
+
+fn draw_crash(random: &mut fastrand::Rng, sync_flush: bool) -> Crash {
+    let power_percent = if sync_flush { 70 } else { 20 };
+    if random.u32(..100) < power_percent {
+        Crash::Power
+    } else {
+        Crash::Process
+    }
+}
+
+impl Scenario {
+    fn draw(seed: u64, limits: &Limits, planted: Option<PlantedBug>) -> Self {
+        let random = &mut fastrand::Rng::with_seed(seed ^ 0x5eed);
+        let sync_flush = random.u32(..3) > 0;
+        let retention = (limits.retention && random.u32(..4) == 0)
+            .then(|| Duration::from_millis(random.u64(200..3_000)));
+        let settings = Settings {
+            sync_flush,
+            logs: random.u8(1..=limits.logs_max),
+            shards: random.usize(1..=limits.shards_max),
+            segment_bytes: limits.segment_bytes[random.usize(..limits.segment_bytes.len())],
+            retention,
+            planted,
+        };
+        let load = Load {
+            producers: random.u32(1..6),
+            consumers: random.u32(1..5),
+            topic_names: random.u32(1..5),
+            queues_max: random.u32(1..5),
+            messages_per_send_max: random.u32(1..12),
+            large_percent: [0, 5, 30][random.usize(..3)],
+            huge_permille: if limits.huge_messages && random.bool() {
+                4
+            } else {
+                0
+            },
+            pause_max: Duration::from_micros([50, 1_000, 20_000][random.usize(..3)]),
+            topics_change: random.u32(..3) == 0,
+            answer_within: Duration::from_secs(60),
+        };
+        let lives = (0..random.u32(2..6))
+            .map(|_| Life {
+                start_crash: (random.u32(..4) == 0)
+                    .then(|| (random.u64(1..300), draw_crash(random, sync_flush))),
+                start_fault: (random.u32(..10) == 0).then(|| random.u64(..20)),
+                steps: 1 << random.u32(6..13),
+                trouble: match random.u32(..12) {
+                    0 => Trouble::OneFails(OpKind::Write, random.u64(..100)),
+                    1 => Trouble::OneFails(
+                        [
+                            OpKind::Sync,
+                            OpKind::SyncDir,
+                            OpKind::Rename,
+                            OpKind::Open,
+                            OpKind::Allocate,
+                        ][random.usize(..5)],
+                        random.u64(..4),
+                    ),
+                    2 => Trouble::DeviceGone,
+                    3 | 4 => Trouble::Full {
+                        spare_bytes: random.u64(..2 * settings.segment_bytes),
+                    },
+                    5 | 6 => Trouble::Slow(random.u32(..30_000)),
+                    7 if retention.is_none() => {
+                        Trouble::ClockJump(random.i64(-86_400_000..86_400_000))
+                    }
+                    _ => Trouble::None,
+                },
+                end: if random.u32(..6) == 0 {
+                    End::Stop
+                } else {
+                    End::Crash(draw_crash(random, sync_flush))
+                },
+            })
+            .collect();
+        Self {
+            settings,
+            load,
+            lives,
+            skew_max_ms: if random.bool() { 0 } else { 3_600_000 },
+        }
+    }
+}
+
+struct Run<'a, S: SystemUnderTest> {
+    world: SimWorld,
+    system: &'a S,
+    scenario: Scenario,
+    ledger: Rc<RefCell<Ledger>>,
+}
+
+impl<S: SystemUnderTest> Run<'_, S> {
+    /// The crash, and what it means for the promise.
+    fn crash(&self, crash: Crash) {
+        self.world.crash(0, crash);
+        let holds = self.scenario.settings.sync_flush || crash == Crash::Process;
+        self.ledger.borrow_mut().on_crash(holds);
+        self.world.restart(0);
+    }
+
+    /// Starts the broker; `None` if that was cut short on purpose.
+    fn start(&self, life: &Life) -> Option<S::Broker> {
+        let env = self.world.core(0);
+        if let Some(nth) = life.start_fault {
+            self.world.with_disk(0, |disk| {
+                let at = disk.count() + nth;
+                disk.options.faults.fail_nth.insert(at, Errno::Io);
+            });
+        }
+        let started = Rc::new(RefCell::new(None));
+        let (slot, start) = (
+            started.clone(),
+            self.system
+                .start(env.clone(), self.scenario.settings.clone()),
+        );
+        ringmq::io::env::Env::spawn(&env, async move {
+            *slot.borrow_mut() = Some(start.await);
+        });
+        let began_ns = self.world.now_ns();
+        let steps_max = life.start_crash.map_or(u64::MAX, |(steps, _)| steps);
+        let last_step = self.world.steps().saturating_add(steps_max);
+        let late = || self.world.now_ns() - began_ns > START_WITHIN.as_nanos() as u64;
+        let stalled = self
+            .world
+            .run_until(|| started.borrow().is_some() || self.world.steps() >= last_step || late());
+        if let Err(stalled) = stalled {
+            breach(format!("the broker does not start: {stalled}"));
+        }
+        let faulty = life.start_fault.is_some();
+        self.world
+            .with_disk(0, |disk| disk.options.faults.fail_nth.clear());
+        let outcome = started.borrow_mut().take();
+        match (outcome, life.start_crash) {
+            (_, Some((_, crash))) if self.world.steps() >= last_step => {
+                self.crash(crash);
+                None
+            }
+            (Some(Ok(broker)), _) => Some(broker),
+            (Some(Err(_)), _) if faulty => {
+                self.crash(Crash::Process);
+                None
+            }
+            (Some(Err(why)), _) => breach(format!("the broker refuses to start: {why}")),
+            (None, _) => breach(format!("the broker does not start within {START_WITHIN:?}")),
+        }
+    }
+
+    fn clients(&self, broker: S::Broker) -> Clients<S::Broker> {
+        Clients {
+            env: self.world.core(0),
+            broker,
+            ledger: self.ledger.clone(),
+            load: Rc::new(self.scenario.load.clone()),
+        }
+    }
+
+    fn live(&self, life: &Life) {
+        let Some(broker) = self.start(life) else {
+            return;
+        };
+        let clients = self.clients(broker);
+        let world = &self.world;
+        // A fault of the start may have hit a task that goes on after it.
+        world.block_on(check_all(&clients, life.start_fault.is_some()));
+        world.block_on(self.make_topics(&clients));
+        clients.start();
+        world.block_on(world.after_steps(life.steps / 4));
+        match life.trouble {
+            Trouble::None => {}
+            Trouble::OneFails(kind, nth) => world.with_disk(0, |disk| {
+                let at = disk.count_of(kind) + nth;
+                disk.options
+                    .faults
+                    .fail_nth_of
+                    .insert((kind, at), Errno::Io);
+            }),
+            Trouble::DeviceGone => {
+                world.with_disk(0, |disk| disk.options.faults.writes_always_fail = true);
+            }
+            Trouble::Full { spare_bytes } => world.with_disk(0, |disk| {
+                let space = disk.space();
+                disk.options.capacity_bytes =
+                    space.total_bytes - space.available_bytes + spare_bytes;
+            }),
+            Trouble::Slow(per_million) => world.with_disk(0, |disk| {
+                disk.options.latency.spikes_per_million = per_million;
+            }),
+            Trouble::ClockJump(by_ms) => world.jump_clock(0, by_ms),
+        }
+        world.block_on(world.after_steps(life.steps));
+        if let Trouble::Full { .. } = life.trouble {
+            world.with_disk(0, |disk| {
+                disk.options.capacity_bytes = DiskOptions::default().capacity_bytes;
+            });
+            // A fault of the start may have failed a log for good.
+            if life.start_fault.is_none() {
+                world.block_on(self.expect_service(&clients));
+            }
+        }
+        match life.end {
+            End::Stop => {
+                let stop = within(&clients.env, START_WITHIN, clients.broker.stop());
+                if world.block_on(stop).is_none() {
+                    breach(format!("the broker does not stop within {START_WITHIN:?}"));
+                }
+                self.crash(Crash::Process);
+            }
+            End::Crash(crash) => self.crash(crash),
+        }
+        world.with_disk(0, |disk| {
+            let options = &mut disk.options;
+            options.faults = Default::default();
+            options.latency = Latency::default();
+        });
+    }
+
+    /// Topics to begin with.
+    async fn make_topics(&self, clients: &Clients<S::Broker>) {
+        for at in 0..self.scenario.load.topic_names {
+            let name = format!("t{at}");
+            if !self.ledger.borrow().has_topic(&name) {
+                let queues =
+                    1 + (self.world.random_u64() % u64::from(self.scenario.load.queues_max)) as u32;
+                clients.create_topic(&name, queues).await;
+            }
+        }
+    }
+
+    /// After space is back, sends are taken again without a restart.
+    async fn expect_service(&self, clients: &Clients<S::Broker>) {
+        let Some(topic) = self.ledger.borrow().topics().first().cloned() else {
+            return;
+        };
+        let probe = async {
+            loop {
+                let queue = Queue {
+                    topic_id: topic.id,
+                    queue_id: 0,
+                };
+                match clients.send(queue, vec![(100, 1)]).await {
+                    Ok(()) => return,
+                    Err(Refused::Poisoned(why)) => {
+                        breach(format!("a full disk made a log fail for good: {why}"));
+                    }
+                    Err(_) => self.world.sleep(Duration::from_millis(100)).await,
+                }
+            }
+        };
+        if within(&clients.env, SPACE_BACK_WITHIN, probe)
+            .await
+            .is_none()
+        {
+            breach(format!(
+                "space is back, service is not within {SPACE_BACK_WITHIN:?}"
+            ));
+        }
+    }
+
+    fn go(&self) {
+        for life in &self.scenario.lives {
+            self.live(life);
+        }
+        let calm = Life {
+            start_crash: None,
+            start_fault: None,
+            steps: 0,
+            trouble: Trouble::None,
+            end: End::Stop,
+        };
+        let Some(broker) = self.start(&calm) else {
+            breach("an undisturbed start gave nothing".to_owned());
+        };
+        let clients = self.clients(broker);
+        self.world.block_on(async {
+            check_all(&clients, false).await;
+            self.make_topics(&clients).await;
+            self.expect_service(&clients).await;
+        });
+    }
+}
+
+/// What a run came to.
+pub struct Outcome {
+    pub counts: Counts,
+    pub trace_hash: u64,
+}
+
+/// Runs one seed; an error tells how the promise was broken.
+pub fn run_seed<S: SystemUnderTest>(
+    system: &S,
+    limits: &Limits,
+    planted: Option<PlantedBug>,
+    seed: u64,
+    trace: bool,
+) -> Result<Outcome, String> {
+    let scenario = Scenario::draw(seed, limits, planted);
+    if trace {
+        eprintln!("{scenario:#?}");
+    }
+    let slow = scenario
+        .lives
+        .iter()
+        .any(|life| matches!(life.trouble, Trouble::Slow(_)));
+    let rules = Rules {
+        retention: scenario.settings.retention.is_some(),
+        retention_min: scenario.settings.retention.unwrap_or_default(),
+        wake_slack: Duration::from_secs(if slow { 60 } else { 1 }),
+    };
+    let run = AssertUnwindSafe(|| {
+        let world = SimWorld::new(
+            seed,
+            SimOptions {
+                trace,
+                wall_skew_max_ms: scenario.skew_max_ms,
+                ..SimOptions::default()
+            },
+        );
+        let ledger = Rc::new(RefCell::new(Ledger::new((*world).clone(), rules)));
+        let run = Run {
+            world,
+            system,
+            scenario,
+            ledger,
+        };
+        run.go();
+        if trace {
+            eprintln!("{}", run.ledger.borrow().summary());
+        }
+        let counts = run.ledger.borrow().counts;
+        Outcome {
+            counts,
+            trace_hash: run.world.trace_hash(),
+        }
+    });
+    catch_unwind(run).map_err(|payload| {
+        payload
+            .downcast_ref::<Breach>()
+            .map(|breach| breach.0.clone())
+            .or_else(|| {
+                payload
+                    .downcast_ref::<String>()
+                    .map(|text| format!("panic: {text}"))
+            })
+            .or_else(|| {
+                payload
+                    .downcast_ref::<&str>()
+                    .map(|text| format!("panic: {text}"))
+            })
+            .unwrap_or_else(|| "panic without a text".to_owned())
+    })
+}
+
+fn number_from_env(key: &str) -> Option<u64> {
+    let text = std::env::var(key).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{key}={text} is not a number")),
+    )
+}
+
+/// Runs many seeds on all cores and gives the sum of what they did. The first seed that breaks the promise ends the
+/// test. `RINGMQ_SEED=n` runs that one with a trace; `RINGMQ_SIM_SEEDS=n` runs so many, `RINGMQ_SIM_FIRST=n` from there.
+pub fn run_seeds<S: SystemUnderTest + Sync>(system: &S, limits: &Limits, seeds: u64) -> Counts {
+    if let Some(seed) = number_from_env("RINGMQ_SEED") {
+        match run_seed(system, limits, None, seed, true) {
+            Ok(outcome) => return outcome.counts,
+            Err(why) => panic!("RINGMQ_SEED={seed}: {why}"),
+        }
+    }
+    let seeds = number_from_env("RINGMQ_SIM_SEEDS").unwrap_or(seeds);
+    let first = number_from_env("RINGMQ_SIM_FIRST").unwrap_or(0);
+    let next = AtomicU64::new(first);
+    let results: Mutex<(Counts, Vec<(u64, String)>)> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + seeds || !results.lock().unwrap().1.is_empty() {
+                        return;
+                    }
+                    let outcome = run_seed(system, limits, None, seed, false);
+                    let mut results = results.lock().unwrap();
+                    match outcome {
+                        Ok(outcome) => results.0.add(&outcome.counts),
+                        Err(why) => results.1.push((seed, why)),
+                    }
+                }
+            });
+        }
+    });
+    let (counts, failures) = results.into_inner().unwrap();
+    if let Some((seed, why)) = failures.iter().min() {
+        panic!("RINGMQ_SEED={seed} breaks the promise: {why}");
+    }
+    eprintln!("{seeds} seeds from {first}: {counts:?}");
+    counts
+}
+
+/// The first seed that finds a planted bug, and how.
+pub fn find_bug<S: SystemUnderTest>(
+    system: &S,
+    limits: &Limits,
+    planted: PlantedBug,
+    seeds_max: u64,
+) -> Option<(u64, String)> {
+    (0..seeds_max).find_map(|seed| {
+        run_seed(system, limits, Some(planted), seed, false)
+            .err()
+            .map(|why| (seed, why))
+    })
+}
