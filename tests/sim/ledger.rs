@@ -259,6 +259,14 @@ impl Ledger {
 
     /// After a restart: the broker's topics against the acknowledged ones.
     pub fn check_topics(&mut self, found: &[Topic]) {
+        if self.void {
+            let ids: Vec<u32> = self.topic_ids.keys().copied().collect();
+            for id in ids {
+                if !found.iter().any(|topic| topic.id == id) {
+                    self.forget_topic(id);
+                }
+            }
+        }
         let mut found: BTreeMap<&str, &Topic> = found
             .iter()
             .map(|topic| (topic.name.as_str(), topic))
@@ -275,16 +283,8 @@ impl Ledger {
                     self.adopt_topic(there.clone());
                 }
                 // A crash that nothing was promised for took a change back.
-                (topic, _, None) if self.void => {
-                    self.on_topic_deleted(&name);
-                    if let Some(topic) = topic {
-                        self.forget_topic(topic.id);
-                    }
-                }
-                (topic, _, Some(there)) if self.void => {
-                    if let Some(topic) = topic.filter(|topic| topic.id != there.id) {
-                        self.forget_topic(topic.id);
-                    }
+                (_, _, None) if self.void => self.on_topic_deleted(&name),
+                (_, _, Some(there)) if self.void => {
                     self.topic_ids.insert(there.id, name.clone());
                     self.names.entry(name.clone()).or_default().topic = Some(there.clone());
                 }

@@ -379,7 +379,7 @@ pub fn run_seed<S: SystemUnderTest>(
     let rules = Rules {
         retention: scenario.settings.retention.is_some(),
         retention_min: scenario.settings.retention.unwrap_or_default(),
-        wake_slack: Duration::from_secs(if slow { 60 } else { 1 }),
+        wake_slack: Duration::from_millis(if slow { 60_000 } else { 200 }),
     };
     let run = AssertUnwindSafe(|| {
         let world = SimWorld::new(

@@ -5,14 +5,15 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::path::Path;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use ringmq::base::limits::SECTOR_BYTES;
 use ringmq::io::env::{DiskFile, Env, OpenMode};
 use ringmq::io::sim::{SimEnv, SimFile};
-use serde::{Deserialize, Serialize};
 
 use crate::sut::{
     Broker, Message, PlantedBug, PullGift, PullWish, Queue, Refused, Settings, Stored,
@@ -36,8 +37,9 @@ pub const BUGS: &[PlantedBug] = &[
     "a batch is recovered twice",
     "consumer offsets are kept in memory",
     "a parked pull is not woken",
-    "a deletion is forgotten",
-    "messages overtake each other",
+    "a deletion is not logged",
+    "a deleted topic stays until the restart",
+    "the messages of a send are stored in reverse",
     "a full disk fails the log",
     "the last byte of a large body is lost",
     "a filtered pull skips too far",
@@ -49,7 +51,7 @@ const MAGIC: u32 = 0x70_79_01_17;
 const HEADER_BYTES: usize = 20;
 const PENDING_MAX: usize = 500;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 enum Record {
     Topic {
         name: String,
@@ -70,6 +72,88 @@ enum Record {
         queue: (u32, u32),
         offset: i64,
     },
+}
+
+impl Record {
+    /// `kind | number | number | number | length, bytes | length, bytes`, all numbers of 8 bytes.
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, numbers, first, second): (u8, [u64; 3], &[u8], &[u8]) = match self {
+            Self::Topic { name, id, queues } => (
+                1,
+                [u64::from(*id), u64::from(*queues), 0],
+                name.as_bytes(),
+                &[],
+            ),
+            Self::TopicDeleted { name } => (2, [0; 3], name.as_bytes(), &[]),
+            Self::Message {
+                queue,
+                body,
+                properties,
+                tags_code,
+            } => (
+                3,
+                [u64::from(queue.0), u64::from(queue.1), *tags_code as u64],
+                body,
+                properties,
+            ),
+            Self::Offset {
+                group,
+                queue,
+                offset,
+            } => (
+                4,
+                [u64::from(queue.0), u64::from(queue.1), *offset as u64],
+                group.as_bytes(),
+                &[],
+            ),
+        };
+        out.push(kind);
+        numbers
+            .iter()
+            .for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+        for bytes in [first, second] {
+            out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+            out.extend_from_slice(bytes);
+        }
+    }
+
+    fn decode(input: &mut &[u8]) -> Option<Self> {
+        let (kind, rest) = input.split_first()?;
+        *input = rest;
+        let mut take = |count: usize| {
+            let (taken, rest) = input.split_at_checked(count)?;
+            *input = rest;
+            Some(taken.to_vec())
+        };
+        let numbers = take(24)?;
+        let numbers: Vec<u64> = numbers.chunks(8).map(number).collect();
+        let first_bytes = number(&take(8)?) as usize;
+        let first = take(first_bytes)?;
+        let second_bytes = number(&take(8)?) as usize;
+        let second = take(second_bytes)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let queue = (numbers[0] as u32, numbers[1] as u32);
+        Some(match kind {
+            1 => Self::Topic {
+                name: text(&first),
+                id: queue.0,
+                queues: queue.1,
+            },
+            2 => Self::TopicDeleted { name: text(&first) },
+            3 => Self::Message {
+                queue,
+                body: first,
+                properties: second,
+                tags_code: numbers[2] as i64,
+            },
+            4 => Self::Offset {
+                group: text(&first),
+                queue,
+                offset: numbers[2] as i64,
+            },
+            _ => return None,
+        })
+    }
 }
 
 fn pair(queue: Queue) -> (u32, u32) {
@@ -135,6 +219,29 @@ impl Tables {
 
 type Answer = Rc<RefCell<Option<Result<i64, Refused>>>>;
 
+/// Wakes everyone who waits, each time.
+#[derive(Clone, Default)]
+struct Bell(Rc<RefCell<Vec<Waker>>>);
+
+impl Bell {
+    fn ring(&self) {
+        let waiting = std::mem::take(&mut *self.0.borrow_mut());
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until `look` gives something; it looks now and at each ring.
+    async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        poll_fn(|context| match look() {
+            Some(found) => Poll::Ready(found),
+            None => {
+                self.0.borrow_mut().push(context.waker().clone());
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
 struct State {
     tables: Tables,
     pending: Vec<(Vec<Record>, Answer)>,
@@ -152,10 +259,14 @@ pub struct ToyBroker {
     env: SimEnv,
     settings: Settings,
     state: Rc<RefCell<State>>,
+    bell: Bell,
 }
 
 fn encode(position: u64, records: &[Record]) -> Vec<u8> {
-    let payload = serde_json::to_vec(records).unwrap();
+    let mut payload = Vec::new();
+    records
+        .iter()
+        .for_each(|record| record.encode(&mut payload));
     let mut batch = Vec::with_capacity(HEADER_BYTES + payload.len());
     batch.extend_from_slice(&MAGIC.to_le_bytes());
     batch.extend_from_slice(&(payload.len() as u32).to_le_bytes());
@@ -220,17 +331,15 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<ToyBroker> {
             break;
         };
         let checked = u64::from(crc32c::crc32c(payload)) == number(&header[16..20]);
-        if !checked && !bug("a checksum is ignored") {
-            if bug("a torn tail is accepted") {
-                batches.extend(records_of_torn(payload));
-                position = end.next_multiple_of(SECTOR_BYTES);
-            }
+        if !checked && !bug("a checksum is ignored") && !bug("a torn tail is accepted") {
             break;
         }
-        match serde_json::from_slice::<Vec<Record>>(payload) {
-            Ok(records) => batches.push(records),
-            Err(_) => break,
+        let mut input = payload;
+        let records: Vec<Record> = std::iter::from_fn(|| Record::decode(&mut input)).collect();
+        if !input.is_empty() && !bug("a torn tail is accepted") {
+            break;
         }
+        batches.push(records);
         position = end.next_multiple_of(SECTOR_BYTES);
     }
     if bug("the last batch is dropped by recovery") {
@@ -258,16 +367,10 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<ToyBroker> {
         env: env.clone(),
         settings,
         state: Rc::new(RefCell::new(state)),
+        bell: Bell::default(),
     };
     env.spawn(broker.clone().write_batches(file));
     Ok(broker)
-}
-
-/// Takes every message out of a torn batch that can still be made out.
-fn records_of_torn(payload: &[u8]) -> Option<Vec<Record>> {
-    let text = String::from_utf8_lossy(payload).into_owned();
-    let cut = text.rfind(",{")?;
-    serde_json::from_str(&format!("{}]", &text[..cut])).ok()
 }
 
 impl ToyBroker {
@@ -278,21 +381,21 @@ impl ToyBroker {
 
     async fn write_batches(self, file: SimFile) {
         loop {
-            self.env.sleep(Duration::from_micros(20)).await;
-            let (batch, position) = {
-                let mut state = self.state.borrow_mut();
-                let mut batch = std::mem::take(&mut state.pending);
-                if self.bug("messages overtake each other") {
-                    batch.reverse();
-                }
-                (batch, state.position)
-            };
-            if batch.is_empty() {
-                continue;
-            }
+            let (batch, position) = self
+                .bell
+                .until(|| {
+                    let mut state = self.state.borrow_mut();
+                    let batch = std::mem::take(&mut state.pending);
+                    (!batch.is_empty()).then_some((batch, state.position))
+                })
+                .await;
             let records: Vec<Record> = batch
                 .iter()
                 .flat_map(|(records, _)| records.clone())
+                .filter(|record| {
+                    !(self.bug("a deletion is not logged")
+                        && matches!(record, Record::TopicDeleted { .. }))
+                })
                 .collect();
             let bytes = encode(position, &records);
             let count = bytes.len() as u64;
@@ -337,9 +440,12 @@ impl ToyBroker {
                     for (_, answer) in batch.iter().chain(&waiting) {
                         *answer.borrow_mut() = Some(Err(Refused::Poisoned(why.clone())));
                     }
+                    drop(state);
+                    self.bell.ring();
                     return;
                 }
             }
+            self.bell.ring();
         }
     }
 
@@ -350,7 +456,7 @@ impl ToyBroker {
             let mut first = None;
             for record in records {
                 let forget = matches!(record, Record::TopicDeleted { .. })
-                    && self.bug("a deletion is forgotten");
+                    && self.bug("a deleted topic stays until the restart");
                 if !forget {
                     let offset = state.tables.apply(record);
                     first.get_or_insert(offset);
@@ -397,12 +503,8 @@ impl ToyBroker {
             }
             state.pending.push((records, answer.clone()));
         }
-        loop {
-            if let Some(answer) = answer.borrow_mut().take() {
-                return answer;
-            }
-            self.env.sleep(Duration::from_micros(10)).await;
-        }
+        self.bell.ring();
+        self.bell.until(|| answer.borrow_mut().take()).await
     }
 
     fn look(&self, queue: Queue, wish: &PullWish) -> Result<PullGift, Refused> {
@@ -482,7 +584,7 @@ impl Broker for ToyBroker {
     }
 
     async fn append(&self, queue: Queue, messages: Vec<Message>) -> Result<i64, Refused> {
-        let records = messages
+        let mut records: Vec<Record> = messages
             .into_iter()
             .map(|mut message| {
                 if self.bug("the last byte of a large body is lost") && message.body.len() > 4_000 {
@@ -496,6 +598,9 @@ impl Broker for ToyBroker {
                 }
             })
             .collect();
+        if self.bug("the messages of a send are stored in reverse") {
+            records.reverse();
+        }
         self.log(records).await
     }
 
@@ -504,16 +609,11 @@ impl Broker for ToyBroker {
         if !gift.messages.is_empty() || wish.suspend_ms == 0 {
             return Ok(gift);
         }
-        let found = async {
-            loop {
-                self.env.sleep(Duration::from_millis(1)).await;
-                let gift = self.look(queue, &wish);
-                let done = !matches!(&gift, Ok(gift) if gift.messages.is_empty());
-                if done && !self.bug("a parked pull is not woken") {
-                    return gift;
-                }
-            }
-        };
+        let found = self.bell.until(|| {
+            let gift = self.look(queue, &wish);
+            let done = !matches!(&gift, Ok(gift) if gift.messages.is_empty());
+            (done && !self.bug("a parked pull is not woken")).then_some(gift)
+        });
         match within(&self.env, Duration::from_millis(wish.suspend_ms), found).await {
             Some(gift) => gift,
             None if self.bug("a parked pull is not woken") => Ok(gift),
@@ -555,14 +655,11 @@ impl Broker for ToyBroker {
 
     async fn stop(&self) {
         self.state.borrow_mut().stopping = true;
-        loop {
-            {
+        self.bell
+            .until(|| {
                 let state = self.state.borrow();
-                if state.pending.is_empty() || state.failed.is_some() {
-                    return;
-                }
-            }
-            self.env.sleep(Duration::from_micros(10)).await;
-        }
+                (state.pending.is_empty() || state.failed.is_some()).then_some(())
+            })
+            .await;
     }
 }

@@ -363,7 +363,12 @@ impl<B: Broker> Clients<B> {
             .answer("a deletion of a topic", Duration::ZERO, delete)
             .await
         {
-            Ok(()) => self.ledger.borrow_mut().on_topic_deleted(name),
+            Ok(()) => {
+                if self.broker.topics().iter().any(|topic| topic.name == name) {
+                    breach(format!("{name} is still there after its deletion"));
+                }
+                self.ledger.borrow_mut().on_topic_deleted(name);
+            }
             Err(refused) => self.ledger.borrow_mut().on_topic_refused(name, &refused),
         }
     }
