@@ -209,9 +209,14 @@ impl Ledger {
             .is_some_and(|known| known.topic.is_some())
     }
 
-    /// A creation (with its queues) or a deletion is on its way.
-    pub fn on_topic_change(&mut self, name: &str, queues: Option<u32>) {
-        self.names.entry(name.to_owned()).or_default().pending = Some(queues);
+    /// Whether a creation (with its queues) or a deletion may be asked for now: not while one is open.
+    pub fn on_topic_change(&mut self, name: &str, queues: Option<u32>) -> bool {
+        let known = self.names.entry(name.to_owned()).or_default();
+        if known.pending.is_some() {
+            return false;
+        }
+        known.pending = Some(queues);
+        true
     }
 
     pub fn on_topic_created(&mut self, topic: Topic) {
@@ -275,18 +280,18 @@ impl Ledger {
         for (name, known) in names {
             let there = found.remove(name.as_str());
             match (known.topic, known.pending, there) {
+                // A crash that nothing was promised for took a change back.
+                (_, _, None) if self.void => self.on_topic_deleted(&name),
+                (_, _, Some(there)) if self.void => {
+                    self.topic_ids.insert(there.id, name.clone());
+                    self.names.entry(name.clone()).or_default().topic = Some(there.clone());
+                }
                 (Some(topic), None | Some(None), Some(there)) if topic == *there => {}
                 (None, None, None) | (None, Some(_), None) | (Some(_), Some(None), None) => {
                     self.on_topic_deleted(&name);
                 }
                 (None, Some(Some(queues)), Some(there)) if there.queues == queues => {
                     self.adopt_topic(there.clone());
-                }
-                // A crash that nothing was promised for took a change back.
-                (_, _, None) if self.void => self.on_topic_deleted(&name),
-                (_, _, Some(there)) if self.void => {
-                    self.topic_ids.insert(there.id, name.clone());
-                    self.names.entry(name.clone()).or_default().topic = Some(there.clone());
                 }
                 (topic, pending, there) => breach(format!(
                     "topic {name}: acknowledged {topic:?}, asked for {pending:?}, after the restart {there:?}"

@@ -339,7 +339,9 @@ impl<B: Broker> Clients<B> {
     }
 
     pub async fn create_topic(&self, name: &str, queues: u32) -> Option<Topic> {
-        self.ledger.borrow_mut().on_topic_change(name, Some(queues));
+        if !self.ledger.borrow_mut().on_topic_change(name, Some(queues)) {
+            return None;
+        }
         let create = self.broker.create_topic(name, queues);
         match self
             .answer("a creation of a topic", Duration::ZERO, create)
@@ -357,7 +359,9 @@ impl<B: Broker> Clients<B> {
     }
 
     async fn delete_topic(&self, name: &str) {
-        self.ledger.borrow_mut().on_topic_change(name, None);
+        if !self.ledger.borrow_mut().on_topic_change(name, None) {
+            return;
+        }
         let delete = self.broker.delete_topic(name);
         match self
             .answer("a deletion of a topic", Duration::ZERO, delete)
