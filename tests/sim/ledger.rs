@@ -108,6 +108,7 @@ pub struct Counts {
     pub unknown_kept: u64,
     pub unknown_gone: u64,
     pub retained_away: u64,
+    pub reads_refused: u64,
 }
 
 macro_rules! add_fields {
@@ -129,7 +130,8 @@ impl Counts {
             topics,
             unknown_kept,
             unknown_gone,
-            retained_away
+            retained_away,
+            reads_refused
         );
     }
 }
@@ -147,6 +149,10 @@ pub struct Ledger {
     failed_logs: BTreeSet<u8>,
     /// Since all was last read there was a crash that the broker is not set up to survive.
     void: bool,
+    /// Stored bytes were spoiled: things may be missing, nothing may be wrong.
+    pub spoiled: bool,
+    /// Reads fail on purpose in this life, or bytes are spoiled.
+    pub reads_may_fail: bool,
     pub counts: Counts,
 }
 
@@ -188,6 +194,8 @@ impl Ledger {
             topic_ids: BTreeMap::new(),
             failed_logs: BTreeSet::new(),
             void: false,
+            spoiled: false,
+            reads_may_fail: false,
             counts: Counts::default(),
         }
     }
@@ -264,6 +272,9 @@ impl Ledger {
 
     /// After a restart: the broker's topics against the acknowledged ones.
     pub fn check_topics(&mut self, found: &[Topic]) {
+        if self.spoiled {
+            return;
+        }
         if self.void {
             let ids: Vec<u32> = self.topic_ids.keys().copied().collect();
             for id in ids {
@@ -464,6 +475,9 @@ impl Ledger {
     }
 
     pub fn on_bounds(&mut self, queue: Queue, before: Before, (min, max): (i64, i64)) {
+        if self.spoiled {
+            return;
+        }
         let known = self.queues.entry(queue).or_default();
         if max < before.next || min > max || min < before.min {
             breach(format!(
@@ -494,6 +508,12 @@ impl Ledger {
 
     /// An answer to a pull. `before` is of when it was asked.
     pub fn on_pulled(&mut self, queue: Queue, wish: &PullWish, before: Before, gift: &PullGift) {
+        if self.spoiled {
+            for stored in &gift.messages {
+                self.check_stored(queue, stored);
+            }
+            return;
+        }
         self.on_bounds(queue, before, (gift.min_offset, gift.max_offset));
         // Retention may have moved the first offset after the messages were read.
         let from = match gift.messages.first() {
@@ -607,6 +627,20 @@ impl Ledger {
         id
     }
 
+    /// Reads may be refused while the broker stops, and where stored bytes cannot be read; for nothing else.
+    pub fn on_read_refused(&mut self, what: &str, queue: Queue, refused: &Refused) {
+        let allowed = match refused {
+            Refused::Stopping | Refused::Busy => true,
+            Refused::Unreadable(why) => self.reads_may_fail && !why.is_empty(),
+            Refused::NoQueue => self.spoiled,
+            _ => false,
+        };
+        if !allowed {
+            breach(format!("{what} of {queue:?} was refused: {refused:?}"));
+        }
+        self.counts.reads_refused += 1;
+    }
+
     // Consumer offsets.
 
     /// Whether a group may commit this offset now. The model only ever moves offsets forward, one commit at a time.
@@ -651,6 +685,9 @@ impl Ledger {
         found: Option<i64>,
     ) {
         let known = self.offsets.entry((group.to_owned(), queue)).or_default();
+        if self.spoiled {
+            return;
+        }
         if found < acknowledged_before || found.is_some_and(|offset| offset > known.submitted) {
             breach(format!(
                 "group {group} has offset {found:?} in {queue:?}; acknowledged was {acknowledged_before:?}, the greatest asked for {}",

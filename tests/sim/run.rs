@@ -46,6 +46,8 @@ enum Trouble {
     /// Operations of a million that take up to three seconds.
     Slow(u32),
     ClockJump(i64),
+    /// Reads of a million that fail.
+    ReadsFail(u32),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +60,8 @@ enum End {
 struct Life {
     /// Steps after which the start is cut short.
     start_crash: Option<(u64, Crash)>,
-    /// A write or flush fails during the start.
-    start_fault: Option<u64>,
+    /// The n-th operation of the disk fails, be it of the start or later.
+    fault_at: Option<(u64, Errno)>,
     steps: u64,
     trouble: Trouble,
     end: End,
@@ -72,6 +74,8 @@ struct Scenario {
     load: Load,
     lives: Vec<Life>,
     skew_max_ms: u64,
+    /// Bytes that are spoiled before the last start.
+    rot_bytes: u32,
 }
 
 fn draw_crash(random: &mut fastrand::Rng, sync_flush: bool) -> Crash {
@@ -117,9 +121,17 @@ impl Scenario {
             .map(|_| Life {
                 start_crash: (random.u32(..4) == 0)
                     .then(|| (random.u64(1..300), draw_crash(random, sync_flush))),
-                start_fault: (random.u32(..10) == 0).then(|| random.u64(..20)),
+                fault_at: (random.u32(..6) == 0).then(|| {
+                    let errno = if random.u32(..4) == 0 {
+                        Errno::NoSpace
+                    } else {
+                        Errno::Io
+                    };
+                    let ops_max = 1 << random.u32(3..10);
+                    (random.u64(..ops_max), errno)
+                }),
                 steps: 1 << random.u32(6..13),
-                trouble: match random.u32(..12) {
+                trouble: match random.u32(..13) {
                     0 => Trouble::OneFails(OpKind::Write, random.u64(..100)),
                     1 => Trouble::OneFails(
                         [
@@ -139,6 +151,7 @@ impl Scenario {
                     7 if retention.is_none() => {
                         Trouble::ClockJump(random.i64(-86_400_000..86_400_000))
                     }
+                    8 => Trouble::ReadsFail(random.u32(..200_000)),
                     _ => Trouble::None,
                 },
                 end: if random.u32(..6) == 0 {
@@ -153,6 +166,11 @@ impl Scenario {
             load,
             lives,
             skew_max_ms: if random.bool() { 0 } else { 3_600_000 },
+            rot_bytes: if random.u32(..4) == 0 {
+                random.u32(1..4)
+            } else {
+                0
+            },
         }
     }
 }
@@ -176,10 +194,10 @@ impl<S: SystemUnderTest> Run<'_, S> {
     /// Starts the broker; `None` if that was cut short on purpose.
     fn start(&self, life: &Life) -> Option<S::Broker> {
         let env = self.world.core(0);
-        if let Some(nth) = life.start_fault {
+        if let Some((nth, errno)) = life.fault_at {
             self.world.with_disk(0, |disk| {
                 let at = disk.count() + nth;
-                disk.options.faults.fail_nth.insert(at, Errno::Io);
+                disk.options.faults.fail_nth.insert(at, errno);
             });
         }
         let started = Rc::new(RefCell::new(None));
@@ -201,9 +219,8 @@ impl<S: SystemUnderTest> Run<'_, S> {
         if let Err(stalled) = stalled {
             breach(format!("the broker does not start: {stalled}"));
         }
-        let faulty = life.start_fault.is_some();
-        self.world
-            .with_disk(0, |disk| disk.options.faults.fail_nth.clear());
+        let spoiled = self.ledger.borrow().spoiled;
+        let may_fail = life.fault_at.is_some() || spoiled;
         let outcome = started.borrow_mut().take();
         match (outcome, life.start_crash) {
             (_, Some((_, crash))) if self.world.steps() >= last_step => {
@@ -211,7 +228,7 @@ impl<S: SystemUnderTest> Run<'_, S> {
                 None
             }
             (Some(Ok(broker)), _) => Some(broker),
-            (Some(Err(_)), _) if faulty => {
+            (Some(Err(why)), _) if may_fail && !why.is_empty() => {
                 self.crash(Crash::Process);
                 None
             }
@@ -230,13 +247,23 @@ impl<S: SystemUnderTest> Run<'_, S> {
     }
 
     fn live(&self, life: &Life) {
-        let Some(broker) = self.start(life) else {
-            return;
-        };
+        let started = self.start(life);
+        if let Some(broker) = started {
+            self.serve(life, broker);
+        }
+        self.world.with_disk(0, |disk| {
+            let options = &mut disk.options;
+            options.faults = Default::default();
+            options.latency = Latency::default();
+        });
+    }
+
+    fn serve(&self, life: &Life, broker: S::Broker) {
         let clients = self.clients(broker);
         let world = &self.world;
-        // A fault of the start may have hit a task that goes on after it.
-        world.block_on(check_all(&clients, life.start_fault.is_some()));
+        self.ledger.borrow_mut().reads_may_fail =
+            life.fault_at.is_some() || matches!(life.trouble, Trouble::ReadsFail(_));
+        world.block_on(check_all(&clients));
         world.block_on(self.make_topics(&clients));
         clients.start();
         world.block_on(world.after_steps(life.steps / 4));
@@ -261,14 +288,17 @@ impl<S: SystemUnderTest> Run<'_, S> {
                 disk.options.latency.spikes_per_million = per_million;
             }),
             Trouble::ClockJump(by_ms) => world.jump_clock(0, by_ms),
+            Trouble::ReadsFail(per_million) => world.with_disk(0, |disk| {
+                disk.options.faults.read_eio_per_million = per_million;
+            }),
         }
         world.block_on(world.after_steps(life.steps));
         if let Trouble::Full { .. } = life.trouble {
             world.with_disk(0, |disk| {
                 disk.options.capacity_bytes = DiskOptions::default().capacity_bytes;
             });
-            // A fault of the start may have failed a log for good.
-            if life.start_fault.is_none() {
+            // Another fault may have failed a log for good.
+            if life.fault_at.is_none() {
                 world.block_on(self.expect_service(&clients));
             }
         }
@@ -282,11 +312,22 @@ impl<S: SystemUnderTest> Run<'_, S> {
             }
             End::Crash(crash) => self.crash(crash),
         }
-        world.with_disk(0, |disk| {
-            let options = &mut disk.options;
-            options.faults = Default::default();
-            options.latency = Latency::default();
-        });
+    }
+
+    /// Changes bytes of files on the disk.
+    fn spoil(&self) {
+        self.ledger.borrow_mut().spoiled = true;
+        self.ledger.borrow_mut().reads_may_fail = true;
+        for _ in 0..self.scenario.rot_bytes {
+            let (which, place) = (self.world.random_u64(), self.world.random_u64());
+            self.world.with_disk(0, |disk| {
+                let files: Vec<_> = disk.files().into_iter().filter(|file| file.1 > 0).collect();
+                if !files.is_empty() {
+                    let (path, bytes) = &files[which as usize % files.len()];
+                    disk.flip_bits(path, place % bytes, 1 << (place >> 61));
+                }
+            });
+        }
     }
 
     /// Topics to begin with.
@@ -337,7 +378,7 @@ impl<S: SystemUnderTest> Run<'_, S> {
         }
         let calm = Life {
             start_crash: None,
-            start_fault: None,
+            fault_at: None,
             steps: 0,
             trouble: Trouble::None,
             end: End::Stop,
@@ -345,12 +386,21 @@ impl<S: SystemUnderTest> Run<'_, S> {
         let Some(broker) = self.start(&calm) else {
             breach("an undisturbed start gave nothing".to_owned());
         };
+        self.ledger.borrow_mut().reads_may_fail = false;
         let clients = self.clients(broker);
         self.world.block_on(async {
-            check_all(&clients, false).await;
+            check_all(&clients).await;
             self.make_topics(&clients).await;
             self.expect_service(&clients).await;
         });
+        if self.scenario.rot_bytes > 0 {
+            self.crash(Crash::Process);
+            self.spoil();
+            // It may refuse to start, if it says why; if it starts, it may miss things, but not show wrong ones.
+            if let Some(broker) = self.start(&calm) {
+                self.world.block_on(check_all(&self.clients(broker)));
+            }
+        }
     }
 }
 
