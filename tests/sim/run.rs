@@ -4,10 +4,11 @@
 //! check of everything, clients with a fault or without, and an end: a clean stop, a kill, or a loss of power.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ringmq::io::sim::{Crash, DiskOptions, Errno, Latency, OpKind, SimOptions, SimWorld};
@@ -410,15 +411,36 @@ pub struct Outcome {
     pub trace_hash: u64,
 }
 
+/// Changes of what a seed decides.
+#[derive(Clone, Debug, Default)]
+pub struct Tweaks {
+    pub planted: Option<PlantedBug>,
+    /// Prints every event.
+    pub trace: bool,
+    /// The n-th operation of the first life fails.
+    pub first_life_fault: Option<(u64, Errno)>,
+    /// The second start is cut short after so many steps.
+    pub second_start_crash: Option<(u64, Crash)>,
+}
+
 /// Runs one seed; an error tells how the promise was broken.
 pub fn run_seed<S: SystemUnderTest>(
     system: &S,
     limits: &Limits,
-    planted: Option<PlantedBug>,
     seed: u64,
-    trace: bool,
+    tweaks: &Tweaks,
 ) -> Result<Outcome, String> {
-    let scenario = Scenario::draw(seed, limits, planted);
+    let mut scenario = Scenario::draw(seed, limits, tweaks.planted);
+    if let Some(fault) = tweaks.first_life_fault {
+        scenario.lives[0].fault_at = Some(fault);
+        scenario.lives[0].trouble = Trouble::None;
+    }
+    if let Some(crash) = tweaks.second_start_crash {
+        scenario.lives[0].fault_at = None;
+        scenario.lives[0].start_crash = None;
+        scenario.lives[1].start_crash = Some(crash);
+    }
+    let trace = tweaks.trace;
     if trace {
         eprintln!("{scenario:#?}");
     }
@@ -483,42 +505,76 @@ fn number_from_env(key: &str) -> Option<u64> {
     )
 }
 
-/// Runs many seeds on all cores and gives the sum of what they did. The first seed that breaks the promise ends the
-/// test. `RINGMQ_SEED=n` runs that one with a trace; `RINGMQ_SIM_SEEDS=n` runs so many, `RINGMQ_SIM_FIRST=n` from there.
-pub fn run_seeds<S: SystemUnderTest + Sync>(system: &S, limits: &Limits, seeds: u64) -> Counts {
+/// Runs many seeds on all cores and gives the sum of what they did. The least seed that breaks the promise ends the
+/// test. `RINGMQ_SEED=n` runs that one with a trace.
+pub fn run_seeds<S: SystemUnderTest + Sync>(
+    system: &S,
+    limits: &Limits,
+    seeds: Range<u64>,
+) -> Counts {
     if let Some(seed) = number_from_env("RINGMQ_SEED") {
-        match run_seed(system, limits, None, seed, true) {
+        match run_seed(
+            system,
+            limits,
+            seed,
+            &Tweaks {
+                trace: true,
+                ..Tweaks::default()
+            },
+        ) {
             Ok(outcome) => return outcome.counts,
-            Err(why) => panic!("RINGMQ_SEED={seed}: {why}"),
+            Err(why) => panic!("RINGMQ_SEED={seed} breaks the promise: {why}"),
         }
     }
-    let seeds = number_from_env("RINGMQ_SIM_SEEDS").unwrap_or(seeds);
+    let runs: Vec<_> = seeds
+        .clone()
+        .map(|seed| (seed, Tweaks::default()))
+        .collect();
+    let counts = run_all(system, limits, &runs);
+    eprintln!("seeds {seeds:?}: {counts:?}");
+    counts
+}
+
+/// How many seeds to run: `RINGMQ_SIM_SEEDS=n` runs so many, `RINGMQ_SIM_FIRST=n` from there.
+pub fn seeds_from_env(default: u64) -> Range<u64> {
     let first = number_from_env("RINGMQ_SIM_FIRST").unwrap_or(0);
-    let next = AtomicU64::new(first);
-    let results: Mutex<(Counts, Vec<(u64, String)>)> = Mutex::default();
+    first..first + number_from_env("RINGMQ_SIM_SEEDS").unwrap_or(default)
+}
+
+/// Runs on all cores and gives the sum of what was done. The first failure by number ends the test.
+pub fn run_all<S: SystemUnderTest + Sync>(
+    system: &S,
+    limits: &Limits,
+    runs: &[(u64, Tweaks)],
+) -> Counts {
+    let next = AtomicUsize::new(0);
+    let results: Mutex<(Counts, Vec<(usize, String)>)> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + seeds || !results.lock().unwrap().1.is_empty() {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((seed, tweaks)) = runs.get(at) else {
+                        return;
+                    };
+                    if !results.lock().unwrap().1.is_empty() {
                         return;
                     }
-                    let outcome = run_seed(system, limits, None, seed, false);
+                    let outcome = run_seed(system, limits, *seed, tweaks);
                     let mut results = results.lock().unwrap();
                     match outcome {
                         Ok(outcome) => results.0.add(&outcome.counts),
-                        Err(why) => results.1.push((seed, why)),
+                        Err(why) => results.1.push((at, why)),
                     }
                 }
             });
         }
     });
     let (counts, failures) = results.into_inner().unwrap();
-    if let Some((seed, why)) = failures.iter().min() {
-        panic!("RINGMQ_SEED={seed} breaks the promise: {why}");
+    if let Some((at, why)) = failures.iter().min() {
+        let (seed, tweaks) = &runs[*at];
+        panic!("RINGMQ_SEED={seed} with {tweaks:?} breaks the promise: {why}");
     }
-    eprintln!("{seeds} seeds from {first}: {counts:?}");
     counts
 }
 
@@ -530,7 +586,11 @@ pub fn find_bug<S: SystemUnderTest>(
     seeds_max: u64,
 ) -> Option<(u64, String)> {
     (0..seeds_max).find_map(|seed| {
-        run_seed(system, limits, Some(planted), seed, false)
+        let tweaks = Tweaks {
+            planted: Some(planted),
+            ..Tweaks::default()
+        };
+        run_seed(system, limits, seed, &tweaks)
             .err()
             .map(|why| (seed, why))
     })
