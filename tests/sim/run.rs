@@ -4,6 +4,7 @@
 //! check of everything, clients with a fault or without, and an end: a clean stop, a kill, or a loss of power.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -19,8 +20,8 @@ use crate::workload::{Clients, Load, check_all, within};
 
 /// Virtual time in which a broker has to start, whatever happened before.
 const START_WITHIN: Duration = Duration::from_secs(60);
-/// Virtual time in which service is back after space is.
-const SPACE_BACK_WITHIN: Duration = Duration::from_secs(30);
+/// Virtual time in which service is back after a trouble is over.
+const SERVICE_BACK_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a system needs to be tested with.
 #[derive(Clone, Debug)]
@@ -294,13 +295,15 @@ impl<S: SystemUnderTest> Run<'_, S> {
             }),
         }
         world.block_on(world.after_steps(life.steps));
-        if let Trouble::Full { .. } = life.trouble {
-            world.with_disk(0, |disk| {
-                disk.options.capacity_bytes = DiskOptions::default().capacity_bytes;
-            });
-            // Another fault may have failed a log for good.
-            if life.fault_at.is_none() {
-                world.block_on(self.expect_service(&clients));
+        world.with_disk(0, |disk| {
+            disk.options.capacity_bytes = DiskOptions::default().capacity_bytes;
+        });
+        // A second fault would make it unclear which logs may have failed.
+        if life.fault_at.is_none() {
+            match life.trouble {
+                Trouble::OneFails(..) => world.block_on(self.expect_service(&clients, 1)),
+                Trouble::DeviceGone => {}
+                _ => world.block_on(self.expect_service(&clients, 0)),
             }
         }
         match life.end {
@@ -343,32 +346,44 @@ impl<S: SystemUnderTest> Run<'_, S> {
         }
     }
 
-    /// After space is back, sends are taken again without a restart.
-    async fn expect_service(&self, clients: &Clients<S::Broker>) {
-        let Some(topic) = self.ledger.borrow().topics().first().cloned() else {
-            return;
-        };
-        let probe = async {
-            loop {
+    /// Every log takes sends within a time; `failed_max` of them may have failed for good.
+    async fn expect_service(&self, clients: &Clients<S::Broker>, failed_max: usize) {
+        let mut queue_of_log = BTreeMap::new();
+        for topic in self.ledger.borrow().topics() {
+            for queue_id in 0..topic.queues {
                 let queue = Queue {
                     topic_id: topic.id,
-                    queue_id: 0,
+                    queue_id,
                 };
-                match clients.send(queue, vec![(100, 1)]).await {
-                    Ok(()) => return,
-                    Err(Refused::Poisoned(why)) => {
-                        breach(format!("a full disk made a log fail for good: {why}"));
-                    }
-                    Err(_) => self.world.sleep(Duration::from_millis(100)).await,
-                }
+                queue_of_log.insert(clients.broker.log_of(queue), queue);
             }
-        };
-        if within(&clients.env, SPACE_BACK_WITHIN, probe)
-            .await
-            .is_none()
-        {
+        }
+        let mut failed = Vec::new();
+        for (log, queue) in queue_of_log {
+            let probe = async {
+                loop {
+                    match clients.send(queue, vec![(100, 1)]).await {
+                        Ok(()) => return None,
+                        Err(Refused::Poisoned(why)) => return Some(why),
+                        Err(_) => self.world.sleep(Duration::from_millis(100)).await,
+                    }
+                    // An administrator may have deleted the topic meanwhile.
+                    if !self.ledger.borrow().is_live(queue) {
+                        return None;
+                    }
+                }
+            };
+            match within(&clients.env, SERVICE_BACK_WITHIN, probe).await {
+                Some(None) => {}
+                Some(Some(why)) => failed.push((log, why)),
+                None => breach(format!(
+                    "log {log} should serve again, and does not within {SERVICE_BACK_WITHIN:?}"
+                )),
+            }
+        }
+        if failed.len() > failed_max {
             breach(format!(
-                "space is back, service is not within {SPACE_BACK_WITHIN:?}"
+                "these logs failed for good, and at most {failed_max} should: {failed:?}"
             ));
         }
     }
@@ -392,7 +407,7 @@ impl<S: SystemUnderTest> Run<'_, S> {
         self.world.block_on(async {
             check_all(&clients).await;
             self.make_topics(&clients).await;
-            self.expect_service(&clients).await;
+            self.expect_service(&clients, 0).await;
         });
         if self.scenario.rot_bytes > 0 {
             self.crash(Crash::Process);
