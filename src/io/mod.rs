@@ -5,5 +5,6 @@ pub mod aligned_buf;
 pub mod body;
 pub mod env;
 pub mod glommio;
+pub mod rlimit;
 pub mod sim;
 pub mod tcp;
