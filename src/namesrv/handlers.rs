@@ -698,3 +698,6 @@ fn topic_list(topic_list: Vec<&str>, broker_addr: Option<&str>) -> Answer {
 fn monotonic_ms(env: &impl Env) -> u64 {
     env.now_ns() / 1_000_000
 }
+
+#[cfg(test)]
+mod tests;
