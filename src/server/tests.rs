@@ -376,11 +376,14 @@ fn a_broken_frame_closes_its_own_connection_without_an_answer_and_no_other() {
 #[test]
 fn a_half_open_peer_gets_what_is_queued_and_then_the_end() {
     serve(ServerOptions::default(), async |world: &World| {
+        // More than the socket takes at once, so that the end is read while the answer is still queued.
+        world.handler.answer_bytes.set(15 << 20);
         world
             .peer(|address| {
                 let mut peer = Peer::new(address);
                 peer.send(&request(1, Encoding::Json, b"x"));
                 peer.socket.shutdown(Shutdown::Write).unwrap();
+                std::thread::sleep(SECOND / 5);
                 let started = Instant::now();
                 assert_eq!(peer.receive().unwrap().opaque, 1);
                 assert!(peer.receive().is_none());

@@ -6,6 +6,6 @@ mod tcp;
 #[cfg(test)]
 pub mod testing;
 
-pub use env::GlommioEnv;
+pub use env::{GlommioEnv, disk_space};
 pub use pages::{DmaPages, ReadPages};
 pub use tcp::{Listener, Stream, connect};
