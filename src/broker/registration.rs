@@ -11,8 +11,6 @@
 //!
 //! Not here: heartbeats of acting masters (904), and what a slave does with its master's address.
 
-pub mod meta_source;
-
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -27,7 +25,6 @@ use crate::io::body::Body;
 use crate::io::env::Env;
 use crate::server::Handler;
 use crate::server::connection::{Connection, Responder};
-use crate::shard::meta::MetaChange;
 use crate::wire::remoting::body::{
     DataVersion, KVTable, RegisterBrokerBody, TopicConfig, TopicConfigAndMappingSerializeWrapper,
 };
@@ -433,15 +430,7 @@ struct Inner<E: Env, S: RegistrationSource> {
     identity: BrokerIdentity,
     source: Rc<S>,
     targets: Vec<Rc<Target>>,
-    observed: RefCell<Observed>,
     stopping: Cell<bool>,
-}
-
-/// Changes of the metadata that wait for the version that goes with them.
-#[derive(Default)]
-struct Observed {
-    topics: BTreeSet<String>,
-    deleted: bool,
 }
 
 /// Keeps this broker registered. Cheap to clone; all clones are one.
@@ -480,7 +469,6 @@ impl<E: Env, S: RegistrationSource> Registrar<E, S> {
             identity,
             source,
             targets,
-            observed: RefCell::default(),
             stopping: Cell::new(false),
         }))
     }
@@ -503,29 +491,6 @@ impl<E: Env, S: RegistrationSource> Registrar<E, S> {
     /// Several topics changed, or one was deleted.
     pub fn table_changed(&self) {
         self.each(Progress::table_changed);
-    }
-
-    /// To be called with every change of the metadata, after it was applied. A changed topic is told when the version that
-    /// follows it is known: under its old version a name server would not take it.
-    pub fn observe(&self, change: &MetaChange) {
-        match change {
-            MetaChange::TopicPut(topic) => {
-                let name = topic.name.to_string();
-                self.0.observed.borrow_mut().topics.insert(name);
-            }
-            MetaChange::TopicDeleted(_) => self.0.observed.borrow_mut().deleted = true,
-            MetaChange::Versions { .. } => {
-                let Observed { topics, deleted } = self.0.observed.take();
-                // Name servers keep a topic that a registration lacks, unless they are told otherwise, so with a large
-                // table the next period is soon enough.
-                if deleted && self.0.source.topic_count() <= REPEATED_TOPICS_MAX {
-                    self.table_changed();
-                } else {
-                    topics.iter().for_each(|topic| self.topic_changed(topic));
-                }
-            }
-            _ => {}
-        }
     }
 
     /// Each name server and whether it has our registration, as far as we know.

@@ -5,7 +5,6 @@
 
 use std::path::PathBuf;
 
-use crate::base::config::NamesrvSettings;
 use crate::namesrv::route_table::RegisterOptions;
 
 /// RocketMQ's `NamesrvConfig`, as far as it means something here.
@@ -42,25 +41,6 @@ impl Default for NamesrvOptions {
             need_wait_for_service: false,
             wait_seconds_for_service: 45,
             delete_topic_with_broker_registration: false,
-        }
-    }
-}
-
-impl From<&NamesrvSettings> for NamesrvOptions {
-    fn from(settings: &NamesrvSettings) -> Self {
-        Self {
-            listen_port: settings.listen_port,
-            kv_config_path: settings.kv_config_path.clone(),
-            scan_interval_ms: settings.scan_period_ms,
-            support_acting_master: settings.acting_master,
-            order_message_enable: settings.order_messages,
-            return_order_topic_config_to_broker: settings.return_order_config,
-            enable_all_topic_list: settings.all_topic_list,
-            enable_topic_list: settings.topic_list,
-            notify_min_broker_id_changed: settings.notify_min_broker_id,
-            need_wait_for_service: settings.wait_for_service,
-            wait_seconds_for_service: settings.wait_for_service_s,
-            delete_topic_with_broker_registration: settings.delete_unregistered_topics,
         }
     }
 }
@@ -258,13 +238,6 @@ fn number(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_defaults_are_those_of_the_configuration() {
-        let mut options = NamesrvOptions::from(&NamesrvSettings::default());
-        options.kv_config_path = NamesrvOptions::default().kv_config_path;
-        assert_eq!(options, NamesrvOptions::default());
-    }
 
     #[test]
     fn every_changeable_key_is_listed_and_can_be_changed() {
