@@ -6,6 +6,7 @@
 
 mod ledger;
 mod run;
+mod store;
 mod sut;
 mod toy;
 mod workload;
