@@ -170,8 +170,16 @@ fn body_of(id: MessageId, bytes: usize) -> Vec<u8> {
     body
 }
 
-fn properties_of(id: MessageId) -> Vec<u8> {
-    format!("UNIQ_KEY\u{1}{id:016X}\u{2}KEYS\u{1}k{}\u{2}", id % 7).into_bytes()
+/// The tags that messages have: of one letter, so that their code (Java's `String.hashCode`) is that letter.
+pub const TAGS_CODES: std::ops::Range<i64> = 'A' as i64..'D' as i64;
+
+fn properties_of(id: MessageId, tags_code: i64) -> Vec<u8> {
+    let tag = tags_code as u8 as char;
+    format!(
+        "UNIQ_KEY\u{1}{id:016X}\u{2}KEYS\u{1}k{}\u{2}TAGS\u{1}{tag}\u{2}",
+        id % 7
+    )
+    .into_bytes()
 }
 
 fn id_of(properties: &[u8]) -> Option<MessageId> {
@@ -342,7 +350,7 @@ impl Ledger {
                 });
                 Message {
                     body: body_of(id, body_bytes),
-                    properties: properties_of(id),
+                    properties: properties_of(id, tags_code),
                     tags_code,
                 }
             })
@@ -604,7 +612,9 @@ impl Ledger {
                 sent.queue
             ));
         }
-        if stored.properties != properties_of(id) || stored.body != body_of(id, sent.body_bytes) {
+        if stored.properties != properties_of(id, sent.tags_code)
+            || stored.body != body_of(id, sent.body_bytes)
+        {
             let body = body_of(id, sent.body_bytes);
             let place = body.iter().zip(&stored.body).position(|(a, b)| a != b);
             breach(format!(

@@ -79,7 +79,10 @@ fn plant(settings: &Settings) {
         }));
     }
     #[cfg(not(feature = "planted-bugs"))]
-    assert!(settings.planted.is_none(), "build with --features planted-bugs");
+    assert!(
+        settings.planted.is_none(),
+        "build with --features planted-bugs"
+    );
 }
 
 pub fn refused(refusal: Refusal) -> Refused {
@@ -163,7 +166,10 @@ fn number(bytes: &[u8]) -> u32 {
 impl LogsBroker {
     fn read_topics(&self) {
         let tables = self.logs[0].tables().borrow();
-        let last = tables.metadata.get(LAST_ID).map_or(0, |value| number(value));
+        let last = tables
+            .metadata
+            .get(LAST_ID)
+            .map_or(0, |value| number(value));
         self.next_topic_id.set(last + 1);
         *self.names.borrow_mut() = tables
             .metadata
@@ -224,22 +230,30 @@ impl LogsBroker {
         if wish.offset < bounds.min_offset {
             return Ok(gift);
         }
-        while gift.next_offset < bounds.max_offset && gift.messages.len() < wish.messages_max as usize {
+        while gift.next_offset < bounds.max_offset
+            && gift.messages.len() < wish.messages_max as usize
+        {
             let entry = log.entry(key(queue), gift.next_offset).await;
             let Some(entry) = self.still_there(queue, gift.next_offset, entry)? else {
                 break;
             };
             gift.next_offset += 1;
-            if wish.tags_code.is_some_and(|wanted| wanted != entry.tags_code) {
+            if wish
+                .tags_code
+                .is_some_and(|wanted| wanted != entry.tags_code)
+            {
                 continue;
             }
             let slices = log.record(entry).await;
-            let Some(slices) = self.still_there(queue, gift.next_offset - 1, slices.map(Some))? else {
+            let Some(slices) = self.still_there(queue, gift.next_offset - 1, slices.map(Some))?
+            else {
                 gift.next_offset -= 1;
                 break;
             };
             let mut bytes = Vec::new();
-            slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
+            slices
+                .iter()
+                .for_each(|slice| bytes.extend_from_slice(slice));
             let record = RecordView::parse_checked(&bytes)
                 .map_err(|error| unreadable(std::io::Error::other(error)))?;
             gift.messages.push(Stored {
@@ -317,7 +331,9 @@ impl Broker for LogsBroker {
         self.names.borrow_mut().remove(&id);
         for log in &self.logs {
             // What this misses is dropped after the next start, or stays as rubbish under an id that is never used again.
-            let _ = self.control(log, &[Control::TopicDropped { topic_id: id }]).await;
+            let _ = self
+                .control(log, &[Control::TopicDropped { topic_id: id }])
+                .await;
         }
         Ok(())
     }
