@@ -254,7 +254,7 @@ impl State {
         let id = self.take_id();
         let kind = op.kind();
         let (a, b) = op.digest();
-        self.trace("disk", [id, a, b]);
+        self.trace(kind.name(), [id, a, b]);
         let State { nodes, random, .. } = self;
         let machine = &mut nodes[node];
         let fault = machine.disk.submit(random, kind);
