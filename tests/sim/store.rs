@@ -254,8 +254,9 @@ impl LogsBroker {
             slices
                 .iter()
                 .for_each(|slice| bytes.extend_from_slice(slice));
-            let record = RecordView::parse_checked(&bytes)
-                .map_err(|error| unreadable(std::io::Error::other(error)))?;
+            let record = RecordView::parse_checked(&bytes).map_err(|error| {
+                unreadable(std::io::Error::other(format!("{entry:?}: {error}")))
+            })?;
             gift.messages.push(Stored {
                 queue_offset: record.queue_offset(),
                 body: record.body().to_vec(),
