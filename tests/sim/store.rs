@@ -170,6 +170,12 @@ impl LogsBroker {
             .metadata
             .get(LAST_ID)
             .map_or(0, |value| number(value));
+        // A loss of power in ASYNC_FLUSH may take back what log 0 knew, and leave messages of that topic elsewhere.
+        let used = self.logs.iter().filter_map(|log| {
+            let tables = log.tables().borrow();
+            tables.open_topics.all().map(|(id, _)| id).max()
+        });
+        let last = used.max().unwrap_or(0).max(last);
         self.next_topic_id.set(last + 1);
         *self.names.borrow_mut() = tables
             .metadata
