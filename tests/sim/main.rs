@@ -6,6 +6,7 @@
 
 mod ledger;
 mod run;
+mod shards;
 mod store;
 mod sut;
 mod toy;
@@ -14,6 +15,7 @@ mod workload;
 use ringmq::io::sim::{Crash, Errno};
 
 use run::{Limits, Tweaks, find_bug, run_all, run_seed, run_seeds, seeds_from_env};
+use shards::Shards;
 use store::Logs;
 use toy::{BUGS, Toy};
 
@@ -37,6 +39,20 @@ const LOGS_LIMITS: Limits = Limits {
 #[test]
 fn the_logs_keep_the_promise() {
     let counts = run_seeds(&Logs, &LOGS_LIMITS, seeds_from_env(100));
+    assert!(counts.acknowledged > 0 && counts.delivered > 0 && counts.restarts > 0);
+}
+
+const SHARDS_LIMITS: Limits = Limits {
+    logs_max: 4,
+    shards_max: 3,
+    segment_bytes: &[1 << 20, 2 << 20],
+    huge_messages: true,
+    retention: true,
+};
+
+#[test]
+fn the_shards_keep_the_promise() {
+    let counts = run_seeds(&Shards, &SHARDS_LIMITS, seeds_from_env(100));
     assert!(counts.acknowledged > 0 && counts.delivered > 0 && counts.restarts > 0);
 }
 

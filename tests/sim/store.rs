@@ -66,7 +66,7 @@ impl LogListener for Listener {
 }
 
 /// The store's own faults by name, for the features of a build with `planted-bugs`.
-fn plant(settings: &Settings) {
+pub fn plant(settings: &Settings) {
     #[cfg(feature = "planted-bugs")]
     {
         use ringmq::store::planted::PlantedBug;
@@ -293,7 +293,7 @@ impl LogsBroker {
     }
 }
 
-fn key(queue: Queue) -> QueueKey {
+pub fn key(queue: Queue) -> QueueKey {
     QueueKey {
         topic_id: queue.topic_id,
         queue_id: queue.queue_id,

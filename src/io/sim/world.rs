@@ -342,6 +342,11 @@ impl Drop for SimWorld {
         let tasks = std::mem::take(&mut state.tasks);
         let events = std::mem::take(&mut state.events);
         let waiters = std::mem::take(&mut state.step_waiters);
+        // A handle that is leaked must not keep whole disks.
+        for node in &mut state.nodes {
+            node.disk = Disk::new(DiskOptions::default());
+            node.in_flight.clear();
+        }
         drop(state);
         drop((tasks, events, waiters));
     }
