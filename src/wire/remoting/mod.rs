@@ -2,8 +2,13 @@
 //!
 //! Source of all facts: `remoting/.../protocol/RemotingCommand`, `RocketMQSerializable`, `netty/NettyDecoder`.
 
+mod binary_header;
 pub mod body;
 pub mod code;
 pub mod command;
 pub mod frame;
+#[cfg(test)]
+mod frame_tests;
 pub mod json;
+mod json_header;
+mod json_scan;

@@ -1,0 +1,215 @@
+//! The JSON header: scanned in place, fields become ranges, nothing is allocated but an unusual remark.
+
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
+
+use crate::base::limits::HEADER_FIELDS_MAX;
+use crate::wire::remoting::command::{
+    Command, Encoding, Field, FieldValue, LANGUAGE_OTHER, LANGUAGES, Outgoing, VERSION,
+};
+use crate::wire::remoting::frame::FrameError;
+use crate::wire::remoting::json_scan::{DEPTH_MAX, ScanError, Scanner, unescape, write_string};
+
+/// Decodes a header. Keys that are not there keep RocketMQ's defaults; keys that it does not know are skipped.
+pub fn decode(header: Bytes) -> Result<Command, FrameError> {
+    let mut command = Command {
+        encoding: Encoding::Json,
+        code: 0,
+        language: 0,
+        version: 0,
+        opaque: 0,
+        flag: 0,
+        remark: None,
+        header: Bytes::new(),
+        fields: SmallVec::new(),
+        body: Bytes::new(),
+    };
+    let mut scanner = Scanner::new(&header);
+    scanner.expect(b'{', "an object")?;
+    if !scanner.take(b'}') {
+        loop {
+            let name = scanner.string()?;
+            scanner.expect(b':', "':'")?;
+            match &scanner.text()[name.range] {
+                b"code" => command.code = number(&mut scanner)?.unwrap_or(0),
+                b"version" => command.version = number(&mut scanner)?.unwrap_or(0),
+                b"opaque" => command.opaque = number(&mut scanner)?.unwrap_or(0),
+                b"flag" => command.flag = number(&mut scanner)?.unwrap_or(0),
+                b"language" => command.language = language(&mut scanner)?,
+                b"remark" => command.remark = text(&mut scanner)?,
+                b"extFields" => fields(&mut scanner, &mut command.fields)?,
+                _ => {
+                    scanner.skip_value(DEPTH_MAX)?;
+                }
+            }
+            if !scanner.another(b'}')? {
+                break;
+            }
+        }
+    }
+    scanner.end()?;
+    command.header = header;
+    Ok(command)
+}
+
+/// A number, or a string that is one; `None` for null.
+fn number(scanner: &mut Scanner<'_>) -> Result<Option<i32>, ScanError> {
+    let (at, range) = match scanner.peek() {
+        Some(b'"') => (scanner.at(), scanner.string()?.range),
+        _ => (scanner.at(), scanner.literal()?),
+    };
+    match &scanner.text()[range] {
+        b"null" => Ok(None),
+        digits => match std::str::from_utf8(digits)
+            .ok()
+            .and_then(|digits| digits.parse().ok())
+        {
+            Some(number) => Ok(Some(number)),
+            None => Err(ScanError {
+                at,
+                wanted: "a 32-bit number",
+            }),
+        },
+    }
+}
+
+/// A language by name or ordinal; an unknown one is no error.
+fn language(scanner: &mut Scanner<'_>) -> Result<u8, ScanError> {
+    let range = match scanner.peek() {
+        Some(b'"') => scanner.string()?.range,
+        _ => scanner.skip_value(DEPTH_MAX)?,
+    };
+    let name = &scanner.text()[range];
+    let by_name = LANGUAGES
+        .iter()
+        .position(|known| known.as_bytes() == name)
+        .map(|ordinal| ordinal as u8);
+    let by_ordinal = || {
+        std::str::from_utf8(name)
+            .ok()?
+            .parse()
+            .ok()
+            .filter(|&ordinal| usize::from(ordinal) < LANGUAGES.len())
+    };
+    Ok(by_name.or_else(by_ordinal).unwrap_or(LANGUAGE_OTHER))
+}
+
+/// A text, or any other value as it is written; `None` for null.
+fn text(scanner: &mut Scanner<'_>) -> Result<Option<String>, ScanError> {
+    let range = match scanner.peek() {
+        Some(b'"') => scanner.string()?.range,
+        _ => scanner.skip_value(DEPTH_MAX)?,
+    };
+    Ok(match &scanner.text()[range] {
+        b"null" => None,
+        content => Some(String::from_utf8_lossy(&unescape(content)).into_owned()),
+    })
+}
+
+/// The object of header fields.
+fn fields(scanner: &mut Scanner<'_>, fields: &mut SmallVec<[Field; 20]>) -> Result<(), FrameError> {
+    fields.clear();
+    if scanner.peek() == Some(b'n') {
+        scanner.literal()?;
+        return Ok(());
+    }
+    scanner.expect(b'{', "an object of header fields")?;
+    if scanner.take(b'}') {
+        return Ok(());
+    }
+    loop {
+        let name = scanner.string()?;
+        scanner.expect(b':', "':'")?;
+        let (value, value_escaped) = match scanner.peek() {
+            Some(b'"') => {
+                let value = scanner.string()?;
+                (Some(value.range), value.escaped)
+            }
+            _ => {
+                let range = scanner.skip_value(DEPTH_MAX)?;
+                let is_null = &scanner.text()[range.clone()] == b"null";
+                ((!is_null).then_some(range), false)
+            }
+        };
+        if let Some(value) = value {
+            if fields.len() == HEADER_FIELDS_MAX {
+                return Err(FrameError::TooManyFields);
+            }
+            fields.push(Field {
+                name: short(name.range),
+                value: short(value),
+                name_escaped: name.escaped,
+                value_escaped,
+            });
+        }
+        if !scanner.another(b'}')? {
+            return Ok(());
+        }
+    }
+}
+
+/// A header has less than 2^24 bytes, so its offsets fit.
+fn short(range: Range<usize>) -> (u32, u32) {
+    (range.start as u32, range.end as u32)
+}
+
+/// Appends the header, with its keys in the order in which Java writes them.
+pub fn encode(command: &Outgoing, out: &mut BytesMut) {
+    out.extend_from_slice(b"{\"code\":");
+    write_int(command.code.into(), out);
+    if !command.fields.is_empty() {
+        out.extend_from_slice(b",\"extFields\":{");
+        for (at, (name, value)) in command.fields.iter().enumerate() {
+            if at > 0 {
+                out.extend_from_slice(b",");
+            }
+            write_string(name, out);
+            out.extend_from_slice(b":");
+            match value {
+                FieldValue::Text(text) => write_string(text, out),
+                FieldValue::Shared(text) => write_string(text, out),
+                FieldValue::Int(number) => {
+                    out.extend_from_slice(b"\"");
+                    write_int(*number, out);
+                    out.extend_from_slice(b"\"");
+                }
+                FieldValue::Bool(true) => out.extend_from_slice(b"\"true\""),
+                FieldValue::Bool(false) => out.extend_from_slice(b"\"false\""),
+            }
+        }
+        out.extend_from_slice(b"}");
+    }
+    out.extend_from_slice(b",\"flag\":");
+    write_int(command.flag.into(), out);
+    out.extend_from_slice(b",\"language\":\"JAVA\",\"opaque\":");
+    write_int(command.opaque.into(), out);
+    if let Some(remark) = &command.remark {
+        out.extend_from_slice(b",\"remark\":");
+        write_string(remark, out);
+    }
+    out.extend_from_slice(b",\"serializeTypeCurrentRPC\":\"JSON\",\"version\":");
+    write_int(VERSION.into(), out);
+    out.extend_from_slice(b"}");
+}
+
+/// Appends a decimal number without an allocation.
+pub(super) fn write_int(number: i64, out: &mut BytesMut) {
+    let mut digits = [0u8; 20];
+    let mut start = digits.len();
+    let mut left = number.unsigned_abs();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        start -= 1;
+        digits[start] = b'-';
+    }
+    out.extend_from_slice(&digits[start..]);
+}

@@ -1,0 +1,338 @@
+//! The tokens of JSON text: strings as ranges, literals, and the way past a value that nobody wants.
+//!
+//! Used by the header decoder, which must not allocate, and by the body parser in `json`. Control characters inside
+//! strings are accepted, as fastjson accepts them.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// Objects and arrays within each other. RocketMQ's own bodies need six.
+pub const DEPTH_MAX: usize = 64;
+
+/// Text that is not JSON, with the byte at which that shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("byte {at} of the JSON text: {wanted} was expected")]
+pub struct ScanError {
+    pub at: usize,
+    pub wanted: &'static str,
+}
+
+/// Content of a string, without its quotes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StringToken {
+    pub range: Range<usize>,
+    pub escaped: bool,
+}
+
+/// A place in JSON text.
+pub struct Scanner<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Scanner<'a> {
+    pub fn new(text: &'a [u8]) -> Self {
+        Self { text, at: 0 }
+    }
+
+    /// Byte offset of the next token's search.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    pub fn text(&self) -> &'a [u8] {
+        self.text
+    }
+
+    pub fn error<T>(&self, wanted: &'static str) -> Result<T, ScanError> {
+        Err(ScanError {
+            at: self.at,
+            wanted,
+        })
+    }
+
+    /// First byte of the next token; it stays.
+    pub fn peek(&mut self) -> Option<u8> {
+        while let Some(&byte) = self.text.get(self.at) {
+            if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
+                return Some(byte);
+            }
+            self.at += 1;
+        }
+        None
+    }
+
+    /// Takes `byte` if it is next.
+    pub fn take(&mut self, byte: u8) -> bool {
+        let next = self.peek() == Some(byte);
+        self.at += usize::from(next);
+        next
+    }
+
+    pub fn expect(&mut self, byte: u8, wanted: &'static str) -> Result<(), ScanError> {
+        if self.take(byte) {
+            Ok(())
+        } else {
+            self.error(wanted)
+        }
+    }
+
+    /// After an element: true if another one follows, false if `close` was taken.
+    pub fn another(&mut self, close: u8) -> Result<bool, ScanError> {
+        if self.take(b',') {
+            return Ok(true);
+        }
+        self.expect(close, "',' or the closing bracket")?;
+        Ok(false)
+    }
+
+    /// Nothing but white space may follow.
+    pub fn end(&mut self) -> Result<(), ScanError> {
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => self.error("the end of the text"),
+        }
+    }
+
+    /// The string that is next.
+    pub fn string(&mut self) -> Result<StringToken, ScanError> {
+        self.expect(b'"', "a string")?;
+        let start = self.at;
+        let mut escaped = false;
+        loop {
+            let Some(found) = self.text[self.at..]
+                .iter()
+                .position(|&byte| byte == b'"' || byte == b'\\')
+            else {
+                self.at = self.text.len();
+                return self.error("the closing quote of a string");
+            };
+            self.at += found;
+            if self.text[self.at] == b'"' {
+                let range = start..self.at;
+                self.at += 1;
+                return Ok(StringToken { range, escaped });
+            }
+            escaped = true;
+            self.at += 1;
+            self.check_escape()?;
+        }
+    }
+
+    /// Takes what follows a backslash.
+    fn check_escape(&mut self) -> Result<(), ScanError> {
+        match self.text.get(self.at) {
+            Some(b'"' | b'\\' | b'/' | b'\'' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
+            Some(b'u') if hex4(&self.text[self.at + 1..]).is_some() => self.at += 5,
+            _ => return self.error("an escape that JSON knows"),
+        }
+        Ok(())
+    }
+
+    /// The number, true, false or null that is next: everything up to a separator.
+    pub fn literal(&mut self) -> Result<Range<usize>, ScanError> {
+        self.peek();
+        let start = self.at;
+        self.at += self.text[start..]
+            .iter()
+            .position(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'-' | b'+' | b'.'))
+            .unwrap_or(self.text.len() - start);
+        if self.at == start {
+            return self.error("a value");
+        }
+        Ok(start..self.at)
+    }
+
+    /// Goes past the value that is next and returns where it was.
+    pub fn skip_value(&mut self, depth_left: usize) -> Result<Range<usize>, ScanError> {
+        let Some(first) = self.peek() else {
+            return self.error("a value");
+        };
+        let start = self.at;
+        match first {
+            b'"' => {
+                self.string()?;
+            }
+            b'{' | b'[' => {
+                if depth_left == 0 {
+                    return self.error("a value that is nested less deeply");
+                }
+                self.at += 1;
+                let close = if first == b'{' { b'}' } else { b']' };
+                if !self.take(close) {
+                    loop {
+                        if first == b'{' {
+                            self.skip_value(depth_left - 1)?;
+                            self.expect(b':', "':'")?;
+                        }
+                        self.skip_value(depth_left - 1)?;
+                        if !self.another(close)? {
+                            break;
+                        }
+                    }
+                }
+            }
+            _ => {
+                self.literal()?;
+            }
+        }
+        Ok(start..self.at)
+    }
+}
+
+/// The number that four hexadecimal digits at the start of `text` say.
+fn hex4(text: &[u8]) -> Option<u16> {
+    text.get(..4)?.iter().try_fold(0, |number, &digit| {
+        Some((number << 4) | (digit as char).to_digit(16)? as u16)
+    })
+}
+
+/// The bytes of a string's content that [`Scanner::string`] has checked. A half of a surrogate pair becomes U+FFFD.
+pub fn unescape(content: &[u8]) -> Cow<'_, [u8]> {
+    let Some(first) = content.iter().position(|&byte| byte == b'\\') else {
+        return Cow::Borrowed(content);
+    };
+    let mut plain = Vec::with_capacity(content.len());
+    plain.extend_from_slice(&content[..first]);
+    let mut rest = &content[first..];
+    while let Some((&byte, after)) = rest.split_first() {
+        if byte != b'\\' {
+            let run = rest
+                .iter()
+                .position(|&byte| byte == b'\\')
+                .unwrap_or(rest.len());
+            plain.extend_from_slice(&rest[..run]);
+            rest = &rest[run..];
+            continue;
+        }
+        let Some((&kind, after)) = after.split_first() else {
+            break;
+        };
+        rest = after;
+        match kind {
+            b'b' => plain.push(0x08),
+            b'f' => plain.push(0x0C),
+            b'n' => plain.push(b'\n'),
+            b'r' => plain.push(b'\r'),
+            b't' => plain.push(b'\t'),
+            b'u' => {
+                let first = hex4(rest).unwrap_or(0xFFFD);
+                rest = rest.get(4..).unwrap_or_default();
+                let second = match rest {
+                    [b'\\', b'u', low @ ..] if (0xD800..0xDC00).contains(&first) => {
+                        hex4(low).filter(|low| (0xDC00..0xE000).contains(low))
+                    }
+                    _ => None,
+                };
+                let units = [first, second.unwrap_or_default()];
+                let used = if second.is_some() {
+                    rest = &rest[6..];
+                    &units[..]
+                } else {
+                    &units[..1]
+                };
+                for character in char::decode_utf16(used.iter().copied()) {
+                    let character = character.unwrap_or(char::REPLACEMENT_CHARACTER);
+                    plain.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+                }
+            }
+            other => plain.push(other),
+        }
+    }
+    Cow::Owned(plain)
+}
+
+/// Appends `text` as a JSON string with its quotes, escaped as fastjson escapes it.
+pub fn write_string(text: &str, out: &mut impl Extend<u8>) {
+    out.extend([b'"']);
+    write_escaped(text, out);
+    out.extend([b'"']);
+}
+
+fn write_escaped(text: &str, out: &mut impl Extend<u8>) {
+    let bytes = text.as_bytes();
+    let mut written = 0;
+    for (at, &byte) in bytes.iter().enumerate() {
+        let short = match byte {
+            b'"' | b'\\' => byte,
+            0x08 => b'b',
+            b'\t' => b't',
+            b'\n' => b'n',
+            0x0C => b'f',
+            b'\r' => b'r',
+            0x00..=0x1F => 0,
+            _ => continue,
+        };
+        out.extend(bytes[written..at].iter().copied());
+        written = at + 1;
+        if short != 0 {
+            out.extend([b'\\', short]);
+        } else {
+            const HEX: &[u8; 16] = b"0123456789abcdef";
+            let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
+            out.extend([b'\\', b'u', b'0', b'0', high, low]);
+        }
+    }
+    out.extend(bytes[written..].iter().copied());
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn plain(text: &str) -> Option<String> {
+        let mut scanner = Scanner::new(text.as_bytes());
+        let token = scanner.string().ok()?;
+        Some(
+            String::from_utf8(unescape(&text.as_bytes()[token.range]).into_owned())
+                .unwrap_or_else(|_| "not UTF-8".into()),
+        )
+    }
+
+    #[test]
+    fn escapes_mean_what_json_says() {
+        assert_eq!(
+            plain(r#""a\u0001b\u0002\n\t\"\\\/""#).unwrap(),
+            "a\u{1}b\u{2}\n\t\"\\/"
+        );
+        assert_eq!(plain(r#""\uD83D\uDE00x""#).unwrap(), "\u{1F600}x");
+        assert_eq!(plain(r#""\uD83Dx\uDE00""#).unwrap(), "\u{FFFD}x\u{FFFD}");
+        assert_eq!(
+            plain(r#""\uD83D\uD83D\uDE00""#).unwrap(),
+            "\u{FFFD}\u{1F600}"
+        );
+        for bad in [r#""\u12""#, r#""\q""#, r#""abc"#, r#""abc\"#, "x"] {
+            assert_eq!(plain(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn nesting_beyond_the_limit_is_an_error_and_up_to_it_is_not() {
+        for (depth, fits) in [(DEPTH_MAX, true), (DEPTH_MAX + 1, false), (1 << 20, false)] {
+            let mut text = "[".repeat(depth);
+            if fits {
+                text += &"]".repeat(depth);
+            }
+            let result = Scanner::new(text.as_bytes()).skip_value(DEPTH_MAX);
+            assert_eq!(result.is_ok(), fits, "depth {depth}: {result:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_escaped_string_reads_back(text in any::<String>()) {
+            let mut json = Vec::new();
+            write_string(&text, &mut json);
+            prop_assert_eq!(&serde_json::from_slice::<String>(&json).unwrap(), &text);
+            prop_assert_eq!(plain(std::str::from_utf8(&json).unwrap()), Some(text));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in any::<Vec<u8>>()) {
+            let _ = Scanner::new(&bytes).skip_value(DEPTH_MAX);
+            let _ = unescape(&bytes);
+        }
+    }
+}
