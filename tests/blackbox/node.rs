@@ -6,11 +6,11 @@
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{self, Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::client::Connection;
+use crate::client::{Command, Connection, code};
 
 /// A broker that does not serve by then is broken.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -78,8 +78,8 @@ impl Setup {
     }
 
     /// The command line that this setup stands for.
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+    pub fn command(&self) -> process::Command {
+        let mut command = process::Command::new(binary());
         command
             .arg("standalone")
             .args(["--bind", "127.0.0.1"])
@@ -101,7 +101,7 @@ impl Setup {
         static LOG_NUMBER: AtomicU32 = AtomicU32::new(0);
         let log = std::env::temp_dir().join(format!(
             "ringmq-test-{}-{}.log",
-            std::process::id(),
+            process::id(),
             LOG_NUMBER.fetch_add(1, Ordering::Relaxed)
         ));
         let output = File::create(&log).unwrap();
@@ -196,19 +196,22 @@ impl Node {
         let Ok(mut connection) = Connection::open(address) else {
             return false;
         };
+        let request = Command::request(code::GET_MAX_OFFSET, &[], Vec::new());
         connection.set_read_timeout(Duration::from_secs(5)).is_ok()
-            && connection.max_offset("TBW102", 0).is_ok()
+            && connection.ask(&request).is_ok()
     }
 
     fn registered(&self) -> bool {
         let Ok(mut connection) = Connection::open(self.namesrv) else {
             return false;
         };
-        let route = connection.route("TBW102");
-        route.is_ok_and(|route| {
-            let brokers = route["brokerDatas"].as_array();
-            brokers.is_some_and(|brokers| !brokers.is_empty())
-        })
+        let request = Command::request(code::GET_BROKER_CLUSTER_INFO, &[], Vec::new());
+        let Ok(answer) = connection.ask(&request) else {
+            return false;
+        };
+        // The address stands between quotes, whatever the form of the tables around it.
+        let address = format!("\"{}\"", self.broker);
+        String::from_utf8_lossy(&answer.body).contains(&address)
     }
 
     pub fn connect(&self) -> Connection {
@@ -332,7 +335,7 @@ pub fn tail(text: &str, lines: usize) -> String {
 
 /// Sends a signal by the shell's own `kill`, which needs no further package.
 pub fn signal(pid: u32, name: &str) {
-    let status = Command::new("sh")
+    let status = process::Command::new("sh")
         .args(["-c", &format!("kill -{name} {pid}")])
         .status()
         .unwrap();
@@ -345,7 +348,7 @@ fn free_ports() -> (u16, u16) {
     const FIRST: u32 = 12_000;
     const SPAN: u32 = 20_000;
     static NEXT: AtomicU32 = AtomicU32::new(u32::MAX);
-    let seed = std::process::id().wrapping_mul(104_729) % SPAN;
+    let seed = process::id().wrapping_mul(104_729) % SPAN;
     let _ = NEXT.compare_exchange(u32::MAX, seed, Ordering::Relaxed, Ordering::Relaxed);
     for _ in 0..SPAN / 8 {
         let base = (FIRST + NEXT.fetch_add(8, Ordering::Relaxed) % SPAN) as u16;
