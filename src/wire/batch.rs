@@ -180,7 +180,8 @@ mod tests {
         }]);
         assert!(decode(good.clone()).is_ok());
         // Each of the three lengths: too small, too large, negative.
-        for (at, bytes) in [(3, [0x1C, 0x1E]), (19, [3, 5]), (25, [2, 4])] {
+        // A body of 8 or 9 bytes would leave no room for the length of the properties.
+        for (at, bytes) in [(3, [0x1C, 0x1E]), (19, [3, 5]), (19, [8, 9]), (25, [2, 4])] {
             for (at, byte) in [(at, bytes[0]), (at, bytes[1]), (at, 0xFF), (at - 1, 0x80)] {
                 let mut bad = good.to_vec();
                 bad[at] = byte;

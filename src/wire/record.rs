@@ -576,6 +576,27 @@ mod tests {
     }
 
     #[test]
+    fn the_crc_is_stored_without_its_sign_bit() {
+        // The CRC-32 of "a" is 0xE8B7BE43.
+        assert_eq!(body_crc(b"a"), 0x68B7_BE43);
+    }
+
+    #[test]
+    fn bytes_between_the_properties_and_the_end_are_an_error() {
+        let mut bytes = encode(&sample().fields());
+        bytes.push(0);
+        let total_bytes = bytes.len();
+        bytes[3] += 1;
+        assert_eq!(
+            RecordView::parse(&bytes).err(),
+            Some(RecordError::Spare {
+                total_bytes,
+                spare_bytes: 1
+            })
+        );
+    }
+
+    #[test]
     fn a_changed_body_is_found_by_its_crc() {
         let mut bytes = encode(&sample().fields());
         assert!(RecordView::parse_checked(&bytes).is_ok());

@@ -192,6 +192,19 @@ fn headers_that_lie_are_errors() {
 }
 
 #[test]
+fn the_length_of_a_binary_name_is_signed() {
+    for (bytes, fits) in [(0x7FFF, true), (0x8000, false)] {
+        let mut header = BytesMut::zeroed(17);
+        header.put_u32(2 + bytes + 4 + 1);
+        header.put_u16(bytes as u16);
+        header.put_bytes(b'n', bytes as usize);
+        header.put_u32(1);
+        header.put_u8(b'v');
+        assert_eq!(decode(1, &header).is_ok(), fits, "{bytes}");
+    }
+}
+
+#[test]
 fn fields_are_counted() {
     for (count, fits) in [(HEADER_FIELDS_MAX, true), (HEADER_FIELDS_MAX + 1, false)] {
         let many = (0..count).fold(Outgoing::success(), |outgoing, number| {

@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use bytes::BufMut;
+
 /// Objects and arrays within each other. RocketMQ's own bodies need six.
 pub const DEPTH_MAX: usize = 64;
 
@@ -119,11 +121,15 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Takes what follows a backslash.
+    /// Takes what follows a backslash: JSON's escapes, and those that only fastjson has.
     fn check_escape(&mut self) -> Result<(), ScanError> {
         match self.text.get(self.at) {
-            Some(b'"' | b'\\' | b'/' | b'\'' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
-            Some(b'u') if hex4(&self.text[self.at + 1..]).is_some() => self.at += 5,
+            Some(b'"' | b'\\' | b'/' | b'\'' | b'b' | b'f' | b'n' | b'r' | b't' | b'v') => {
+                self.at += 1
+            }
+            Some(b'0'..=b'7') => self.at += 1,
+            Some(b'u') if hex(&self.text[self.at + 1..], 4).is_some() => self.at += 5,
+            Some(b'x') if hex(&self.text[self.at + 1..], 2).is_some() => self.at += 3,
             _ => return self.error("an escape that JSON knows"),
         }
         Ok(())
@@ -180,9 +186,9 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The number that four hexadecimal digits at the start of `text` say.
-fn hex4(text: &[u8]) -> Option<u16> {
-    text.get(..4)?.iter().try_fold(0, |number, &digit| {
+/// The number that the first `count` hexadecimal digits of `text` say.
+fn hex(text: &[u8], count: usize) -> Option<u16> {
+    text.get(..count)?.iter().try_fold(0, |number, &digit| {
         Some((number << 4) | (digit as char).to_digit(16)? as u16)
     })
 }
@@ -215,12 +221,19 @@ pub fn unescape(content: &[u8]) -> Cow<'_, [u8]> {
             b'n' => plain.push(b'\n'),
             b'r' => plain.push(b'\r'),
             b't' => plain.push(b'\t'),
+            b'v' => plain.push(0x0B),
+            b'0'..=b'7' => plain.push(kind - b'0'),
+            b'x' => {
+                let code = hex(rest, 2).unwrap_or(0xFFFD);
+                rest = rest.get(2..).unwrap_or_default();
+                put_char(char::from_u32(code.into()), &mut plain);
+            }
             b'u' => {
-                let first = hex4(rest).unwrap_or(0xFFFD);
+                let first = hex(rest, 4).unwrap_or(0xFFFD);
                 rest = rest.get(4..).unwrap_or_default();
                 let second = match rest {
                     [b'\\', b'u', low @ ..] if (0xD800..0xDC00).contains(&first) => {
-                        hex4(low).filter(|low| (0xDC00..0xE000).contains(low))
+                        hex(low, 4).filter(|low| (0xDC00..0xE000).contains(low))
                     }
                     _ => None,
                 };
@@ -232,8 +245,7 @@ pub fn unescape(content: &[u8]) -> Cow<'_, [u8]> {
                     &units[..1]
                 };
                 for character in char::decode_utf16(used.iter().copied()) {
-                    let character = character.unwrap_or(char::REPLACEMENT_CHARACTER);
-                    plain.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+                    put_char(character.ok(), &mut plain);
                 }
             }
             other => plain.push(other),
@@ -242,14 +254,15 @@ pub fn unescape(content: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(plain)
 }
 
-/// Appends `text` as a JSON string with its quotes, escaped as fastjson escapes it.
-pub fn write_string(text: &str, out: &mut impl Extend<u8>) {
-    out.extend([b'"']);
-    write_escaped(text, out);
-    out.extend([b'"']);
+fn put_char(character: Option<char>, plain: &mut Vec<u8>) {
+    let character = character.unwrap_or(char::REPLACEMENT_CHARACTER);
+    plain.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
 }
 
-fn write_escaped(text: &str, out: &mut impl Extend<u8>) {
+/// Appends `text` as a JSON string with its quotes, escaped as fastjson escapes it.
+pub fn write_string(text: &str, out: &mut impl BufMut) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    out.put_u8(b'"');
     let bytes = text.as_bytes();
     let mut written = 0;
     for (at, &byte) in bytes.iter().enumerate() {
@@ -263,17 +276,17 @@ fn write_escaped(text: &str, out: &mut impl Extend<u8>) {
             0x00..=0x1F => 0,
             _ => continue,
         };
-        out.extend(bytes[written..at].iter().copied());
+        out.put_slice(&bytes[written..at]);
         written = at + 1;
         if short != 0 {
-            out.extend([b'\\', short]);
+            out.put_slice(&[b'\\', short]);
         } else {
-            const HEX: &[u8; 16] = b"0123456789abcdef";
             let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
-            out.extend([b'\\', b'u', b'0', b'0', high, low]);
+            out.put_slice(&[b'\\', b'u', b'0', b'0', high, low]);
         }
     }
-    out.extend(bytes[written..].iter().copied());
+    out.put_slice(&bytes[written..]);
+    out.put_u8(b'"');
 }
 
 #[cfg(test)]
@@ -303,7 +316,19 @@ mod tests {
             plain(r#""\uD83D\uD83D\uDE00""#).unwrap(),
             "\u{FFFD}\u{1F600}"
         );
-        for bad in [r#""\u12""#, r#""\q""#, r#""abc"#, r#""abc\"#, "x"] {
+        assert_eq!(
+            plain(r#""\v\1\x02\xe9\'""#).unwrap(),
+            "\u{B}\u{1}\u{2}\u{E9}'"
+        );
+        for bad in [
+            r#""\u12""#,
+            r#""\x1""#,
+            r#""\8""#,
+            r#""\q""#,
+            r#""abc"#,
+            r#""abc\"#,
+            "x",
+        ] {
             assert_eq!(plain(bad), None, "{bad}");
         }
     }

@@ -4,6 +4,8 @@
 
 mod binary_header;
 pub mod body;
+#[cfg(test)]
+mod body_tests;
 pub mod code;
 pub mod command;
 pub mod frame;
@@ -12,3 +14,4 @@ mod frame_tests;
 pub mod json;
 mod json_header;
 mod json_scan;
+pub mod register;
