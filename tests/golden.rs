@@ -67,7 +67,7 @@ fn frames_of_the_java_client_decode_as_the_other_decoder_says() {
         assert_eq!(command.encoding, encoding, "{name}");
         assert_eq!(
             command.code,
-            parts.next().unwrap().parse().unwrap(),
+            parts.next().unwrap().parse::<i32>().unwrap(),
             "{name}"
         );
         assert_eq!(command.is_oneway(), name.ends_with("oneway"), "{name}");

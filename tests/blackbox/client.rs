@@ -40,10 +40,8 @@ pub mod code {
 /// Response codes (`ResponseCode`).
 pub mod answer {
     pub const SUCCESS: i32 = 0;
-    pub const SYSTEM_BUSY: i32 = 2;
     pub const REQUEST_CODE_NOT_SUPPORTED: i32 = 3;
     pub const MESSAGE_ILLEGAL: i32 = 13;
-    pub const SERVICE_NOT_AVAILABLE: i32 = 14;
     pub const TOPIC_NOT_EXIST: i32 = 17;
     pub const PULL_NOT_FOUND: i32 = 19;
     pub const PULL_RETRY_IMMEDIATELY: i32 = 20;
@@ -261,9 +259,9 @@ impl<'a> Cursor<'a> {
 #[derive(Debug)]
 pub enum Failure {
     /// The connection broke, or the answer did not come in time.
-    Io(io::Error),
+    Io(#[allow(dead_code)] io::Error), // read by its Debug form
     /// The server sent something that is not the protocol.
-    Protocol(String),
+    Protocol(#[allow(dead_code)] String), // read by its Debug form
     /// The server answered with an error code.
     Refused { code: i32, remark: String },
 }
@@ -509,10 +507,6 @@ impl Connection {
         };
         self.writer.write_all(&command.encode())?;
         Ok(opaque)
-    }
-
-    pub fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.writer.write_all(bytes)
     }
 
     /// The next frame, whatever it is.
