@@ -20,6 +20,8 @@ const PRODUCERS: u64 = 3;
 const WINDOW: usize = 24;
 /// Stores that live this many kills are replaced, so that first starts are hit as well.
 const CYCLES_PER_STORE: u64 = 17;
+/// Bound of those stores that remove old messages.
+const RETENTION_BYTES: u64 = 64 << 20;
 /// A restart over so small a store has no reason to take longer, even on a busy machine.
 const RESTART_MAX: Duration = Duration::from_secs(20);
 
@@ -171,6 +173,11 @@ fn consume(
             let Ok(pulled) = connection.pull(&pull) else {
                 return;
             };
+            if pulled.code == answer::PULL_OFFSET_MOVED && pulled.next_offset > from {
+                // Retention was faster than this consumer.
+                positions.lock().unwrap().insert(queue, pulled.next_offset);
+                continue;
+            }
             if pulled.code != answer::SUCCESS {
                 continue;
             }
@@ -254,6 +261,18 @@ impl Campaign {
         }
     }
 
+    /// Retention keeps the store near its bound and removes no more than that asks for.
+    fn check_retention(&self) {
+        let ledger = self.ledger.lock().unwrap();
+        if ledger.retention {
+            say!(
+                "retention kept {} KiB of bodies, the bound is {} KiB",
+                ledger.counts.bytes_kept >> 10,
+                RETENTION_BYTES >> 10
+            );
+        }
+    }
+
     fn check(&mut self, node: &Node, whole: bool) {
         let mut connection = node.connect();
         let mut ledger = self.ledger.lock().unwrap();
@@ -287,9 +306,17 @@ fn kill_at_any_moment_loses_nothing_that_was_acknowledged() {
         campaign.positions = Arc::default();
         let shards = campaign.random.u32(1..3);
         let flush = ["SYNC_FLUSH", "ASYNC_FLUSH"][campaign.random.usize(..2)];
+        let segment_mib = campaign.random.choice([1_u64, 2, 8]).unwrap();
         let mut setup = Setup::new(store.path(), shards)
             .memory(128 << 20)
             .set(&format!("flushDiskType={flush}"));
+        setup.settings[0] = format!("mappedFileSizeCommitLog={}", segment_mib << 20);
+        if campaign.random.u8(..) < 96 {
+            campaign.ledger.lock().unwrap().retention = true;
+            setup = setup
+                .set(&format!("storeBytesMax={RETENTION_BYTES}"))
+                .set("cleanResourceInterval=100");
+        }
         for age in 0..CYCLES_PER_STORE.min(cycles - cycle) {
             cycle += 1;
             // Some kills hit the start itself: the first one of a store, or a recovery.
@@ -312,7 +339,9 @@ fn kill_at_any_moment_loses_nothing_that_was_acknowledged() {
         }
         let node = setup.start();
         campaign.prepare(&node);
+        campaign.ledger.lock().unwrap().counts.bytes_kept = 0;
         campaign.check(&node, true);
+        campaign.check_retention();
         totals.push(campaign.ledger.lock().unwrap().counts);
     }
     let sum = |count: fn(&crate::ledger::Counts) -> u64| totals.iter().map(count).sum::<u64>();

@@ -87,6 +87,10 @@ pub struct Ledger {
     promised: BTreeMap<Queue, BTreeMap<i64, u64>>,
     /// Where the next check of a queue starts.
     checked: BTreeMap<Queue, i64>,
+    /// Oldest messages may have been removed to keep the store within its bound.
+    pub retention: bool,
+    /// First offset of each queue at the last check: it never goes back.
+    first: BTreeMap<Queue, i64>,
     /// What consumers have seen: a crash must not take it back.
     seen: BTreeMap<Queue, BTreeMap<i64, u64>>,
     /// Highest acknowledged consumer offset, and the highest that was sent.
@@ -102,6 +106,8 @@ pub struct Counts {
     pub refused: u64,
     pub records_checked: u64,
     pub commits: u64,
+    /// Body bytes that whole checks have found, all queues together.
+    pub bytes_kept: u64,
 }
 
 /// Greatest body of the campaign's messages.
@@ -143,11 +149,27 @@ impl Ledger {
 
     /// Compares one queue with the ledger, from where the last check ended, or all of it.
     pub fn check(&mut self, connection: &mut Connection, queue: &Queue, whole: bool) {
+        let min_offset = connection.min_offset(&queue.0, queue.1).unwrap();
+        let first = self.first.entry(queue.clone()).or_insert(0);
+        assert!(
+            *first <= min_offset,
+            "{queue:?}: what retention removed came back"
+        );
+        assert!(
+            min_offset == 0 || self.retention,
+            "{queue:?} starts at {min_offset} without any retention"
+        );
+        *first = min_offset;
         let from = match whole {
-            true => 0,
-            false => self.checked.get(queue).copied().unwrap_or(0),
+            true => min_offset,
+            false => min_offset.max(self.checked.get(queue).copied().unwrap_or(0)),
         };
         let records = connection.read_queue(&queue.0, queue.1, from).unwrap();
+        // Retention may have gone on since the minimum was asked for.
+        let from = match records.first() {
+            Some(record) if self.retention => record.queue_offset,
+            _ => from,
+        };
         let mut by_id = HashMap::new();
         for (number, record) in records.iter().enumerate() {
             let offset = from + number as i64;
@@ -177,6 +199,12 @@ impl Ledger {
             );
         }
         self.counts.records_checked += records.len() as u64;
+        if whole {
+            self.counts.bytes_kept += records
+                .iter()
+                .map(|record| record.body.len() as u64)
+                .sum::<u64>();
+        }
         let end = from + records.len() as i64;
         let empty = BTreeMap::new();
         for (name, table) in [("acknowledged", &self.promised), ("read", &self.seen)] {

@@ -25,6 +25,18 @@ pub fn binary() -> PathBuf {
     }
 }
 
+/// The binary with an environment of its own: a variable that starts with `RINGMQ_` would be a configuration key to it.
+pub fn broker_command() -> process::Command {
+    let mut command = process::Command::new(binary());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RINGMQ_") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
 /// Whether the binary is fit for statements about memory and time.
 pub fn is_optimised() -> bool {
     let path = binary();
@@ -79,7 +91,7 @@ impl Setup {
 
     /// The command line that this setup stands for.
     pub fn command(&self) -> process::Command {
-        let mut command = process::Command::new(binary());
+        let mut command = broker_command();
         command
             .arg("standalone")
             .args(["--bind", "127.0.0.1"])
@@ -92,7 +104,6 @@ impl Setup {
         for setting in &self.settings {
             command.args(["--set", setting]);
         }
-        command.stdin(Stdio::null());
         command
     }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::client::{Message, Pull, answer, sent};
-use crate::node::{Node, Setup, binary, is_optimised, listens, signal, store_dir};
+use crate::node::{Node, Setup, broker_command, is_optimised, listens, signal, store_dir};
 
 const RSS_IDLE_MAX_BYTES: u64 = 50 << 20;
 
@@ -173,7 +173,6 @@ fn a_second_term_or_an_interrupt_ends_it_too() {
 /// Exit code and output of a command line that is expected to end by itself.
 fn outcome(mut command: Command) -> (Option<i32>, String) {
     let mut child = command
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -197,11 +196,11 @@ fn outcome(mut command: Command) -> (Option<i32>, String) {
 
 #[test]
 fn wrong_usage_ends_with_2_and_wrong_configuration_with_78() {
-    let mut usage = Command::new(binary());
+    let mut usage = broker_command();
     usage.arg("standalone").arg("--no-such-flag");
     let (status, text) = outcome(usage);
     assert_eq!(status, Some(2), "{text}");
-    let mut verb = Command::new(binary());
+    let mut verb = broker_command();
     verb.arg("no-such-verb");
     let (status, text) = outcome(verb);
     assert_eq!(status, Some(2), "{text}");
