@@ -309,8 +309,8 @@ fn kill_at_any_moment_loses_nothing_that_was_acknowledged() {
         let segment_mib = campaign.random.choice([1_u64, 2, 8]).unwrap();
         let mut setup = Setup::new(store.path(), shards)
             .memory(128 << 20)
-            .set(&format!("flushDiskType={flush}"));
-        setup.settings[0] = format!("mappedFileSizeCommitLog={}", segment_mib << 20);
+            .set(&format!("flushDiskType={flush}"))
+            .set(&format!("mappedFileSizeCommitLog={}", segment_mib << 20));
         if campaign.random.u8(..) < 96 {
             campaign.ledger.lock().unwrap().retention = true;
             setup = setup

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::client::{
     Command, Connection, Encoding, Failure, Message, Pull, answer, code, now_ms, pulled, sent,
 };
-use crate::node::{Node, store_dir};
+use crate::node::{Node, Setup, store_dir};
 
 /// Names that no earlier run against the same server used.
 fn unique(prefix: &str) -> String {
@@ -500,9 +500,7 @@ fn refused_requests_say_why_and_keep_the_connection() {
 #[test]
 fn a_consumer_far_behind_reads_what_is_no_longer_in_memory() {
     let store = store_dir();
-    let mut setup = crate::node::Setup::new(store.path(), 2).memory(64 << 20);
-    setup.settings = vec!["mappedFileSizeCommitLog=16777216".into()];
-    let node = setup.start();
+    let node = Setup::new(store.path(), 2).memory(64 << 20).start();
     let mut connection = node.connect();
     connection.create_topic("backlog", 4).unwrap();
     // 128 MiB, twice the memory that it may use.

@@ -79,7 +79,11 @@ impl Setup {
         }
     }
 
+    /// Adds a setting, or replaces the one of the same key.
     pub fn set(mut self, setting: &str) -> Self {
+        let key = setting.split('=').next().unwrap_or(setting);
+        let other = |known: &String| known.split('=').next() != Some(key);
+        self.settings.retain(other);
         self.settings.push(setting.into());
         self
     }
