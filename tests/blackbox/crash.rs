@@ -2,11 +2,12 @@
 //!
 //! `RINGMQ_CRASH_CYCLES` (50) sets the number of kills, `RINGMQ_SEED` repeats a run's choices (not its timing).
 
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::{collections::HashMap, fmt::Write as _};
 
 use crate::client::{self, Connection, Pull, answer, commit_offset, sent};
 use crate::ledger::{BODY_BYTES_MAX, Fate, Ledger, LedgerFile, Queue, message};
@@ -204,7 +205,83 @@ fn consume(
     }
 }
 
+/// What is known of a topic that a client made, and perhaps deleted again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TopicFate {
+    /// The answer to its last change did not come.
+    InDoubt,
+    /// It is there; with a message in it, if that was acknowledged.
+    Made {
+        with_message: bool,
+    },
+    Deleted,
+}
+
+/// Makes topics, sends one message to each and deletes every second one, until the connection breaks.
+fn administer(
+    broker: std::net::SocketAddr,
+    topics: &Mutex<BTreeMap<String, TopicFate>>,
+    stop: &AtomicBool,
+) {
+    let Ok(mut connection) = Connection::open(broker) else {
+        return;
+    };
+    while !stop.load(Ordering::Relaxed) {
+        let number = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let topic = format!("made-{number}");
+        let set = |fate| topics.lock().unwrap().insert(topic.clone(), fate);
+        set(TopicFate::InDoubt);
+        let Ok(()) = connection.create_topic(&topic, 2) else {
+            return;
+        };
+        set(TopicFate::Made {
+            with_message: false,
+        });
+        let message = client::Message::new(&topic, 1, topic.as_bytes());
+        let Ok(sent) = connection.send(&message) else {
+            return;
+        };
+        assert_eq!(sent.queue_offset, 0, "{topic} is new");
+        set(TopicFate::Made { with_message: true });
+        if number.is_multiple_of(2) {
+            set(TopicFate::InDoubt);
+            let Ok(()) = connection.delete_topic(&topic) else {
+                return;
+            };
+            set(TopicFate::Deleted);
+        }
+        std::thread::sleep(Duration::from_millis(15));
+    }
+}
+
+/// Each topic is as its last acknowledged change left it.
+fn check_topics(node: &Node, topics: &BTreeMap<String, TopicFate>) {
+    let mut connection = node.connect();
+    for (topic, fate) in topics {
+        let pulled = connection.pull(&Pull::new(topic, 1, 0));
+        let code = match &pulled {
+            Ok(pulled) => pulled.code,
+            Err(failure) => failure.code().unwrap_or_else(|| panic!("{failure:?}")),
+        };
+        match fate {
+            TopicFate::InDoubt => {}
+            TopicFate::Deleted => {
+                assert_eq!(code, answer::TOPIC_NOT_EXIST, "{topic} was deleted");
+            }
+            TopicFate::Made { with_message } => {
+                assert_ne!(code, answer::TOPIC_NOT_EXIST, "{topic} is lost");
+                if *with_message {
+                    let records = pulled.unwrap().records;
+                    assert_eq!(records.len(), 1, "{topic} has lost its message");
+                    assert_eq!(records[0].body, topic.as_bytes());
+                }
+            }
+        }
+    }
+}
+
 struct Campaign {
+    topics: Arc<Mutex<BTreeMap<String, TopicFate>>>,
     random: fastrand::Rng,
     ledger: Arc<Mutex<Ledger>>,
     positions: Arc<Mutex<HashMap<Queue, i64>>>,
@@ -213,7 +290,7 @@ struct Campaign {
 }
 
 impl Campaign {
-    /// Topics and groups, which are made again as long as a crash may have come before their answer.
+    /// Topics and groups, once in the life of a store: from then on they have to be there.
     fn prepare(&self, node: &Node) {
         let mut connection = node.connect();
         for topic in 0..TOPICS {
@@ -240,6 +317,10 @@ impl Campaign {
             let (ledger, positions) = (self.ledger.clone(), self.positions.clone());
             std::thread::spawn(move || consume(broker, &ledger, &positions, &stop))
         };
+        let administrator = {
+            let (broker, stop, topics) = (node.broker, stop.clone(), self.topics.clone());
+            std::thread::spawn(move || administer(broker, &topics, &stop))
+        };
         std::thread::sleep(Duration::from_micros(self.random.u64(0..900_000)));
         assert!(
             node.is_alive(),
@@ -249,6 +330,7 @@ impl Campaign {
         node.kill();
         stop.store(true, Ordering::Relaxed);
         consumer.join().unwrap();
+        administrator.join().unwrap();
         let mut ledger = self.ledger.lock().unwrap();
         for producer in producers {
             let report = producer.join().unwrap();
@@ -280,6 +362,10 @@ impl Campaign {
             ledger.check(&mut connection, &queue, whole);
             ledger.check_commit(&mut connection, GROUP, &queue);
         }
+        // With retention the one message of such a topic may go, and only whole stores are compared.
+        if whole && !ledger.retention {
+            check_topics(node, &self.topics.lock().unwrap());
+        }
     }
 }
 
@@ -290,6 +376,7 @@ fn kill_at_any_moment_loses_nothing_that_was_acknowledged() {
     say!("RINGMQ_SEED={seed}");
     let begun = Instant::now();
     let mut campaign = Campaign {
+        topics: Arc::default(),
         random: fastrand::Rng::with_seed(seed),
         ledger: Arc::default(),
         positions: Arc::default(),
@@ -304,6 +391,8 @@ fn kill_at_any_moment_loses_nothing_that_was_acknowledged() {
         let files = store_dir();
         campaign.ledger = Arc::default();
         campaign.positions = Arc::default();
+        campaign.topics = Arc::default();
+        let mut prepared = false;
         let shards = campaign.random.u32(1..3);
         let flush = ["SYNC_FLUSH", "ASYNC_FLUSH"][campaign.random.usize(..2)];
         let segment_mib = campaign.random.choice([1_u64, 2, 8]).unwrap();
@@ -330,7 +419,10 @@ fn kill_at_any_moment_loses_nothing_that_was_acknowledged() {
             let mut node = setup.start();
             campaign.restarts.push(node.serving_after);
             assert!(node.serving_after < RESTART_MAX, "{:?}", node.serving_after);
-            campaign.prepare(&node);
+            if !prepared {
+                campaign.prepare(&node);
+                prepared = true;
+            }
             campaign.check(&node, age % 8 == 7);
             campaign.load_and_kill(&mut node, files.path());
             if campaign.random.u8(..) < 32 {
@@ -338,7 +430,6 @@ fn kill_at_any_moment_loses_nothing_that_was_acknowledged() {
             }
         }
         let node = setup.start();
-        campaign.prepare(&node);
         campaign.ledger.lock().unwrap().counts.bytes_kept = 0;
         campaign.check(&node, true);
         campaign.check_retention();
