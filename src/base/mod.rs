@@ -4,4 +4,5 @@ pub mod config;
 pub mod id;
 pub mod limits;
 pub mod names;
+pub mod notify;
 pub mod offset;

@@ -105,6 +105,15 @@ impl PageSlice {
         }
     }
 
+    /// Makes this slice one with `next` if that begins where this one ends, in the same buffer.
+    pub fn try_join(&mut self, next: &Self) -> bool {
+        let adjacent = Rc::ptr_eq(&self.pages, &next.pages) && self.start + self.len == next.start;
+        if adjacent {
+            self.len += next.len;
+        }
+        adjacent
+    }
+
     /// A part of this slice. Panics if it is not inside.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         assert!(

@@ -5,5 +5,8 @@ pub mod aligned_buf;
 pub mod body;
 pub mod env;
 pub mod glommio;
+pub mod preflight;
+pub mod process;
+pub mod rlimit;
 pub mod sim;
 pub mod tcp;

@@ -3,16 +3,36 @@
 //! Invariants: a request is answered at most once; a connection whose peer breaks the framing is closed without an
 //! answer and no other connection notices; what waits for an answer and what waits to be written is bounded in bytes
 //! (`base/limits.rs`): over the bound the socket is not read.
+//!
+//! Two tasks per connection. The reader hands over all complete commands of one read before it gives up its turn, and
+//! the writer is woken once for all that they queued, so a burst costs one read and one write. Neither has a timer: a
+//! sweep of the core (`listener.rs`) closes what is idle or does not read, in ticks of a few seconds.
 
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use ahash::AHashMap;
 use bytes::Bytes;
 
 use crate::base::id::ConnectionId;
+use crate::base::limits::{
+    CONNECTION_REQUEST_BYTES_MAX, CONNECTION_REQUESTS_MAX, CONNECTION_RESPONSE_BYTES_MAX,
+};
 use crate::io::body::Body;
-use crate::wire::remoting::command::{Command, Encoding, Outgoing};
+use crate::io::tcp::{ReadBuffer, Stream};
+use crate::server::Handler;
+use crate::server::outbox::Outbox;
+use crate::server::tasks::Tasks;
+use crate::wire::remoting::command::{Command, Encoding, FLAG_ONEWAY, FLAG_RESPONSE, Outgoing};
+use crate::wire::remoting::frame::{FrameError, frame_bytes_wanted, next_frame};
+
+/// Bytes that a writer writes before it lets others of its core run.
+const WRITE_TURN_BYTES: usize = 1 << 20;
 
 /// Why a request of ours to a client got no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,50 +43,448 @@ pub enum InvokeError {
     Closed,
 }
 
+/// What the connections of one server on one core have in common.
+pub struct Core {
+    pub tasks: Rc<dyn Tasks>,
+    pub handler: Rc<dyn Handler>,
+    /// Counts the sweeps; the only clock of a connection that has nothing to do.
+    pub tick: Cell<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// No request is read any more; what is queued is written, then it closes.
+    Draining,
+    Closed,
+}
+
+/// A request of ours that waits.
+#[derive(Default)]
+struct Call {
+    answer: RefCell<Option<Result<Command, InvokeError>>>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Call {
+    fn complete(&self, answer: Result<Command, InvokeError>) {
+        *self.answer.borrow_mut() = Some(answer);
+        wake(&self.waker);
+    }
+}
+
 /// See the module's page.
-pub struct Connection {}
+pub struct Connection {
+    id: ConnectionId,
+    core: Rc<Core>,
+    stream: Stream,
+    state: Cell<State>,
+    /// Tasks that have not ended.
+    tasks: Cell<u8>,
+
+    input: RefCell<ReadBuffer>,
+    requests: Cell<usize>,
+    request_bytes: Cell<usize>,
+    /// The reader, while it waits for a budget.
+    reader: Cell<Option<Waker>>,
+
+    outbox: RefCell<Outbox>,
+    /// The writer, while it waits for something to write.
+    writer: Cell<Option<Waker>>,
+
+    calls: RefCell<AHashMap<i32, Rc<Call>>>,
+    next_opaque: Cell<i32>,
+
+    /// Tick of the last read or write.
+    active_tick: Cell<u32>,
+    /// Tick since which the peer has not taken what waits to be written.
+    stalled_tick: Cell<u32>,
+    #[cfg(test)]
+    pub(super) writes: Cell<u32>,
+}
+
+fn wake(waker: &Cell<Option<Waker>>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
 
 impl Connection {
+    /// Runs a connection until it closes.
+    pub fn start(stream: Stream, id: ConnectionId, core: Rc<Core>) -> Rc<Self> {
+        let connection = Rc::new(Self::new(stream, id, core));
+        connection.tasks.set(2);
+        let reader = connection.clone();
+        connection.core.tasks.start(Box::pin(async move {
+            reader.read_all().await;
+            reader.task_ended();
+        }));
+        let writer = connection.clone();
+        connection.core.tasks.start(Box::pin(async move {
+            writer.write_all().await;
+            writer.task_ended();
+        }));
+        connection
+    }
+
+    fn new(stream: Stream, id: ConnectionId, core: Rc<Core>) -> Self {
+        let tick = core.tick.get();
+        Self {
+            id,
+            core,
+            stream,
+            state: Cell::new(State::Open),
+            tasks: Cell::new(0),
+            input: RefCell::default(),
+            requests: Cell::new(0),
+            request_bytes: Cell::new(0),
+            reader: Cell::new(None),
+            outbox: RefCell::default(),
+            writer: Cell::new(None),
+            calls: RefCell::default(),
+            next_opaque: Cell::new(0),
+            active_tick: Cell::new(tick),
+            stalled_tick: Cell::new(tick),
+            #[cfg(test)]
+            writes: Cell::new(0),
+        }
+    }
+
     pub fn id(&self) -> ConnectionId {
-        todo!()
+        self.id
     }
 
     /// Address of the peer.
     pub fn peer(&self) -> SocketAddr {
-        todo!()
+        self.stream.peer()
     }
 
     /// Address that the peer connected to.
     pub fn local(&self) -> SocketAddr {
-        todo!()
+        self.stream.local()
+    }
+
+    /// Whether it still takes requests and answers.
+    pub fn is_open(&self) -> bool {
+        self.state.get() == State::Open
+    }
+
+    /// Whether nothing waits for an answer or to be written.
+    pub fn is_quiet(&self) -> bool {
+        self.requests.get() == 0 && self.outbox.borrow().is_empty()
     }
 
     /// Sends a request of ours that wants no answer (flag and opaque are set here).
-    pub fn push_oneway(&self, request: Outgoing, body: Bytes) {
-        let _ = (request, body);
-        todo!()
+    /// Dropped when the peer leaves too much unread: such a request may be lost anyhow.
+    pub fn push_oneway(&self, mut request: Outgoing, body: Bytes) {
+        request.opaque = self.take_opaque();
+        request.flag = FLAG_ONEWAY;
+        if self.takes_pushes() {
+            self.enqueue(|outbox| {
+                outbox.push_command(&request, Encoding::Json, Body::Bytes(body));
+            });
+        }
     }
 
-    /// Writes a frame that is encoded already (length prefix included).
+    /// Writes a frame that is encoded already (length prefix included). Dropped as in [`Connection::push_oneway`].
     pub fn push_frame(&self, frame: Bytes) {
-        let _ = frame;
-        todo!()
+        if self.takes_pushes() {
+            self.enqueue(|outbox| outbox.push_frame(frame));
+        }
     }
 
     /// Sends a request of ours and waits for the answer.
     pub async fn invoke(
         self: &Rc<Self>,
-        request: Outgoing,
+        mut request: Outgoing,
         body: Bytes,
         timeout: Duration,
     ) -> Result<Command, InvokeError> {
-        let _ = (request, body, timeout);
-        todo!()
+        if !self.is_open() {
+            return Err(InvokeError::Closed);
+        }
+        request.opaque = self.take_opaque();
+        request.flag = 0;
+        let call = Rc::new(Call::default());
+        self.calls.borrow_mut().insert(request.opaque, call.clone());
+        // Dropped at the end or when the caller gives up: a late answer is then unknown.
+        let _registered = Registered {
+            connection: self,
+            opaque: request.opaque,
+        };
+        self.enqueue(|outbox| outbox.push_command(&request, Encoding::Json, Body::Bytes(body)));
+
+        let mut limit = self.core.tasks.wait(timeout);
+        poll_fn(|cx| {
+            if let Some(answer) = call.answer.borrow_mut().take() {
+                return Poll::Ready(answer);
+            }
+            call.waker.set(Some(cx.waker().clone()));
+            limit
+                .as_mut()
+                .poll(cx)
+                .map(|()| Err(InvokeError::Timeout(timeout)))
+        })
+        .await
     }
 
     /// Closes it, after what is already queued has been written.
     pub fn close(&self) {
-        todo!()
+        if self.state.get() == State::Open {
+            self.state.set(State::Draining);
+            wake(&self.reader);
+            wake(&self.writer);
+        }
+    }
+
+    /// Closes it and drops what is queued.
+    pub fn close_now(&self) {
+        if self.state.replace(State::Closed) != State::Closed {
+            self.outbox.borrow_mut().clear();
+            // Wakes both tasks if they wait for the socket.
+            self.stream.shutdown();
+            wake(&self.reader);
+            wake(&self.writer);
+        }
+    }
+
+    /// Called by the core's sweep: closes what is idle or stalled for so many ticks, and gives memory back.
+    pub fn sweep(&self, idle_ticks: u32, stalled_ticks: u32) {
+        let tick = self.core.tick.get();
+        let quiet_ticks = tick.wrapping_sub(self.active_tick.get());
+        if !self.outbox.borrow().is_empty()
+            && tick.wrapping_sub(self.stalled_tick.get()) > stalled_ticks
+        {
+            tracing::warn!(peer = %self.peer(), bytes = self.outbox.borrow().len(), "the peer does not read; closing");
+            self.close_now();
+        } else if quiet_ticks > idle_ticks {
+            tracing::debug!(peer = %self.peer(), "idle; closing");
+            self.close_now();
+        } else if quiet_ticks > 0 {
+            self.input.borrow_mut().shrink();
+            self.outbox.borrow_mut().shrink();
+        }
+    }
+
+    fn take_opaque(&self) -> i32 {
+        self.next_opaque
+            .replace(self.next_opaque.get().wrapping_add(1))
+    }
+
+    fn takes_pushes(&self) -> bool {
+        self.outbox.borrow().len() < CONNECTION_RESPONSE_BYTES_MAX
+    }
+
+    /// Queues something and wakes the writer, unless it is busy with the socket.
+    fn enqueue(&self, push: impl FnOnce(&mut Outbox)) {
+        if !self.is_open() {
+            return;
+        }
+        let mut outbox = self.outbox.borrow_mut();
+        if outbox.is_empty() {
+            self.stalled_tick.set(self.core.tick.get());
+        }
+        push(&mut outbox);
+        wake(&self.writer);
+    }
+
+    fn over_budget(&self) -> bool {
+        self.requests.get() >= CONNECTION_REQUESTS_MAX
+            || self.request_bytes.get() >= CONNECTION_REQUEST_BYTES_MAX
+            || self.outbox.borrow().len() >= CONNECTION_RESPONSE_BYTES_MAX
+    }
+
+    /// Something was answered or written.
+    fn budget_changed(&self) {
+        if !self.over_budget() {
+            wake(&self.reader);
+        }
+    }
+
+    async fn read_all(self: &Rc<Self>) {
+        loop {
+            match self.hand_over().await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer(), %error, "broken framing; closing");
+                    return self.close_now();
+                }
+            }
+            if !self.is_open() {
+                return;
+            }
+            match poll_fn(|cx| self.poll_input(cx)).await {
+                // A half-open peer gets what is queued for it, but nothing that is still to come.
+                Ok(Input::End) => return self.close(),
+                Ok(Input::Some) => {}
+                Ok(Input::More) => futures_lite::future::yield_now().await,
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer(), %error, "reading failed; closing");
+                    return self.close_now();
+                }
+            }
+            let first = self.input.borrow().bytes.first().copied();
+            if let Some(protocol) = first.and_then(foreign_protocol) {
+                tracing::info!(peer = %self.peer(), local = %self.local(),
+                    "the peer speaks {protocol}, which this port does not; closing");
+                return self.close_now();
+            }
+        }
+    }
+
+    /// Hands over every command that was read, as far as the budgets allow.
+    async fn hand_over(self: &Rc<Self>) -> Result<(), FrameError> {
+        while self.is_open() {
+            if self.over_budget() {
+                poll_fn(|cx| self.poll_budget(cx)).await;
+                continue;
+            }
+            let (command, bytes) = {
+                let buffer = &mut self.input.borrow_mut().bytes;
+                let before = buffer.len();
+                match next_frame(buffer)? {
+                    Some(command) => (command, before - buffer.len()),
+                    None => return Ok(()),
+                }
+            };
+            if command.flag & FLAG_RESPONSE != 0 {
+                self.complete(command);
+                continue;
+            }
+            self.requests.set(self.requests.get() + 1);
+            self.request_bytes.set(self.request_bytes.get() + bytes);
+            let responder = Responder {
+                connection: self.clone(),
+                opaque: command.opaque,
+                encoding: command.encoding,
+                oneway: command.flag & FLAG_ONEWAY != 0,
+                request_bytes: bytes,
+            };
+            self.core.handler.handle(command, responder);
+        }
+        Ok(())
+    }
+
+    fn complete(&self, answer: Command) {
+        let call = self.calls.borrow_mut().remove(&answer.opaque);
+        match call {
+            Some(call) => call.complete(Ok(answer)),
+            None => {
+                tracing::debug!(peer = %self.peer(), opaque = answer.opaque, "an answer that nothing waits for");
+            }
+        }
+    }
+
+    fn poll_budget(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.over_budget() || !self.is_open() {
+            return Poll::Ready(());
+        }
+        self.reader.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<io::Result<Input>> {
+        let mut input = self.input.borrow_mut();
+        let missing_bytes = frame_bytes_wanted(&input.bytes);
+        input.prepare(missing_bytes);
+        let offered_bytes = input.bytes.capacity() - input.bytes.len();
+        let bytes = ready!(self.stream.poll_read(cx, &mut input.bytes))?;
+        if bytes == 0 {
+            return Poll::Ready(Ok(Input::End));
+        }
+        self.active_tick.set(self.core.tick.get());
+        Poll::Ready(Ok(match input.filled(bytes, offered_bytes) {
+            true => Input::More,
+            false => Input::Some,
+        }))
+    }
+
+    async fn write_all(&self) {
+        match poll_fn(|cx| self.poll_output(cx)).await {
+            // All is written and nothing more will come.
+            Ok(()) => self.close_now(),
+            Err(error) => {
+                tracing::debug!(peer = %self.peer(), %error, "writing failed; closing");
+                self.close_now();
+            }
+        }
+    }
+
+    fn poll_output(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut turn_bytes = 0;
+        loop {
+            let mut outbox = self.outbox.borrow_mut();
+            if outbox.is_empty() {
+                if !self.is_open() {
+                    return Poll::Ready(Ok(()));
+                }
+                self.writer.set(Some(cx.waker().clone()));
+                return Poll::Pending;
+            }
+            if turn_bytes >= WRITE_TURN_BYTES {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let bytes = ready!(self.stream.poll_write(cx, &outbox.slices()))?;
+            #[cfg(test)]
+            self.writes.set(self.writes.get() + 1);
+            outbox.written(bytes);
+            turn_bytes += bytes;
+            let tick = self.core.tick.get();
+            self.active_tick.set(tick);
+            self.stalled_tick.set(tick);
+            drop(outbox);
+            self.budget_changed();
+        }
+    }
+
+    /// The last task closes the socket and tells everyone who waits.
+    fn task_ended(self: &Rc<Self>) {
+        self.tasks.set(self.tasks.get() - 1);
+        if self.tasks.get() > 0 {
+            return;
+        }
+        assert_eq!(self.state.get(), State::Closed, "both tasks ended");
+        self.stream.close();
+        self.input.borrow_mut().bytes.clear();
+        self.input.borrow_mut().shrink();
+        self.outbox.borrow_mut().clear();
+        let calls = std::mem::take(&mut *self.calls.borrow_mut());
+        for call in calls.into_values() {
+            call.complete(Err(InvokeError::Closed));
+        }
+        self.core.handler.closed(self);
+    }
+}
+
+enum Input {
+    End,
+    Some,
+    /// The read filled its buffer.
+    More,
+}
+
+/// Takes a request of ours off the list when its caller stops waiting.
+struct Registered<'a> {
+    connection: &'a Connection,
+    opaque: i32,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.connection.calls.borrow_mut().remove(&self.opaque);
+    }
+}
+
+/// A frame is at most 16 MiB, so its first byte is 0 or, just, 1: anything else tells another protocol.
+fn foreign_protocol(first: u8) -> Option<&'static str> {
+    match first {
+        0 | 1 => None,
+        0x16 => Some("TLS"),
+        0x0D => Some("PROXY v2"),
+        b'P' => Some("PROXY v1 or HTTP"),
+        b'A'..=b'Z' => Some("HTTP or another text protocol"),
+        _ => Some("an unknown protocol"),
     }
 }
 
@@ -82,8 +500,100 @@ pub struct Responder {
 
 impl Responder {
     /// Answers, unless the request was oneway. Opaque and the response flag are set here.
-    pub fn send(self, response: Outgoing, body: Body) {
-        let _ = (response, body);
-        todo!()
+    pub fn send(mut self, mut response: Outgoing, body: Body) {
+        if self.oneway {
+            return;
+        }
+        response.opaque = self.opaque;
+        response.flag = FLAG_RESPONSE;
+        self.connection
+            .enqueue(|outbox| outbox.push_command(&response, self.encoding, body));
+        // From here on it is like a request that wants no answer.
+        self.oneway = true;
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        if !self.oneway && connection.is_open() {
+            tracing::warn!(peer = %connection.peer(), opaque = self.opaque, "a request got no answer");
+        }
+        let requests = connection.requests.get();
+        connection.requests.set(requests.saturating_sub(1));
+        let bytes = connection.request_bytes.get();
+        connection
+            .request_bytes
+            .set(bytes.saturating_sub(self.request_bytes));
+        connection.budget_changed();
+    }
+}
+
+/// What a detached connection has instead of a core.
+#[cfg(test)]
+struct Nowhere;
+
+#[cfg(test)]
+impl Tasks for Nowhere {
+    fn start(&self, _task: crate::server::tasks::LocalFuture<()>) {}
+
+    fn wait(&self, _duration: Duration) -> crate::server::tasks::LocalFuture<()> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[cfg(test)]
+impl Handler for Nowhere {
+    fn handle(&self, _request: Command, _responder: Responder) {}
+
+    fn closed(&self, _connection: &Rc<Connection>) {}
+}
+
+#[cfg(test)]
+impl Connection {
+    /// A connection without a socket or an executor, for tests of handlers: what is sent stays until it is taken.
+    pub fn detached(id: ConnectionId) -> Rc<Self> {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let core = Core {
+            tasks: Rc::new(Nowhere),
+            handler: Rc::new(Nowhere),
+            tick: Cell::new(0),
+        };
+        Rc::new(Self::new(
+            Stream::closed(nowhere, nowhere),
+            id,
+            Rc::new(core),
+        ))
+    }
+
+    /// Sizes of the two tasks.
+    pub fn task_bytes(self: &Rc<Self>) -> (usize, usize) {
+        (
+            size_of_val(&self.read_all()),
+            size_of_val(&self.write_all()),
+        )
+    }
+
+    /// Requests of ours that wait for an answer.
+    pub fn call_count(&self) -> usize {
+        self.calls.borrow().len()
+    }
+
+    /// Everything that was sent on a detached connection.
+    pub fn take_output(&self) -> bytes::BytesMut {
+        let mut outbox = self.outbox.borrow_mut();
+        let mut output = bytes::BytesMut::new();
+        while !outbox.is_empty() {
+            let bytes = outbox
+                .slices()
+                .iter()
+                .map(|slice| {
+                    output.extend_from_slice(slice);
+                    slice.len()
+                })
+                .sum();
+            outbox.written(bytes);
+        }
+        output
     }
 }

@@ -1,7 +1,15 @@
 //! Connections and frames. This layer knows neither broker nor name server, only their [`Handler`].
+//!
+//! `listener.rs` accepts and keeps the connections of one core, `connection.rs` runs one of them, `outbox.rs` gathers
+//! what it has to write, `tasks.rs` is what a connection needs of its core.
 
 pub mod connection;
 pub mod listener;
+pub mod outbox;
+pub mod tasks;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A test that panics has failed, which is what it is for.
+mod tests;
 
 use std::rc::Rc;
 

@@ -2,10 +2,13 @@
 
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::base::id::ConnectionId;
 use crate::base::offset::LogId;
-use crate::shard::message::{GroupCommand, LocalReply, NewMessage, QueueKey, ShardRequest};
+use crate::shard::message::{
+    ClientAnswer, ClientCall, GroupCommand, LocalReply, NewMessage, QueueKey, ShardRequest,
+};
 use crate::shard::meta::{Meta, MetaChange, Topic};
 
 /// Handle of one core. Cheap to clone.
@@ -95,6 +98,17 @@ impl ShardHandle {
         todo!()
     }
 
+    /// Completes after `duration`.
+    pub fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
+        let _ = duration;
+        async { todo!() }
+    }
+
+    /// A random number; in the simulator it comes from the seed.
+    pub fn random_u64(&self) -> u64 {
+        todo!()
+    }
+
     /// Sets what this core does with [`ShardRequest::PushFrame`]; once, before it serves.
     pub fn set_push_handler(&self, handler: impl Fn(Vec<ConnectionId>, bytes::Bytes) + 'static) {
         let _ = handler;
@@ -103,6 +117,15 @@ impl ShardHandle {
 
     /// Sets what this core does with [`ShardRequest::Group`]; once, before it serves.
     pub fn set_group_handler(&self, handler: impl Fn(GroupCommand) -> LocalReply + 'static) {
+        let _ = handler;
+        todo!()
+    }
+
+    /// Sets what this core does with [`ShardRequest::Call`]; once, before it serves. The handler calls back once.
+    pub fn set_call_handler(
+        &self,
+        handler: impl Fn(ClientCall, Box<dyn FnOnce(ClientAnswer)>) + 'static,
+    ) {
         let _ = handler;
         todo!()
     }

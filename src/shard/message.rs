@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -11,6 +12,7 @@ use crate::base::offset::{LogId, PhysicalOffset, Position};
 use crate::io::body::Body;
 use crate::shard::meta::{MetaChange, MetaCommand, OnlineGroup};
 use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
+use crate::wire::remoting::command::{Command, Outgoing};
 
 /// A queue: the id of its topic's incarnation (a deleted and re-made topic has another one) and its number in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -213,10 +215,87 @@ pub enum ShardRequest {
         connections: Vec<ConnectionId>,
         frame: Bytes,
     },
+    /// Sends a request of ours to a client of this core and answers with what it says.
+    Call(Box<ClientCall>),
     /// Forgets the queues of a topic incarnation, with their consumer offsets, durably.
     DropTopic {
         topic_id: u32,
     },
+    /// Forgets the consumer offsets of a group on this core, durably.
+    DropGroup {
+        group: Arc<str>,
+    },
+    /// Whether a client of the group holds a queue lock of this core that has not expired
+    /// (`RebalanceLockManager.isLockAllExpired`, negated).
+    HoldsLock {
+        group: Arc<str>,
+    },
+    /// Committed offsets of this core: of one group, of one topic, or all.
+    Offsets {
+        group: Option<Arc<str>>,
+        topic_id: Option<u32>,
+    },
+    /// Figures of this core since its start, and of its logs.
+    Stats,
+}
+
+/// A request of ours to a client, wherever it is connected.
+#[derive(Clone, Debug)]
+pub struct ClientCall {
+    pub connection: ConnectionId,
+    pub request: Outgoing,
+    pub body: Bytes,
+    pub timeout: Duration,
+}
+
+/// What came of a [`ClientCall`].
+#[derive(Clone, Debug)]
+pub enum ClientAnswer {
+    Answered(Box<Command>),
+    Timeout,
+    /// The client is not connected (any more).
+    Closed,
+}
+
+/// One committed consumer offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedOffset {
+    pub group: Arc<str>,
+    pub queue: QueueKey,
+    pub offset: i64,
+}
+
+/// Figures of one core, for BROKER_RUNTIME_INFO.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Messages stored and their record bytes since the start.
+    pub put_messages: u64,
+    pub put_bytes: u64,
+    /// Messages given to consumers and their record bytes since the start.
+    pub get_messages: u64,
+    pub get_bytes: u64,
+    /// Pulls that found something, and those that did not.
+    pub get_found: u64,
+    pub get_missed: u64,
+    pub logs: Vec<LogStats>,
+}
+
+/// Figures of one log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogStats {
+    pub log: LogId,
+    pub min: Position,
+    /// Exclusive.
+    pub max: Position,
+    /// Bytes that are appended and not yet durable.
+    pub pending_bytes: u64,
+    /// Store time of the oldest message in milliseconds, 0 if there is none.
+    pub earliest_ms: i64,
+    /// Space of the file system of this log.
+    pub disk_total_bytes: u64,
+    pub disk_available_bytes: u64,
+    /// Directory of the log.
+    pub path: String,
 }
 
 /// What a group's home core is asked.
@@ -268,6 +347,10 @@ pub enum ShardReply<B> {
     /// A stored record, if there is one.
     Record(Option<B>),
     Queues(Vec<QueueKey>),
+    Flag(bool),
+    Offsets(Vec<CommittedOffset>),
+    Stats(Box<ShardStats>),
+    Called(ClientAnswer),
     Done,
     Refused(Refusal),
 }

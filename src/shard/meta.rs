@@ -3,6 +3,7 @@
 //! Core 0 writes topics and groups to log 0 and then publishes each change; a group's home core publishes its members.
 //! Every core applies the changes in the order in which they were published, so a lookup is a local map.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ahash::AHashMap;
@@ -71,6 +72,8 @@ pub enum MetaChange {
     ConsumersOnline(Arc<OnlineGroup>),
     /// Members of a producer group, likewise.
     ProducersOnline(Arc<OnlineGroup>),
+    /// All configuration values that were changed at run time.
+    Settings(Arc<BTreeMap<String, String>>),
 }
 
 /// A durable change, for core 0.
@@ -85,6 +88,8 @@ pub enum MetaCommand {
     PutGroup(SubscriptionGroupConfig),
     CreateGroupIfAbsent(SubscriptionGroupConfig),
     DeleteGroup(String),
+    /// Configuration values that change at run time, added to those changed before.
+    PutSettings(BTreeMap<String, String>),
 }
 
 /// What a core knows. Lookups borrow; changes come through [`Meta::apply`] only.
@@ -97,6 +102,8 @@ pub struct Meta {
     pub producers: AHashMap<Arc<str>, Arc<OnlineGroup>>,
     pub topics_version: DataVersion,
     pub groups_version: DataVersion,
+    /// Configuration values that were changed at run time; they go before the configuration file.
+    pub settings: Arc<BTreeMap<String, String>>,
 }
 
 impl Meta {
@@ -130,6 +137,7 @@ impl Meta {
             }
             MetaChange::ConsumersOnline(group) => publish_online(&mut self.consumers, group),
             MetaChange::ProducersOnline(group) => publish_online(&mut self.producers, group),
+            MetaChange::Settings(settings) => self.settings = settings,
         }
     }
 }

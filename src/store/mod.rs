@@ -1,1 +1,21 @@
+//! The log of one shard, and the tables that are folds over it.
+//!
+//! Everything durable is a record in a log; a table is rebuilt by applying the records in order, and a snapshot bounds
+//! how many. The store does not know that other cores, replicas or clients exist. Called by `shard` only.
 
+pub mod batch;
+pub mod commit_log;
+pub mod control;
+pub mod group_commit;
+pub mod log_reader;
+pub mod manifest;
+pub mod planted;
+pub mod recovery;
+pub mod retention;
+pub mod segment;
+pub mod snapshot;
+pub mod tables;
+pub mod tool;
+pub mod types;
+
+pub use commit_log::{CommitLog, LogListener, LogOptions};

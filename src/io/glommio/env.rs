@@ -54,7 +54,7 @@ impl Default for GlommioEnv {
     }
 }
 
-fn io_error<T>(error: glommio::GlommioError<T>) -> io::Error {
+pub(super) fn io_error<T>(error: glommio::GlommioError<T>) -> io::Error {
     match error {
         glommio::GlommioError::IoError(error) => error,
         glommio::GlommioError::EnhancedIoError { source, .. } => source,

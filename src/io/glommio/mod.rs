@@ -2,6 +2,10 @@
 
 mod env;
 mod pages;
+mod tcp;
+#[cfg(test)]
+pub mod testing;
 
-pub use env::GlommioEnv;
+pub use env::{GlommioEnv, disk_space};
 pub use pages::{DmaPages, ReadPages};
+pub use tcp::{Listener, Stream, connect};

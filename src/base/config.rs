@@ -1,1 +1,0 @@
-//! Configuration: RocketMQ's keys with defaults, units and bounds; an unknown key is an error that names the nearest.

@@ -1,0 +1,57 @@
+//! Keys of the store: where messages lie, how they are flushed, when they go. RocketMQ's `MessageStoreConfig`.
+
+use std::path::PathBuf;
+
+use crate::base::config::setting::settings;
+use crate::base::config::value::{Bounds, DelayLevels, FlushDiskType, Hours};
+use crate::base::limits::{MESSAGE_BODY_BYTES_MAX, SECTOR_BYTES};
+use crate::base::offset::LOG_ID_MAX;
+
+settings! {
+    /// What the store and the shards read. See the module's page.
+    StoreSettings {
+        /// Directory of the store. One broker at a time may use it.
+        "storePathRootDir" root: PathBuf = PathBuf::new(), Bounds::Any, "",
+            found "standalone: ./ringmq-data; else $STATE_DIRECTORY, $XDG_DATA_HOME/ringmq or ~/.local/share/ringmq";
+        /// When a send is acknowledged. SYNC_FLUSH: its bytes are flushed to the device and survive a power loss.
+        /// ASYNC_FLUSH: they are written to the device without a flush and survive a kill of the process.
+        "flushDiskType" flush: FlushDiskType = FlushDiskType::SyncFlush, Bounds::Any, "";
+        /// How long a send waits for its flush before it is answered FLUSH_DISK_TIMEOUT.
+        "syncFlushTimeout" flush_timeout_ms: u64 = 5000, Bounds::Range(1, 600_000), "ms";
+        /// Logs of a new store, each of which is one append stream; recorded in it, later values change nothing.
+        "logs" logs: u16 = 0, Bounds::Range(0, LOG_ID_MAX as u64 + 1), "logs", found "one per shard";
+        /// Length of one segment of a log. The disk is taken a segment at a time.
+        "mappedFileSizeCommitLog" segment_bytes: u64 = 1 << 30,
+            Bounds::BytesMultiple(1 << 20, 1 << 30, SECTOR_BYTES as u64), "bytes";
+        /// Greatest message body. Lower mappedFileSizeCommitLog lowers it too: a message has to fit into a segment.
+        "maxMessageSize" body_bytes_max: u64 = MESSAGE_BODY_BYTES_MAX as u64, Bounds::Bytes(1, MESSAGE_BODY_BYTES_MAX as u64), "bytes";
+        /// Age at which a segment may be removed, consumed or not.
+        "fileReservedTime" retention_hours: u64 = 72, Bounds::Range(1, 1_000_000), "hours";
+        /// Bytes of all logs above which the oldest segments are removed before their time; 0 is no bound.
+        "storeBytesMax" store_bytes_max: u64 = 0, Bounds::Bytes(0, u64::MAX), "bytes";
+        /// Hours of the day, local time, in which old segments are removed.
+        "deleteWhen" delete_hours: Hours = Hours(vec![4]), Bounds::Any, "hours of the day";
+        /// How often the store looks for segments to remove.
+        "cleanResourceInterval" retention_period_ms: u64 = 10_000, Bounds::Range(100, 3_600_000), "ms";
+        /// Use of the disk above which old segments are removed at any hour.
+        "diskMaxUsedSpaceRatio" disk_clean_percent: u8 = 75, Bounds::Clamp(10, 95), "percent";
+        /// Use of the disk above which segments are removed before their time.
+        "diskSpaceCleanForciblyRatio" disk_clean_early_percent: u8 = 85, Bounds::Clamp(30, 85), "percent";
+        /// Use of the disk above which sends are refused until there is space again.
+        "diskSpaceWarningLevelRatio" disk_refuse_percent: u8 = 90, Bounds::Clamp(35, 90), "percent";
+        /// Segments may be removed before their time when the disk fills up. If false, sends are refused instead.
+        "cleanFileForciblyEnable" clean_early: bool = true, Bounds::Any, "";
+        /// Messages can be found by key.
+        "messageIndexEnable" key_index: bool = true, Bounds::Any, "";
+        /// Delays of the levels of delayed messages; level 1 is the first.
+        "messageDelayLevel" delay_levels: DelayLevels = DelayLevels::rocketmq(), Bounds::Any, "s, m, h or d";
+        /// Messages may be delivered at any chosen time.
+        "timerWheelEnable" timer: bool = true, Bounds::Any, "";
+        /// Longest delay of a message with a chosen time.
+        "timerMaxDelaySec" timer_delay_max_s: u64 = 259_200, Bounds::Range(1, 10 * 365 * 86_400), "s";
+        /// Precision of a chosen delivery time.
+        "timerPrecisionMs" timer_precision_ms: u64 = 1000, Bounds::Range(1, 60_000), "ms";
+        /// Port for replicas, which registrations carry.
+        "haListenPort" replication_port: u16 = 0, Bounds::Any, "", found "listenPort + 1";
+    }
+}

@@ -1,0 +1,364 @@
+//! Heartbeats and what depends on them: 34, 35, 38, 46, the notices 40, and the shell of [`ClientTable`].
+//!
+//! A heartbeat is handled on its connection's core: it makes missing groups and retry topics (core 0), registers with
+//! each group's home core, and is answered when all of them know. The home core publishes a changed group to every core
+//! first and pushes the notices behind it, over the same channels, so who is told and asks again sees the change. The
+//! client that joins is not told about itself: Apache's client mistakes that for a change of its own.
+//!
+//! Source: `ClientManageProcessor`, `ConsumerManager`, `ConsumerManageProcessor`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::base::id::ConnectionId;
+use crate::base::names;
+use crate::broker::clients::{Disagreement, GroupChange};
+use crate::broker::dispatch::{Answer, Broker, Outcome};
+use crate::broker::error::BrokerError;
+use crate::broker::subscription::is_tag_type;
+use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
+use crate::server::connection::Responder;
+use crate::shard::message::{ClientInfo, GroupCommand, LocalReply, ShardReply, ShardRequest};
+use crate::shard::meta::{MetaChange, MetaCommand, Topic};
+use crate::wire::remoting::body::{
+    CheckClientRequestBody, ConsumerData, GetConsumerListByGroupResponseBody, HeartbeatData,
+    SubscriptionGroupConfig,
+};
+use crate::wire::remoting::code::request;
+use crate::wire::remoting::command::{Command, Encoding, Outgoing};
+
+/// How often silent clients are looked for (`ClientHousekeepingService`).
+const EXPIRY_SCAN: Duration = Duration::from_secs(10);
+
+impl Broker {
+    /// Takes over what this core is asked as a home of groups and as a holder of connections.
+    pub(super) fn serve_groups(&self) {
+        let broker = self.clone();
+        self.shard
+            .set_group_handler(move |command| broker.group_command(command));
+        let broker = self.clone();
+        self.shard
+            .set_push_handler(move |connections, frame| broker.push_here(&connections, &frame));
+        let broker = self.clone();
+        self.shard.spawn(async move {
+            loop {
+                broker.shard.sleep(EXPIRY_SCAN).await;
+                let now_ms = broker.shard.now_ms();
+                let (consumers, producers) = broker
+                    .clients
+                    .borrow_mut()
+                    .expire(now_ms, |group| broker.notifies(group));
+                broker.publish_changes(consumers, producers);
+            }
+        });
+    }
+
+    /// 34, on the connection's core.
+    pub(super) fn heartbeat(&self, command: Command, responder: Responder) {
+        // From here on the connection is known to be open until `connection_closed` says otherwise.
+        let connection = responder.connection.clone();
+        self.connections
+            .borrow_mut()
+            .insert(connection.id(), connection);
+        let broker = self.clone();
+        self.shard.spawn(async move {
+            let client = (responder.connection.id(), responder.connection.peer());
+            let outcome = broker.register(&command, client.0, client.1).await;
+            broker.finish(responder, outcome);
+        });
+    }
+
+    async fn register(
+        &self,
+        command: &Command,
+        connection: ConnectionId,
+        address: SocketAddr,
+    ) -> Outcome {
+        let data: HeartbeatData = self.body(command)?;
+        let client = ClientInfo {
+            client_id: Arc::from(data.client_id.as_str()),
+            address,
+            language: command.language,
+            version: command.version,
+        };
+        for group in &data.consumer_data_set {
+            self.make_group(group).await?;
+        }
+        for producer in data.producer_data_set {
+            let group: Arc<str> = Arc::from(producer.group_name.as_str());
+            let home = self.shard.shard_of_group(&group);
+            let command = GroupCommand::ProducerHeartbeat {
+                connection,
+                client: client.clone(),
+                group,
+            };
+            self.tell_home(connection, home, command).await?;
+        }
+        for group in data.consumer_data_set {
+            if self.known_group(&group.group_name).is_none() {
+                // It may not be created: its pulls are refused with the reason.
+                continue;
+            }
+            let home = self.shard.shard_of_group(&group.group_name);
+            let command = GroupCommand::ConsumerHeartbeat {
+                connection,
+                client: client.clone(),
+                data: group,
+            };
+            self.tell_home(connection, home, command).await?;
+        }
+        // The fields of the second heartbeat version are left out: clients then send whole heartbeats.
+        Answer::done()
+    }
+
+    /// Sends a registration, unless the connection was closed while the heartbeat waited for something: its close has
+    /// been told to the home core already, and nobody would ever take the client out again.
+    async fn tell_home(
+        &self,
+        connection: ConnectionId,
+        home: usize,
+        command: GroupCommand,
+    ) -> Result<(), BrokerError> {
+        if !self.connections.borrow().contains_key(&connection) {
+            return Ok(());
+        }
+        self.ask(home, ShardRequest::Group(Box::new(command)))
+            .await
+            .map(|_| ())
+    }
+
+    /// The group of a heartbeat and its retry topic, made if they are not there and may be.
+    async fn make_group(&self, data: &ConsumerData) -> Result<(), BrokerError> {
+        let group = data.group_name.as_str();
+        if self.known_group(group).is_none() {
+            names::check_group(group)?;
+            if !self.options.auto_create_group && !names::is_system_group(group) {
+                tracing::warn!(
+                    group,
+                    "a consumer of an unknown group is ignored: autoCreateSubscriptionGroup is off"
+                );
+                return Ok(());
+            }
+            self.create_group(group).await?;
+        }
+        let queues = self
+            .known_group(group)
+            .map_or(1, |config| config.retry_queue_nums);
+        self.retry_topic(group, queues).await.map(|_| ())
+    }
+
+    /// The retry topic of a group, made with so many queues if it is not there.
+    pub(super) async fn retry_topic(
+        &self,
+        group: &str,
+        queues: i32,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        let name = names::retry_topic(group);
+        names::check_topic(&name)?;
+        let config = topics::config(&name, queues.max(1) as u32, PERM_READ | PERM_WRITE);
+        self.topic_or_create(config).await
+    }
+
+    /// Makes a consumer group with RocketMQ's defaults.
+    pub(super) async fn create_group(&self, group: &str) -> Result<(), BrokerError> {
+        let config = SubscriptionGroupConfig {
+            group_name: group.to_owned(),
+            ..SubscriptionGroupConfig::default()
+        };
+        self.change(MetaCommand::CreateGroupIfAbsent(config)).await
+    }
+
+    /// 35.
+    pub(super) async fn unregister(self, command: Command, connection: ConnectionId) -> Outcome {
+        let client_id: Arc<str> = Arc::from(command.required_text("clientID")?);
+        let named = |field: &str| -> Option<Arc<str>> {
+            command
+                .text(field)
+                .filter(|group| !group.is_empty())
+                .map(Arc::from)
+        };
+        let (producer, consumer) = (named("producerGroup"), named("consumerGroup"));
+        for (producer_group, consumer_group) in [(producer, None), (None, consumer)] {
+            let Some(group) = producer_group.as_ref().or(consumer_group.as_ref()) else {
+                continue;
+            };
+            let home = self.shard.shard_of_group(group);
+            let command = GroupCommand::Unregister {
+                connection,
+                client_id: client_id.clone(),
+                producer_group: producer_group.clone(),
+                consumer_group: consumer_group.clone(),
+            };
+            self.ask(home, ShardRequest::Group(Box::new(command)))
+                .await?;
+        }
+        Answer::done()
+    }
+
+    /// 38. Clients of one id on two connections (one of them dying) count once.
+    pub(super) fn consumer_list(&self, command: &Command) -> Outcome {
+        let group = command.required_text("consumerGroup")?;
+        let meta = self.shard.meta();
+        let online = meta
+            .consumers
+            .get(group.as_ref())
+            .ok_or_else(|| BrokerError::System(format!("no consumer for this group, {group}")))?;
+        let mut ids: Vec<String> = Vec::with_capacity(online.members.len());
+        for member in &online.members {
+            if !ids.iter().any(|id| **id == *member.client.client_id) {
+                ids.push(member.client.client_id.to_string());
+            }
+        }
+        Answer::json(&GetConsumerListByGroupResponseBody {
+            consumer_id_list: ids,
+        })
+    }
+
+    /// 46: whether this broker can filter as a consumer wants.
+    pub(super) fn check_client(&self, command: &Command) -> Outcome {
+        let config: CheckClientRequestBody = self.body(command)?;
+        let kind = config.subscription_data.expression_type.as_deref();
+        if !is_tag_type(kind) {
+            return Err(BrokerError::System(format!(
+                "the broker does not support consumers that filter by {} (client {}, group '{}'); subscribe by tags",
+                kind.unwrap_or_default(),
+                config.client_id,
+                config.group
+            )));
+        }
+        Answer::done()
+    }
+
+    /// The connection is gone: every core forgets what its groups had of it.
+    pub(super) fn connection_closed(&self, connection: ConnectionId) {
+        if self.connections.borrow_mut().remove(&connection).is_none() {
+            return;
+        }
+        for core in 0..self.shard.count() {
+            let command = GroupCommand::ConnectionClosed { connection };
+            self.shard
+                .call(core, ShardRequest::Group(Box::new(command)), |_| ());
+        }
+    }
+
+    /// What the home core of a group is asked.
+    fn group_command(&self, command: GroupCommand) -> LocalReply {
+        let now_ms = self.shard.now_ms();
+        let mut clients = self.clients.borrow_mut();
+        let (consumers, producers) = match command {
+            GroupCommand::ConsumerHeartbeat {
+                connection,
+                client,
+                data,
+            } => {
+                let notify = self.notifies(&data.group_name);
+                let (change, disagreement) =
+                    clients.consumer_heartbeat(now_ms, connection, client, data, notify);
+                if let Some(disagreement) = disagreement {
+                    warn_of(&disagreement);
+                }
+                (change.into_iter().collect(), Vec::new())
+            }
+            GroupCommand::ProducerHeartbeat {
+                connection,
+                client,
+                group,
+            } => {
+                let change = clients.producer_heartbeat(now_ms, connection, client, group);
+                (Vec::new(), change.into_iter().collect())
+            }
+            GroupCommand::Unregister {
+                connection,
+                client_id: _,
+                producer_group,
+                consumer_group,
+            } => {
+                let consumers = consumer_group.and_then(|group| {
+                    clients.leave_consumers(connection, &group, self.notifies(&group))
+                });
+                let producers =
+                    producer_group.and_then(|group| clients.leave_producers(connection, &group));
+                (
+                    consumers.into_iter().collect(),
+                    producers.into_iter().collect(),
+                )
+            }
+            GroupCommand::ConnectionClosed { connection } => {
+                clients.closed(connection, |group| self.notifies(group))
+            }
+        };
+        drop(clients);
+        self.publish_changes(consumers, producers);
+        ShardReply::Done
+    }
+
+    /// `notifyConsumerIdsChangedEnable` of a group.
+    fn notifies(&self, group: &str) -> bool {
+        self.known_group(group)
+            .is_none_or(|config| config.notify_consumer_ids_changed_enable)
+    }
+
+    fn publish_changes(&self, consumers: Vec<GroupChange>, producers: Vec<GroupChange>) {
+        for change in producers {
+            self.shard
+                .publish(MetaChange::ProducersOnline(change.online));
+        }
+        for change in consumers {
+            let name = change.online.name.clone();
+            self.shard
+                .publish(MetaChange::ConsumersOnline(change.online));
+            if !change.notify.is_empty() {
+                let frame = Outgoing::oneway(request::NOTIFY_CONSUMER_IDS_CHANGED)
+                    .field("consumerGroup", name)
+                    .frame(Encoding::Json, b"");
+                self.push(&change.notify, &frame);
+            }
+        }
+    }
+
+    /// Writes a frame of ours to connections of any core; those that are gone are skipped.
+    pub(super) fn push(&self, connections: &[ConnectionId], frame: &Bytes) {
+        for core in 0..self.shard.count() {
+            let there: Vec<ConnectionId> = connections
+                .iter()
+                .copied()
+                .filter(|connection| usize::from(connection.core) == core)
+                .collect();
+            if there.is_empty() {
+                continue;
+            }
+            let request = ShardRequest::PushFrame {
+                connections: there,
+                frame: frame.clone(),
+            };
+            self.shard.call(core, request, |_| ());
+        }
+    }
+
+    fn push_here(&self, ids: &[ConnectionId], frame: &Bytes) {
+        for id in ids {
+            let connection = self.connections.borrow().get(id).cloned();
+            if let Some(connection) = connection {
+                connection.push_frame(frame.clone());
+            }
+        }
+    }
+}
+
+fn warn_of(disagreement: &Disagreement) {
+    let side = |(client, expression): &(Arc<str>, Option<String>)| match expression {
+        Some(expression) => format!("{client} subscribes '{expression}'"),
+        None => format!("{client} does not subscribe it"),
+    };
+    tracing::warn!(
+        group = %disagreement.group,
+        topic = disagreement.topic,
+        "members of one consumer group subscribe differently: {}, {}; messages go to members that do not want them. \
+         Give them one subscription, or two groups",
+        side(&disagreement.one),
+        side(&disagreement.other)
+    );
+}

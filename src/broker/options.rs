@@ -1,0 +1,82 @@
+//! What the broker needs of the configuration, fixed at its start. Names in the docs are RocketMQ's keys.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::base::limits::MESSAGE_BODY_BYTES_MAX;
+use crate::broker::topics::{PERM_READ, PERM_WRITE};
+
+/// See the module's page.
+#[derive(Clone, Debug)]
+pub struct BrokerOptions {
+    /// `brokerClusterName`.
+    pub cluster: Arc<str>,
+    /// `brokerName`.
+    pub broker: Arc<str>,
+    /// `brokerId`; 0 is the master.
+    pub broker_id: i64,
+    /// `brokerIP1` and `listenPort`: what clients connect to, and the store host of every record and message id.
+    pub store_host: SocketAddr,
+    /// `regionId`.
+    pub region: Arc<str>,
+    /// `traceOn`: tells clients that they may send trace messages.
+    pub trace_on: bool,
+    /// `traceTopicEnable`: RMQ_SYS_TRACE_TOPIC exists from the start.
+    pub trace_topic: bool,
+    /// `brokerPermission`: read 4, write 2.
+    pub permission: i32,
+    /// `autoCreateTopicEnable`.
+    pub auto_create_topic: bool,
+    /// `autoCreateSubscriptionGroup`.
+    pub auto_create_group: bool,
+    /// `defaultTopicQueueNums`: queues of TBW102.
+    pub default_topic_queues: u32,
+    /// `maxMessageSize` in bytes: body of a message, or of a whole batch.
+    pub message_bytes_max: usize,
+    /// `litePullMessageEnable`.
+    pub lite_pull: bool,
+    /// `longPollingEnable`: without it an empty pull is answered after `short_polling_ms`.
+    pub long_polling: bool,
+    /// `shortPollingTimeMills`, in milliseconds.
+    pub short_polling_ms: u64,
+    /// Longest time that a pull is held, whatever the client asks for, in milliseconds.
+    pub suspend_ms_max: u64,
+    /// When the broker started, milliseconds since 1970.
+    pub boot_ms: u64,
+    /// All configuration keys with their values as text, for GET_BROKER_CONFIG; sorted, without secrets.
+    pub settings: Arc<[(String, String)]>,
+}
+
+impl BrokerOptions {
+    /// The defaults of RocketMQ for a broker with these names and this address.
+    pub fn new(cluster: &str, broker: &str, store_host: SocketAddr) -> Self {
+        Self {
+            cluster: Arc::from(cluster),
+            broker: Arc::from(broker),
+            broker_id: 0,
+            store_host,
+            region: Arc::from("DefaultRegion"),
+            trace_on: true,
+            trace_topic: false,
+            permission: PERM_READ | PERM_WRITE,
+            auto_create_topic: true,
+            auto_create_group: true,
+            default_topic_queues: 8,
+            message_bytes_max: MESSAGE_BODY_BYTES_MAX,
+            lite_pull: true,
+            long_polling: true,
+            short_polling_ms: 1_000,
+            suspend_ms_max: 120_000,
+            boot_ms: 0,
+            settings: Arc::from([]),
+        }
+    }
+
+    pub fn readable(&self) -> bool {
+        self.permission & PERM_READ != 0
+    }
+
+    pub fn writable(&self) -> bool {
+        self.permission & PERM_WRITE != 0
+    }
+}

@@ -1,0 +1,375 @@
+//! SEND_MESSAGE (10), SEND_MESSAGE_V2 (310), SEND_BATCH_MESSAGE (320).
+//!
+//! `send_plan.rs` decides; the rest is thin. The hot road is one call of [`ShardHandle::append`] whose callback answers: no
+//! task, and no allocation but the properties string and the ids of the answer. What needs another core first (a topic
+//! to create, a retry) becomes a task. Source: `SendMessageProcessor`, `AbstractSendMessageProcessor`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
+
+use crate::base::names;
+use crate::base::offset::PhysicalOffset;
+use crate::broker::dispatch::Broker;
+use crate::broker::error::BrokerError;
+use crate::broker::send_plan::{
+    Plan, SendHeader, batch_of, check_body, check_properties, is_dead, plan,
+    refuse_what_cannot_wait,
+};
+use crate::broker::sent_properties::Sent;
+use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
+use crate::io::body::Body;
+use crate::server::connection::Responder;
+use crate::shard::ShardHandle;
+use crate::shard::message::{Appended, LocalReply, NewMessage, ShardReply, ShardRequest};
+use crate::shard::meta::{MetaCommand, Topic};
+use crate::wire::message_id::MessageId;
+use crate::wire::record::{SYS_FLAG_BORN_HOST_V6, SYS_FLAG_MULTI_TAGS, SYS_FLAG_STORE_HOST_V6};
+use crate::wire::remoting::body::TopicConfig;
+use crate::wire::remoting::command::{Command, Outgoing};
+
+/// Where a message goes in the end.
+struct Target {
+    topic: Arc<Topic>,
+    queue_id: u32,
+    /// The dead letter topic: without delay.
+    dead: bool,
+}
+
+impl Target {
+    fn new(topic: Arc<Topic>, queue_id: u32) -> Self {
+        Self {
+            topic,
+            queue_id,
+            dead: false,
+        }
+    }
+}
+
+/// What the answer to a send needs besides where it was stored.
+struct SendAnswer {
+    responder: Responder,
+    queue_id: u32,
+    unique_key: Option<String>,
+}
+
+impl Broker {
+    /// Entrance of all sends.
+    pub(super) fn send(&self, command: Command, responder: Responder) {
+        let now_ms = self.shard.now_ms();
+        let header = match SendHeader::read(&command, now_ms) {
+            Ok(header) => header,
+            Err(error) => return self.refuse_send(error, responder),
+        };
+        match self.plan_send(&header) {
+            Ok(Plan::Append { topic, queue_id }) => {
+                let target = Target::new(topic, queue_id);
+                self.append_send(&header, &command.body, now_ms, target, responder);
+            }
+            Ok(Plan::Create(config)) => {
+                drop(header);
+                let broker = self.clone();
+                self.shard.spawn(async move {
+                    match broker.create_topic(config).await {
+                        Ok(()) => broker.send_slowly(command, responder).await,
+                        Err(error) => broker.refuse_send(error, responder),
+                    }
+                });
+            }
+            Ok(Plan::Retry { .. }) => {
+                drop(header);
+                let broker = self.clone();
+                self.shard
+                    .spawn(async move { broker.send_slowly(command, responder).await });
+            }
+            Err(error) => self.refuse_send(error, responder),
+        }
+    }
+
+    fn plan_send(&self, header: &SendHeader<'_>) -> Result<Plan, BrokerError> {
+        let random = if header.queue_id < 0 {
+            self.shard.random_u64()
+        } else {
+            0
+        };
+        plan(header, &self.shard.meta(), &self.options, random)
+    }
+
+    /// A send in a task: its topic has just been made, or it is a retry. It is planned again.
+    async fn send_slowly(&self, command: Command, responder: Responder) {
+        let now_ms = self.shard.now_ms();
+        let header = match SendHeader::read(&command, now_ms) {
+            Ok(header) => header,
+            Err(error) => return self.refuse_send(error, responder),
+        };
+        let target = match self.plan_send(&header) {
+            Ok(Plan::Append { topic, queue_id }) => Ok(Target::new(topic, queue_id)),
+            Ok(Plan::Retry { topic, queue_id }) => {
+                self.retry_target(&header, command.version, topic, queue_id)
+                    .await
+            }
+            Ok(Plan::Create(config)) => Err(BrokerError::NoTopic {
+                topic: config.topic_name,
+            }),
+            Err(error) => Err(error),
+        };
+        match target {
+            Ok(target) => self.append_send(&header, &command.body, now_ms, target, responder),
+            Err(error) => self.refuse_send(error, responder),
+        }
+    }
+
+    /// A consumer sends a message to its group's retry topic itself: after too many retries, or from an ordered
+    /// consumer (its group holds queue locks), it is dead. Source: `handleRetryAndDLQ`.
+    async fn retry_target(
+        &self,
+        header: &SendHeader<'_>,
+        version: i32,
+        topic: Arc<Topic>,
+        queue_id: u32,
+    ) -> Result<Target, BrokerError> {
+        let group: Arc<str> =
+            Arc::from(names::group_of_retry_topic(&topic.name).unwrap_or(&topic.name));
+        let group_limit = self
+            .known_group(&group)
+            .ok_or_else(|| BrokerError::NoGroup {
+                group: group.to_string(),
+            })?
+            .retry_max_times;
+        let dead = is_dead(
+            header.reconsume_times,
+            version,
+            header.max_reconsume_times,
+            group_limit,
+        ) || self.holds_lock(&group).await?;
+        if !dead {
+            return Ok(Target::new(topic, queue_id));
+        }
+        let topic = self.dead_letter_topic(&group).await?;
+        Ok(Target {
+            topic,
+            queue_id: 0,
+            dead,
+        })
+    }
+
+    async fn holds_lock(&self, group: &Arc<str>) -> Result<bool, BrokerError> {
+        for core in 0..self.shard.count() {
+            let request = ShardRequest::HoldsLock {
+                group: group.clone(),
+            };
+            match self.shard.ask(core, request).await {
+                ShardReply::Flag(true) => return Ok(true),
+                ShardReply::Flag(false) => {}
+                ShardReply::Refused(refusal) => return Err(refusal.into()),
+                other => return Err(BrokerError::unexpected(&other)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The dead letter topic of a group, made if it is not there.
+    pub(super) async fn dead_letter_topic(&self, group: &str) -> Result<Arc<Topic>, BrokerError> {
+        let config = topics::config(&names::dlq_topic(group), 1, PERM_READ | PERM_WRITE);
+        self.topic_or_create(config).await
+    }
+
+    /// A topic by the name in `config`, made like that if it is not there.
+    pub(super) async fn topic_or_create(
+        &self,
+        config: TopicConfig,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        let name = config.topic_name.clone();
+        if let Some(topic) = self.known_topic(&name) {
+            return Ok(topic);
+        }
+        self.create_topic(config).await?;
+        self.known_topic(&name)
+            .ok_or(BrokerError::NoTopic { topic: name })
+    }
+
+    async fn create_topic(&self, config: TopicConfig) -> Result<(), BrokerError> {
+        self.change(MetaCommand::CreateTopicIfAbsent(config)).await
+    }
+
+    fn append_send(
+        &self,
+        header: &SendHeader<'_>,
+        body: &Bytes,
+        now_ms: u64,
+        target: Target,
+        responder: Responder,
+    ) {
+        match self.messages(header, body, now_ms, &target, responder.connection.peer()) {
+            Ok((messages, unique_key)) => {
+                let Some(shard) = self.shard.shard_of_queue(&target.topic, target.queue_id) else {
+                    let error = topics::no_queue(&target.topic.name, target.queue_id);
+                    return self.refuse_send(error, responder);
+                };
+                let answer = SendAnswer {
+                    responder,
+                    queue_id: target.queue_id,
+                    unique_key,
+                };
+                let broker = self.clone();
+                self.shard.append(shard, messages, move |reply| {
+                    broker.answer_send(answer, reply)
+                });
+            }
+            Err(error) => self.refuse_send(error, responder),
+        }
+    }
+
+    /// The messages of a send as they are to be stored, and the unique key for the answer.
+    #[allow(clippy::type_complexity)] // A pair that is taken apart at once.
+    fn messages(
+        &self,
+        header: &SendHeader<'_>,
+        body: &Bytes,
+        now_ms: u64,
+        target: &Target,
+        born_host: SocketAddr,
+    ) -> Result<(SmallVec<[NewMessage; 1]>, Option<String>), BrokerError> {
+        check_body(body, self.options.message_bytes_max, header.batch)?;
+        let sent = Sent::read(&header.properties);
+        let config = &target.topic.config;
+        let compacted = config.attributes.get("cleanup.policy").map(String::as_str);
+        if compacted == Some("COMPACTION") && !sent.has_keys && !header.batch {
+            return Err(BrokerError::MessageIllegal(format!(
+                "the topic '{}' is compacted by key, so its messages need the property KEYS",
+                target.topic.name
+            )));
+        }
+        // A retry keeps its delay property and is stored at once until there is a delay engine; see `delay.rs`.
+        if !names::is_retry_topic(&target.topic.name) && !target.dead {
+            refuse_what_cannot_wait(&sent, header.sys_flag, now_ms)?;
+        }
+        let multi_tags = config.topic_filter_type == "MULTI_TAG";
+        let message = NewMessage {
+            queue: ShardHandle::key(&target.topic, target.queue_id),
+            topic: target.topic.name.clone(),
+            body: body.clone(),
+            properties: Bytes::new(),
+            tags_code: sent.tags_code,
+            flag: header.flag,
+            sys_flag: header.sys_flag & !(SYS_FLAG_BORN_HOST_V6 | SYS_FLAG_STORE_HOST_V6)
+                | if multi_tags { SYS_FLAG_MULTI_TAGS } else { 0 },
+            born_timestamp: header.born_timestamp,
+            born_host,
+            reconsume_times: header.reconsume_times,
+            prepared_transaction_offset: 0,
+        };
+        if header.batch {
+            let unique_key = sent.unique_key.map(lossy);
+            return Ok((batch_of(&message)?, unique_key));
+        }
+        let (unique_key, added) = match sent.unique_key {
+            Some(key) => (lossy(key), false),
+            None => (self.next_unique_key(now_ms), true),
+        };
+        let properties = self.broker_properties.complete(
+            &header.properties,
+            &sent,
+            added.then_some(unique_key.as_str()),
+            target.dead,
+        );
+        check_properties(properties.len())?;
+        let message = NewMessage {
+            properties,
+            ..message
+        };
+        Ok((smallvec![message], Some(unique_key)))
+    }
+
+    fn answer_send(&self, answer: SendAnswer, reply: LocalReply) {
+        let appended = match reply {
+            ShardReply::Appended(appended) => appended,
+            ShardReply::Refused(refusal) => {
+                return self.refuse_send(refusal.into(), answer.responder);
+            }
+            other => return self.refuse_send(BrokerError::unexpected(&other), answer.responder),
+        };
+        let head = self.stored(answer.queue_id, answer.unique_key, &appended);
+        answer.responder.send(head, Body::Empty);
+    }
+
+    /// Stores a reply like any message of its topic; the header of the answer.
+    pub(super) async fn store_reply(
+        &self,
+        command: &Command,
+        born_host: SocketAddr,
+    ) -> Result<Outgoing, BrokerError> {
+        let now_ms = self.shard.now_ms();
+        let header = SendHeader::read(command, now_ms)?;
+        let Plan::Append { topic, queue_id } = self.plan_send(&header)? else {
+            return Err(BrokerError::System("its topic does not exist".into()));
+        };
+        let core = self
+            .shard
+            .shard_of_queue(&topic, queue_id)
+            .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
+        let target = Target::new(topic, queue_id);
+        let (messages, unique_key) =
+            self.messages(&header, &command.body, now_ms, &target, born_host)?;
+        let request = ShardRequest::Append(messages.into_vec().into_boxed_slice());
+        match self.ask(core, request).await? {
+            ShardReply::Appended(appended) => Ok(self.stored(queue_id, unique_key, &appended)),
+            other => Err(BrokerError::unexpected(&other)),
+        }
+    }
+
+    /// The header that tells where something was stored.
+    fn stored(&self, queue_id: u32, unique_key: Option<String>, appended: &Appended) -> Outgoing {
+        let ids = offset_ids(self.options.store_host, &appended.physical_offsets);
+        let head = Outgoing::success()
+            .field("msgId", ids)
+            .field("queueId", queue_id)
+            .field("queueOffset", appended.queue_offset)
+            .field_if("transactionId", unique_key);
+        self.with_region(head)
+    }
+
+    /// Answers of the send processor carry the region and the trace switch, errors too.
+    pub(super) fn with_region(&self, head: Outgoing) -> Outgoing {
+        head.field("MSG_REGION", self.options.region.clone())
+            .field("TRACE_ON", self.options.trace_on)
+    }
+
+    fn refuse_send(&self, error: BrokerError, responder: Responder) {
+        let head = self.with_region(self.refusal(&error));
+        responder.send(head, Body::Empty);
+    }
+}
+
+/// The offset ids of the messages of one send, joined by commas.
+fn offset_ids(host: SocketAddr, offsets: &[PhysicalOffset]) -> String {
+    let mut ids = String::with_capacity(33 * offsets.len());
+    for &offset in offsets {
+        if !ids.is_empty() {
+            ids.push(',');
+        }
+        MessageId { host, offset }.encode_into(&mut ids);
+    }
+    ids
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_a_batch_are_joined_by_commas() {
+        let host = "127.0.0.1:30911".parse().unwrap();
+        assert_eq!(
+            offset_ids(host, &[PhysicalOffset(0), PhysicalOffset(255)]),
+            "7F000001000078BF0000000000000000,7F000001000078BF00000000000000FF"
+        );
+    }
+}

@@ -1,0 +1,1013 @@
+//! The log of one shard: append, group commit, the tables behind it.
+//!
+//! A record is encoded once, into the open batch's buffer. The driver seals what there is, writes it, and when it is on the
+//! medium that the mode asks for, applies the records to the tables and tells the listener. Positions:
+//! durable <= written <= appended. Invariants: nothing is visible in a table before it is durable; a failed write
+//! poisons the log for good; a batch never crosses a segment; two buffers in flight never share a sector.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::base::limits::{
+    BATCH_BYTES_TARGET, GROUP_BATCHES_MAX, LOG_PENDING_BYTES_MAX, SECTOR_BYTES,
+};
+use crate::base::notify::Notify;
+use crate::base::offset::{LogId, PhysicalOffset, Position};
+use crate::io::aligned_buf::{PageBuf, PageSlice};
+use crate::io::env::{DiskFile, Env};
+use crate::store::batch::{ALIGN_BYTES, BatchHeader, FLAG_SEGMENT_END, HEADER_BYTES};
+use crate::store::control::Control;
+use crate::store::group_commit::GroupCommit;
+use crate::store::log_reader::LogReader;
+use crate::store::planted::{PlantedBug, planted};
+use crate::store::recovery::{self, Recovered};
+use crate::store::segment::Segments;
+use crate::store::snapshot::{self, Mark, Writer};
+use crate::store::tables::consume_queue::Lookup;
+use crate::store::tables::{Effect, Tables};
+use crate::store::types::{Appended, NewMessage, QueueBounds, QueueEntry, QueueKey, Refusal};
+use crate::wire::record::RecordFields;
+
+/// First size of a batch's buffer; it doubles up to the target.
+const BATCH_BYTES_FIRST: usize = 16 << 10;
+/// Space is reserved this far ahead of the tail (or two segments, if those are smaller).
+const AHEAD_BYTES: u64 = 64 << 20;
+/// How long to wait before space is asked for again after the disk was full.
+const DISK_FULL_RETRY: Duration = Duration::from_millis(500);
+/// Index blocks are written when so many wait.
+const INDEX_BLOCKS_WAITING: usize = 64;
+
+/// What a log is opened with.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    pub log: LogId,
+    pub directory: PathBuf,
+    pub store_id: u64,
+    pub segment_bytes: u64,
+    /// SYNC_FLUSH: acknowledged means flushed. Else written, and flushed every [`LogOptions::flush_interval`].
+    pub flush_each_write: bool,
+    pub flush_interval: Duration,
+    pub tail_cache_bytes: usize,
+    pub read_cache_bytes: usize,
+    pub index_cache_bytes: usize,
+    /// A snapshot is made when the log has grown by this since the last one.
+    pub snapshot_bytes: u64,
+    /// `storeHost` of the records: the broker's address as clients see it.
+    pub store_host: SocketAddr,
+}
+
+/// Who hears that a log has got further. Called from the log's driver; must not wait.
+pub trait LogListener {
+    /// Everything before `end` is as durable as the mode asks, and in the tables. `touched` has the queues with new
+    /// visible messages, perhaps more than once.
+    fn on_durable(&self, log: LogId, end: Position, touched: &[QueueKey]);
+    /// Nothing will become durable any more.
+    fn on_poisoned(&self, log: LogId, reason: &Arc<str>);
+}
+
+struct OpenBatch {
+    /// Position of the header.
+    start: u64,
+    /// Position of the buffer's first byte: `start` rounded down to a sector.
+    buffer_start: u64,
+    buffer: PageBuf,
+    /// Bytes of the buffer that are used.
+    used: usize,
+    record_count: u32,
+    first_timestamp_ms: u64,
+}
+
+#[derive(Clone)]
+struct SealedBatch {
+    buffer_start: u64,
+    /// Where the batch after it begins.
+    end: u64,
+    buffer: Rc<PageBuf>,
+}
+
+struct State {
+    commit: GroupCommit,
+    open: Option<OpenBatch>,
+    sealed: VecDeque<SealedBatch>,
+    /// The buffer that holds the sector in which the next batch begins, with its position.
+    last: Option<(u64, Rc<PageBuf>)>,
+    /// Where the next batch begins.
+    next: u64,
+    last_crc: u32,
+    /// CRC field of the last batch that is durable, for snapshots.
+    durable_crc: u32,
+    /// (end of a sealed batch, its CRC), up to the durable one.
+    crcs: VecDeque<(u64, u32)>,
+    effects: VecDeque<(u64, Effect)>,
+    poisoned: Option<Arc<str>>,
+    disk_full: Option<Arc<str>>,
+    stopping: bool,
+}
+
+/// See the module's page.
+pub struct CommitLog<E: Env> {
+    env: E,
+    options: LogOptions,
+    epoch: u32,
+    segments: Rc<Segments<E>>,
+    reader: Rc<LogReader<E>>,
+    tables: RefCell<Tables>,
+    state: RefCell<State>,
+    listener: RefCell<Option<Rc<dyn LogListener>>>,
+    work: Notify,
+    space: Notify,
+    drained: Notify,
+    last_snapshot: Cell<u64>,
+    snapshot_running: Cell<bool>,
+    blocks_running: Cell<bool>,
+    unsynced_from: Cell<Option<u64>>,
+    /// (first position of a segment's successor, store time of the segment's last record): retention by age.
+    pub(super) segment_times: RefCell<std::collections::BTreeMap<u64, u64>>,
+}
+
+impl<E: Env> CommitLog<E> {
+    /// Opens or makes a log and recovers it. A log that is damaged before its tail opens for reading only and says why.
+    pub async fn open(env: E, options: LogOptions) -> io::Result<Rc<Self>> {
+        let flush = options.flush_each_write && !planted(PlantedBug::FlushSkipped);
+        let segments = Rc::new(
+            Segments::open(
+                env.clone(),
+                options.directory.clone(),
+                options.segment_bytes,
+                flush,
+            )
+            .await?,
+        );
+        let index_directory = options.directory.join("index");
+        env.create_dir(&index_directory).await?;
+        let reader = LogReader::new(
+            env.clone(),
+            segments.clone(),
+            index_directory,
+            options.tail_cache_bytes,
+            options.read_cache_bytes,
+            options.index_cache_bytes,
+        );
+        let Recovered {
+            mut tables,
+            end,
+            previous_crc,
+            epoch,
+            last_sector,
+            damage,
+            snapshot_position,
+            segment_times,
+        } = recovery::recover(&env, &options, &segments).await?;
+        tables.queues.forget_assigned();
+        let poisoned = damage.map(|damage| Arc::<str>::from(damage.to_string()));
+        if let Some(reason) = &poisoned {
+            tracing::error!(log = options.log, %reason, "the log is damaged: reads go on up to there, writes are refused");
+        }
+        let log = Rc::new(Self {
+            env,
+            epoch: epoch + 1,
+            segments,
+            reader,
+            tables: RefCell::new(tables),
+            state: RefCell::new(State {
+                commit: GroupCommit::new(Position(end)),
+                open: None,
+                sealed: VecDeque::new(),
+                last: last_sector.map(|pages| (end & !(SECTOR_BYTES as u64 - 1), pages)),
+                next: end,
+                last_crc: previous_crc,
+                durable_crc: previous_crc,
+                crcs: VecDeque::new(),
+                effects: VecDeque::new(),
+                poisoned,
+                disk_full: None,
+                stopping: false,
+            }),
+            listener: RefCell::default(),
+            work: Notify::default(),
+            space: Notify::default(),
+            drained: Notify::default(),
+            last_snapshot: Cell::new(snapshot_position),
+            snapshot_running: Cell::new(false),
+            blocks_running: Cell::new(false),
+            unsynced_from: Cell::new(None),
+            segment_times: RefCell::new(segment_times),
+            options,
+        });
+        // Retention may have removed segments after the snapshot was made.
+        log.trim_tables(log.segments.start()).await?;
+        // The first message must not wait for the disk to give space; a full disk is not an error here.
+        if log.needs_space() {
+            log.extend_once().await;
+        }
+        Ok(log)
+    }
+
+    /// Starts the tasks of the log. Once.
+    pub fn start(self: &Rc<Self>, listener: Rc<dyn LogListener>) {
+        *self.listener.borrow_mut() = Some(listener);
+        let log = self.clone();
+        self.env.spawn(async move { log.drive().await });
+        let log = self.clone();
+        self.env
+            .spawn_background(async move { log.keep_space().await });
+        if !self.options.flush_each_write {
+            let log = self.clone();
+            self.env
+                .spawn_background(async move { log.flush_by_time().await });
+        }
+    }
+
+    pub fn id(&self) -> LogId {
+        self.options.log
+    }
+
+    pub fn options(&self) -> &LogOptions {
+        &self.options
+    }
+
+    /// The tables, for looking.
+    pub fn tables(&self) -> &RefCell<Tables> {
+        &self.tables
+    }
+
+    pub fn reader(&self) -> &Rc<LogReader<E>> {
+        &self.reader
+    }
+
+    pub(super) fn segments(&self) -> &Rc<Segments<E>> {
+        &self.segments
+    }
+
+    /// Everything before this is acknowledged, or may be.
+    pub fn durable(&self) -> Position {
+        self.state.borrow().commit.durable()
+    }
+
+    /// First position that retention has left.
+    pub fn start_position(&self) -> Position {
+        Position(self.segments.start())
+    }
+
+    /// Bytes that are appended and not yet durable.
+    pub fn pending_bytes(&self) -> u64 {
+        self.state.borrow().commit.pending_bytes()
+    }
+
+    /// Why the log takes no writes, if so.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let state = self.state.borrow();
+        if let Some(reason) = &state.poisoned {
+            return Some(Refusal::Poisoned {
+                log: self.options.log,
+                reason: reason.clone(),
+            });
+        }
+        if state.stopping {
+            return Some(Refusal::Stopping);
+        }
+        None
+    }
+
+    fn refuse(&self, state: &State) -> Option<Refusal> {
+        if let Some(reason) = &state.poisoned {
+            return Some(Refusal::Poisoned {
+                log: self.options.log,
+                reason: reason.clone(),
+            });
+        }
+        if state.stopping {
+            return Some(Refusal::Stopping);
+        }
+        let pending_bytes = state.commit.pending_bytes() as usize;
+        (pending_bytes > LOG_PENDING_BYTES_MAX).then_some(Refusal::Busy {
+            log: self.options.log,
+            pending_bytes,
+            limit_bytes: LOG_PENDING_BYTES_MAX,
+        })
+    }
+
+    /// Appends messages of one queue as consecutive records of one batch. `Ok` is a promise only when the log is durable
+    /// beyond the returned position.
+    pub fn append(&self, messages: &[NewMessage]) -> Result<(Appended, Position), Refusal> {
+        let mut state = self.state.borrow_mut();
+        if let Some(refusal) = self.refuse(&state) {
+            return Err(refusal);
+        }
+        let store_timestamp = self.env.now_ms();
+        let Some(first) = messages.first() else {
+            return Err(Refusal::NoQueue);
+        };
+        let mut tables = self.tables.borrow_mut();
+        let opened = (tables.topic_id(&first.topic) != Some(first.queue.topic_id)
+            && !state.effects.iter().any(|(_, effect)| {
+                matches!(effect, Effect::Control(Control::TopicOpened { topic_id, .. }) if *topic_id == first.queue.topic_id)
+            }))
+        .then(|| Control::TopicOpened {
+            topic_id: first.queue.topic_id,
+            name: first.topic.clone(),
+        });
+        let opened = opened.map(|control| (control.encode(), control));
+        let fields = |message: &NewMessage| -> usize {
+            record_fields(message, 0, 0, 0, self.options.store_host, |fields| {
+                fields.encoded_len()
+            })
+        };
+        let total = messages.iter().map(fields).sum::<usize>()
+            + opened.as_ref().map_or(0, |(record, _)| record.len());
+        self.reserve(&mut state, total, store_timestamp)?;
+        if let Some((record, control)) = opened {
+            let at = state.put(&record);
+            state.effects.push_back((at, Effect::Control(control)));
+        }
+        let mut appended = Appended {
+            queue_offset: 0,
+            physical_offsets: SmallVec::new(),
+            store_timestamp: store_timestamp as i64,
+        };
+        let mut last = Position::default();
+        for (number, message) in messages.iter().enumerate() {
+            let queue_offset = tables.queues.assign(message.queue);
+            if number == 0 {
+                appended.queue_offset = queue_offset;
+            }
+            let size = fields(message);
+            let (at, memory) = state.take(size);
+            let physical = PhysicalOffset::new(self.options.log, Position(at));
+            record_fields(
+                message,
+                queue_offset,
+                physical.0,
+                store_timestamp as i64,
+                self.options.store_host,
+                |fields| fields.encode_into(memory),
+            );
+            appended.physical_offsets.push(physical);
+            last = Position(at);
+            state.effects.push_back((
+                at,
+                Effect::Message {
+                    queue: message.queue,
+                    queue_offset,
+                    entry: QueueEntry {
+                        position: at,
+                        size: size as u32,
+                        tags_code: message.tags_code,
+                    },
+                    store_timestamp: store_timestamp as i64,
+                },
+            ));
+        }
+        drop(state);
+        drop(tables);
+        self.work.notify();
+        self.wake_space();
+        Ok((appended, last))
+    }
+
+    /// Appends control records to one batch. As [`CommitLog::append`].
+    pub fn append_control(&self, controls: &[Control]) -> Result<Position, Refusal> {
+        let mut state = self.state.borrow_mut();
+        if let Some(refusal) = self.refuse(&state) {
+            return Err(refusal);
+        }
+        let records: Vec<Vec<u8>> = controls.iter().map(Control::encode).collect();
+        let total = records.iter().map(Vec::len).sum();
+        self.reserve(&mut state, total, self.env.now_ms())?;
+        let mut last = Position::default();
+        for (record, control) in records.iter().zip(controls) {
+            let at = state.put(record);
+            state
+                .effects
+                .push_back((at, Effect::Control(control.clone())));
+            last = Position(at);
+        }
+        drop(state);
+        self.work.notify();
+        self.wake_space();
+        Ok(last)
+    }
+
+    /// Makes sure that `bytes` of records fit into the open batch.
+    fn reserve(&self, state: &mut State, bytes: usize, now_ms: u64) -> Result<(), Refusal> {
+        let segment_bytes = self.options.segment_bytes as usize;
+        let limit_bytes = segment_bytes - 2 * HEADER_BYTES - SECTOR_BYTES;
+        if bytes > limit_bytes {
+            return Err(Refusal::TooLarge { bytes, limit_bytes });
+        }
+        // Where the batch begins if it has to be a new one, and whether it has to.
+        let (start, used) = match &state.open {
+            Some(open) if open.used + bytes <= BATCH_BYTES_TARGET || open.record_count == 0 => (
+                open.start,
+                open.used - (open.start - open.buffer_start) as usize,
+            ),
+            Some(_) => {
+                let end = self.seal_end(state);
+                (end, HEADER_BYTES)
+            }
+            None => (state.next, HEADER_BYTES),
+        };
+        let segment_end = self.segments.segment_end(start);
+        let batch_end = start + (used + bytes).next_multiple_of(ALIGN_BYTES) as u64;
+        let rolls = batch_end + HEADER_BYTES as u64 > segment_end;
+        let needed_end = if rolls {
+            segment_end
+                + (HEADER_BYTES + bytes + HEADER_BYTES).next_multiple_of(SECTOR_BYTES) as u64
+        } else {
+            (batch_end + HEADER_BYTES as u64).next_multiple_of(SECTOR_BYTES as u64)
+        };
+        if needed_end > self.segments.allocated_end() {
+            self.space.notify();
+            return Err(match &state.disk_full {
+                Some(reason) => Refusal::DiskFull {
+                    reason: reason.clone(),
+                },
+                None => Refusal::Busy {
+                    log: self.options.log,
+                    pending_bytes: state.commit.pending_bytes() as usize,
+                    limit_bytes: LOG_PENDING_BYTES_MAX,
+                },
+            });
+        }
+        if rolls {
+            self.roll(state);
+        } else if let Some(open) = &state.open
+            && open.start != start
+        {
+            self.seal(state, true);
+        }
+        if state.open.is_none() {
+            self.open_batch(state, bytes, now_ms);
+        }
+        let Some(open) = &mut state.open else {
+            unreachable!("it was opened just now");
+        };
+        let wanted = (open.used + bytes).next_multiple_of(SECTOR_BYTES);
+        if wanted > open.buffer.len() {
+            // Doubling: each byte is moved at most once on the average, and only while the device is busy.
+            let room = (self.segments.segment_end(open.start) - open.buffer_start) as usize;
+            let bigger = wanted
+                .max((open.buffer.len() * 2).min(BATCH_BYTES_TARGET + SECTOR_BYTES))
+                .min(room);
+            let mut buffer = self.env.alloc(bigger);
+            buffer.as_mut()[..open.used].copy_from_slice(&open.buffer[..open.used]);
+            open.buffer = buffer;
+        }
+        Ok(())
+    }
+
+    /// Where the next batch would begin if the open one were sealed to a whole sector now.
+    fn seal_end(&self, state: &State) -> u64 {
+        state.open.as_ref().map_or(state.next, |open| {
+            open.buffer_start + open.used.next_multiple_of(SECTOR_BYTES) as u64
+        })
+    }
+
+    fn open_batch(&self, state: &mut State, bytes: usize, now_ms: u64) {
+        let start = state.next;
+        let buffer_start = start & !(SECTOR_BYTES as u64 - 1);
+        let front = (start - buffer_start) as usize;
+        let room = (self.segments.segment_end(start) - buffer_start) as usize;
+        let size = (front + HEADER_BYTES + bytes)
+            .max(BATCH_BYTES_FIRST)
+            .next_multiple_of(SECTOR_BYTES)
+            .min(room);
+        let mut buffer = self.env.alloc(size);
+        let memory = buffer.as_mut();
+        if front > 0 {
+            let (last_start, last) = state
+                .last
+                .as_ref()
+                .expect("whoever ended inside a sector left it");
+            let at = (buffer_start - last_start) as usize;
+            memory[..front].copy_from_slice(&last[at..at + front]);
+        }
+        memory[front..front + HEADER_BYTES].fill(0);
+        state.open = Some(OpenBatch {
+            start,
+            buffer_start,
+            buffer,
+            used: front + HEADER_BYTES,
+            record_count: 0,
+            first_timestamp_ms: now_ms,
+        });
+    }
+
+    /// Seals the open batch. `pad`: to a whole sector, because the next batch may be written at the same time.
+    fn seal(&self, state: &mut State, pad: bool) {
+        let Some(open) = state.open.take() else {
+            return;
+        };
+        let OpenBatch {
+            start,
+            buffer_start,
+            mut buffer,
+            used,
+            record_count,
+            first_timestamp_ms,
+        } = open;
+        let front = (start - buffer_start) as usize;
+        let end = if pad {
+            used.next_multiple_of(SECTOR_BYTES)
+        } else {
+            front + (used - front).next_multiple_of(ALIGN_BYTES)
+        };
+        let padded = end.next_multiple_of(SECTOR_BYTES);
+        let memory = buffer.as_mut();
+        memory[used..padded].fill(0);
+        let mut header = BatchHeader {
+            length: (end - front) as u32,
+            crc: 0,
+            previous_crc: state.last_crc,
+            position: start,
+            durable: state.commit.durable().0,
+            first_timestamp_ms,
+            epoch: self.epoch,
+            record_bytes: (used - front - HEADER_BYTES) as u32,
+            record_count,
+            flags: 0,
+            store_id: self.options.store_id,
+        };
+        state.last_crc = header.seal(&mut memory[front..end]);
+        buffer.trim_to(padded);
+        let next = buffer_start + end as u64;
+        self.push_sealed(state, buffer_start, next, buffer);
+    }
+
+    fn push_sealed(&self, state: &mut State, buffer_start: u64, next: u64, buffer: PageBuf) {
+        let buffer = Rc::new(buffer);
+        state.next = next;
+        state.commit.on_append(Position(next));
+        state.crcs.push_back((next, state.last_crc));
+        state.last = Some((buffer_start, buffer.clone()));
+        self.reader.add_tail(buffer_start, buffer.clone());
+        state.sealed.push_back(SealedBatch {
+            buffer_start,
+            end: next,
+            buffer,
+        });
+    }
+
+    /// Ends the segment: seals what is open and writes the mark behind it.
+    fn roll(&self, state: &mut State) {
+        self.segment_times
+            .borrow_mut()
+            .insert(self.segments.segment_end(state.next), self.env.now_ms());
+        if state.open.is_some() {
+            self.seal(state, true);
+        }
+        let start = state.next;
+        let segment_end = self.segments.segment_end(start);
+        if start.is_multiple_of(self.options.segment_bytes) {
+            // The sealed batch filled its segment to the last byte: there is no room for a mark and none is needed.
+            return;
+        }
+        self.open_batch(state, 0, self.env.now_ms());
+        let Some(open) = state.open.take() else {
+            unreachable!("it was opened just now");
+        };
+        let front = (open.start - open.buffer_start) as usize;
+        let mut buffer = open.buffer;
+        let end = front + HEADER_BYTES;
+        let padded = end.next_multiple_of(SECTOR_BYTES);
+        let memory = buffer.as_mut();
+        memory[end..padded].fill(0);
+        let mut header = BatchHeader {
+            length: HEADER_BYTES as u32,
+            crc: 0,
+            previous_crc: state.last_crc,
+            position: start,
+            durable: state.commit.durable().0,
+            first_timestamp_ms: open.first_timestamp_ms,
+            epoch: self.epoch,
+            record_bytes: 0,
+            record_count: 0,
+            flags: FLAG_SEGMENT_END,
+            store_id: self.options.store_id,
+        };
+        state.last_crc = header.seal(&mut memory[front..end]);
+        buffer.trim_to(padded);
+        self.push_sealed(state, open.buffer_start, segment_end, buffer);
+    }
+
+    /// What is to be written now: all that is sealed and, behind it, what is open.
+    fn take_group(&self) -> Option<Vec<SealedBatch>> {
+        let mut state = self.state.borrow_mut();
+        if !state.commit.may_write() {
+            return None;
+        }
+        let count = state.sealed.len().min(GROUP_BATCHES_MAX);
+        let mut group: Vec<SealedBatch> = state.sealed.drain(..count).collect();
+        // The last one of a group may end inside a sector: the next group is written only when this one is durable.
+        if state.sealed.is_empty()
+            && state
+                .open
+                .as_ref()
+                .is_some_and(|open| open.record_count > 0)
+        {
+            self.seal(&mut state, false);
+            group.extend(state.sealed.pop_front());
+        }
+        let end = group.last()?.end;
+        state.commit.on_write(Position(end));
+        Some(group)
+    }
+
+    /// The only lines that wait for the device. An error ends the log.
+    async fn drive(self: Rc<Self>) {
+        loop {
+            let Some(group) = self.take_group() else {
+                self.drained.notify();
+                if self.state.borrow().poisoned.is_some() {
+                    return;
+                }
+                self.work.notified().await;
+                continue;
+            };
+            let end = group.last().map_or(0, |batch| batch.end);
+            if planted(PlantedBug::AckBeforeFlush) {
+                self.release(end);
+            }
+            match self.write_group(&group).await {
+                Ok(()) => {
+                    let start = group.first().map_or(0, |batch| batch.buffer_start);
+                    if !self.options.flush_each_write && self.unsynced_from.get().is_none() {
+                        self.unsynced_from.set(Some(start));
+                    }
+                    self.reader.forget(start..end, 0);
+                    if !planted(PlantedBug::AckBeforeFlush) {
+                        self.release(end);
+                    }
+                    self.reader.evict_tail(end);
+                    self.look_after();
+                }
+                Err(error) => {
+                    self.poison(format!(
+                        "writing at position {} failed: {error}",
+                        group.first().map_or(0, |batch| batch.buffer_start)
+                    ));
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn write_group(&self, group: &[SealedBatch]) -> io::Result<()> {
+        let locate = |batch: &SealedBatch| {
+            self.segments.locate(batch.buffer_start).ok_or_else(|| {
+                io::Error::other(format!("no segment has position {}", batch.buffer_start))
+            })
+        };
+        if let [one] = group {
+            let (file, at) = locate(one)?;
+            return file.write_at(one.buffer.clone(), at).await;
+        }
+        // All at once: each completes when it is flushed, and recovery cuts at the first that is not whole.
+        let outstanding = Rc::new((
+            Cell::new(group.len()),
+            RefCell::new(Ok(())),
+            Notify::default(),
+        ));
+        for batch in group {
+            let (file, at) = locate(batch)?;
+            let buffer = batch.buffer.clone();
+            let outstanding = outstanding.clone();
+            self.env.spawn(async move {
+                if let Err(error) = file.write_at(buffer, at).await {
+                    *outstanding.1.borrow_mut() = Err(error);
+                }
+                outstanding.0.set(outstanding.0.get() - 1);
+                outstanding.2.notify();
+            });
+        }
+        outstanding.2.until(|| outstanding.0.get() == 0).await;
+        outstanding.1.replace(Ok(()))
+    }
+
+    /// Everything before `end` is durable: into the tables, to the listener.
+    fn release(&self, end: u64) {
+        let mut touched: SmallVec<[QueueKey; 32]> = SmallVec::new();
+        {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            state.commit.on_durable(Position(end));
+            while let Some(&(at, crc)) = state.crcs.front() {
+                if at > end {
+                    break;
+                }
+                state.durable_crc = crc;
+                state.crcs.pop_front();
+            }
+            let mut tables = self.tables.borrow_mut();
+            while state.effects.front().is_some_and(|(at, _)| *at < end) {
+                let Some((_, effect)) = state.effects.pop_front() else {
+                    break;
+                };
+                if let Some(queue) = tables.apply(effect)
+                    && touched.last() != Some(&queue)
+                {
+                    touched.push(queue);
+                }
+            }
+        }
+        let listener = self.listener.borrow().clone();
+        if let Some(listener) = listener {
+            listener.on_durable(self.options.log, Position(end), &touched);
+        }
+    }
+
+    /// Ends all writing, for good.
+    fn poison(&self, reason: String) {
+        let reason: Arc<str> = reason.into();
+        tracing::error!(log = self.options.log, %reason, "the log takes no writes any more");
+        {
+            let mut state = self.state.borrow_mut();
+            state.commit.on_failure();
+            state.poisoned = Some(reason.clone());
+            state.open = None;
+            state.sealed.clear();
+            state.effects.clear();
+        }
+        let listener = self.listener.borrow().clone();
+        if let Some(listener) = listener {
+            listener.on_poisoned(self.options.log, &reason);
+        }
+        self.drained.notify();
+    }
+
+    /// Starts what is due behind the commits: index blocks, a snapshot.
+    fn look_after(self: &Rc<Self>) {
+        if !self.blocks_running.get()
+            && self.tables.borrow().queues.unwritten_count() >= INDEX_BLOCKS_WAITING
+        {
+            self.blocks_running.set(true);
+            let log = self.clone();
+            self.env.spawn_background(async move {
+                if let Err(error) = log.write_index().await {
+                    tracing::warn!(log = log.options.log, %error, "index blocks stay in memory: their file cannot be written");
+                    log.env.sleep(Duration::from_secs(1)).await;
+                }
+                log.blocks_running.set(false);
+            });
+        }
+        let grown = self.durable().0 - self.last_snapshot.get();
+        if grown >= self.options.snapshot_bytes && !self.snapshot_running.get() {
+            self.snapshot_running.set(true);
+            let log = self.clone();
+            self.env.spawn_background(async move {
+                if let Err(error) = log.save_snapshot().await {
+                    tracing::warn!(log = log.options.log, %error, "no snapshot: recovery will read more of the log");
+                    log.env.sleep(Duration::from_secs(5)).await;
+                }
+                log.snapshot_running.set(false);
+            });
+        }
+    }
+
+    async fn write_index(&self) -> io::Result<()> {
+        let blocks = self.tables.borrow().queues.unwritten();
+        self.reader.write_blocks(&blocks).await?;
+        let mut tables = self.tables.borrow_mut();
+        for (number, block) in &blocks {
+            tables.queues.on_written(*number, block);
+        }
+        Ok(())
+    }
+
+    /// Makes a snapshot at the durable end of the log, after the index blocks that it names.
+    pub async fn save_snapshot(&self) -> io::Result<()> {
+        let (mark, payload, freed) = {
+            let state = self.state.borrow();
+            let mut tables = self.tables.borrow_mut();
+            let mark = Mark {
+                position: state.commit.durable().0,
+                previous_crc: state.durable_crc,
+                epoch: self.epoch,
+                store_id: self.options.store_id,
+            };
+            let mut out = Writer::default();
+            tables.write(&mut out);
+            let times = self.segment_times.borrow();
+            out.u32(times.len() as u32);
+            for (end, time) in times.iter() {
+                out.u64(*end);
+                out.u64(*time);
+            }
+            (mark, out.finish(), tables.queues.take_freed())
+        };
+        // The log itself has to be on the device up to there, in ASYNC_FLUSH too: the snapshot stands in for it.
+        if let Some(from) = self.unsynced_from.take()
+            && let Err(error) = self.segments.sync_from(from).await
+        {
+            self.poison(format!("flushing failed: {error}"));
+            return Err(error);
+        }
+        self.write_index().await?;
+        self.reader.sync_blocks().await?;
+        snapshot::save(&self.env, &self.options.directory, mark, &payload).await?;
+        self.tables.borrow_mut().queues.reuse(freed);
+        self.last_snapshot.set(mark.position);
+        Ok(())
+    }
+
+    fn ahead_bytes(&self) -> u64 {
+        AHEAD_BYTES.min(2 * self.options.segment_bytes)
+    }
+
+    fn needs_space(&self) -> bool {
+        let next = self.state.borrow().next;
+        self.segments.allocated_end() < next + self.ahead_bytes()
+    }
+
+    fn wake_space(&self) {
+        if self.needs_space() {
+            self.space.notify();
+        }
+    }
+
+    async fn extend_once(&self) -> bool {
+        match self.segments.extend().await {
+            Ok(()) => {
+                if self.state.borrow_mut().disk_full.take().is_some() {
+                    tracing::info!(
+                        log = self.options.log,
+                        "there is space again: sends are taken"
+                    );
+                }
+                true
+            }
+            Err(error) => {
+                let reason = format!(
+                    "{} has no room for more of log {}: {error}. Free space, or shorten fileReservedTime; sends are taken again by themselves",
+                    self.options.directory.display(),
+                    self.options.log
+                );
+                let mut state = self.state.borrow_mut();
+                if state.disk_full.is_none() {
+                    tracing::error!(log = self.options.log, %reason, "sends will be refused when the space that is left is used");
+                }
+                state.disk_full = Some(reason.into());
+                false
+            }
+        }
+    }
+
+    async fn keep_space(self: Rc<Self>) {
+        loop {
+            {
+                let state = self.state.borrow();
+                if state.stopping || state.poisoned.is_some() {
+                    return;
+                }
+            }
+            if !self.needs_space() {
+                self.space.notified().await;
+                continue;
+            }
+            if !self.extend_once().await {
+                let _ = self.segments.drop_spare().await;
+                self.env.sleep(DISK_FULL_RETRY).await;
+            }
+        }
+    }
+
+    async fn flush_by_time(self: Rc<Self>) {
+        loop {
+            self.env.sleep(self.options.flush_interval).await;
+            {
+                let state = self.state.borrow();
+                if state.poisoned.is_some()
+                    || (state.stopping && self.unsynced_from.get().is_none())
+                {
+                    return;
+                }
+            }
+            if let Some(from) = self.unsynced_from.take()
+                && let Err(error) = self.segments.sync_from(from).await
+            {
+                self.poison(format!("flushing failed: {error}"));
+                return;
+            }
+        }
+    }
+
+    /// Takes no more appends, waits until all is durable, makes a snapshot.
+    pub async fn stop(self: &Rc<Self>) -> io::Result<()> {
+        self.state.borrow_mut().stopping = true;
+        self.space.notify();
+        self.work.notify();
+        self.drained
+            .until(|| {
+                let state = self.state.borrow();
+                state.poisoned.is_some()
+                    || (state.open.is_none()
+                        && state.sealed.is_empty()
+                        && state.commit.pending_bytes() == 0)
+            })
+            .await;
+        if self.state.borrow().poisoned.is_some() {
+            return Ok(());
+        }
+        while self.snapshot_running.get() {
+            self.env.sleep(Duration::from_millis(5)).await;
+        }
+        if self.durable().0 != self.last_snapshot.get() {
+            self.save_snapshot().await?;
+        }
+        Ok(())
+    }
+
+    /// First and next visible offset of a queue.
+    pub fn bounds(&self, queue: QueueKey) -> QueueBounds {
+        self.tables.borrow().queues.bounds(queue)
+    }
+
+    /// The index entry of a visible message.
+    pub async fn entry(&self, queue: QueueKey, offset: i64) -> io::Result<Option<QueueEntry>> {
+        let found = self.tables.borrow().queues.lookup(queue, offset);
+        match found {
+            Lookup::Entry(entry) => Ok(Some(entry)),
+            Lookup::Nothing => Ok(None),
+            Lookup::InBlock { number, index } => {
+                self.reader.block_entry(number, index).await.map(Some)
+            }
+        }
+    }
+
+    /// A stored record by its index entry.
+    pub async fn record(&self, entry: QueueEntry) -> io::Result<SmallVec<[PageSlice; 2]>> {
+        self.reader.read(entry.position, entry.size as usize).await
+    }
+
+    /// The messages' fold follows the log's new start.
+    pub(super) async fn trim_tables(&self, start: u64) -> io::Result<()> {
+        let border = self.tables.borrow_mut().queues.trim(start);
+        for queue in border {
+            let bounds = self.bounds(queue);
+            let (mut low, mut high) = (bounds.min_offset, bounds.max_offset);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match self.entry(queue, middle).await? {
+                    Some(entry) if entry.position < start => low = middle + 1,
+                    _ => high = middle,
+                }
+            }
+            self.tables.borrow_mut().queues.set_min(queue, low);
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Takes room for one record in the open batch: its position and its memory.
+    fn take(&mut self, bytes: usize) -> (u64, &mut [u8]) {
+        let open = self.open.as_mut().expect("room was reserved");
+        let at = open.used;
+        open.used += bytes;
+        open.record_count += 1;
+        let position = open.buffer_start + at as u64;
+        self.commit
+            .on_append(Position(open.buffer_start + open.used as u64));
+        (position, &mut open.buffer.as_mut()[at..at + bytes])
+    }
+
+    fn put(&mut self, record: &[u8]) -> u64 {
+        let (position, memory) = self.take(record.len());
+        memory.copy_from_slice(record);
+        position
+    }
+}
+
+fn record_fields<T>(
+    message: &NewMessage,
+    queue_offset: i64,
+    physical_offset: i64,
+    store_timestamp: i64,
+    store_host: SocketAddr,
+    with: impl FnOnce(&RecordFields<'_>) -> T,
+) -> T {
+    with(&RecordFields {
+        topic: &message.topic,
+        body: &message.body,
+        properties: &message.properties,
+        queue_id: message.queue.queue_id as i32,
+        flag: message.flag,
+        queue_offset,
+        physical_offset,
+        sys_flag: message.sys_flag,
+        born_timestamp: message.born_timestamp,
+        born_host: message.born_host,
+        store_timestamp,
+        store_host,
+        reconsume_times: message.reconsume_times,
+        prepared_transaction_offset: message.prepared_transaction_offset,
+    })
+}

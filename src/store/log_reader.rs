@@ -1,0 +1,409 @@
+//! Positions of a log to bytes: from the tail cache, from chunks that were read before, or from the disk.
+//!
+//! The newest buffers of the log stay as they were written (the tail cache): a consumer that keeps up never meets the disk.
+//! Behind that, chunks of [`CHUNK_BYTES`] are read with O_DIRECT, one read in flight per chunk however many
+//! consumers want it, with a readahead that grows while a reader goes on in order. Reads run as background
+//! tasks: a commit goes first.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use ahash::AHashMap;
+use smallvec::SmallVec;
+
+use crate::base::limits::SECTOR_BYTES;
+use crate::base::notify::Notify;
+use crate::io::aligned_buf::{PageBuf, PageSlice};
+use crate::io::env::{DiskFile, Env, OpenMode};
+use crate::store::segment::Segments;
+use crate::store::tables::consume_queue::{Block, entry_of};
+use crate::store::types::QueueEntry;
+
+/// What is read from the log at once.
+pub const CHUNK_BYTES: u64 = 128 << 10;
+/// Chunks read ahead of a reader that goes on in order, at most.
+const READAHEAD_CHUNKS_MAX: u64 = 8;
+/// Sectors of one index file.
+const INDEX_FILE_BLOCKS: u32 = 16 << 10;
+
+struct Cached {
+    /// Log position of the buffer's first byte.
+    start: u64,
+    pages: Rc<PageBuf>,
+}
+
+enum Chunk {
+    /// `stale`: the log has written into it since the read began, so it is read once more.
+    Loading {
+        stale: bool,
+    },
+    Ready {
+        pages: Rc<PageBuf>,
+        used: u64,
+    },
+    Failed {
+        error: Rc<str>,
+    },
+}
+
+/// Reads of one log. See the module's page.
+pub struct LogReader<E: Env> {
+    env: E,
+    segments: Rc<Segments<E>>,
+    tail: RefCell<VecDeque<Cached>>,
+    tail_bytes: Cell<usize>,
+    tail_bytes_max: usize,
+    chunks: RefCell<AHashMap<u64, Chunk>>,
+    chunks_max: usize,
+    /// Grows with each use: the oldest chunk goes first.
+    clock: Cell<u64>,
+    loaded: Notify,
+    last_chunk: Cell<u64>,
+    readahead: Cell<u64>,
+    index_directory: PathBuf,
+    index_files: RefCell<AHashMap<u32, E::File>>,
+    blocks: RefCell<AHashMap<u32, (Block, u64)>>,
+    blocks_max: usize,
+}
+
+impl<E: Env> LogReader<E> {
+    /// Budgets in bytes: of the tail cache, of chunks, of index blocks.
+    pub fn new(
+        env: E,
+        segments: Rc<Segments<E>>,
+        index_directory: PathBuf,
+        tail_bytes_max: usize,
+        chunk_bytes_max: usize,
+        block_bytes_max: usize,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            env,
+            segments,
+            tail: RefCell::default(),
+            tail_bytes: Cell::new(0),
+            tail_bytes_max,
+            chunks: RefCell::default(),
+            chunks_max: (chunk_bytes_max / CHUNK_BYTES as usize).max(4),
+            clock: Cell::new(0),
+            loaded: Notify::default(),
+            last_chunk: Cell::new(u64::MAX),
+            readahead: Cell::new(0),
+            index_directory,
+            index_files: RefCell::default(),
+            blocks: RefCell::default(),
+            blocks_max: (block_bytes_max / SECTOR_BYTES).max(16),
+        })
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
+    }
+
+    /// A sealed buffer whose first byte is at `start`. Buffers come in order; they overlap by a partial sector at most.
+    pub fn add_tail(&self, start: u64, pages: Rc<PageBuf>) {
+        self.tail_bytes.set(self.tail_bytes.get() + pages.len());
+        self.tail.borrow_mut().push_back(Cached { start, pages });
+    }
+
+    /// Drops the oldest buffers over the budget that lie below `durable`.
+    pub fn evict_tail(&self, durable: u64) {
+        let mut tail = self.tail.borrow_mut();
+        while self.tail_bytes.get() > self.tail_bytes_max {
+            match tail.front() {
+                Some(oldest) if oldest.start + (oldest.pages.len() as u64) <= durable => {
+                    self.tail_bytes
+                        .set(self.tail_bytes.get() - oldest.pages.len());
+                    tail.pop_front();
+                }
+                _ => break,
+            }
+        }
+    }
+
+    /// Bytes in the tail cache.
+    pub fn tail_bytes(&self) -> usize {
+        self.tail_bytes.get()
+    }
+
+    /// The bytes at `position`, if they are in the tail cache.
+    fn from_tail(&self, position: u64, bytes: usize) -> Option<PageSlice> {
+        let tail = self.tail.borrow();
+        // Two neighbours can both hold a shared sector's front; the later one has all of a record that begins in it.
+        let after = tail.partition_point(|cached| cached.start <= position);
+        for cached in tail.range(..after).rev().take(2) {
+            let at = (position - cached.start) as usize;
+            if at + bytes <= cached.pages.len() {
+                return Some(PageSlice::new(cached.pages.clone(), at, bytes));
+            }
+        }
+        None
+    }
+
+    /// A durable record, as one slice or several. The caller knows from the index that it is there.
+    pub async fn read(
+        self: &Rc<Self>,
+        position: u64,
+        bytes: usize,
+    ) -> io::Result<SmallVec<[PageSlice; 2]>> {
+        if let Some(slice) = self.from_tail(position, bytes) {
+            return Ok(SmallVec::from_iter([slice]));
+        }
+        let mut slices = SmallVec::new();
+        let mut at = position;
+        let end = position + bytes as u64;
+        while at < end {
+            let number = at / CHUNK_BYTES;
+            let chunk = self.chunk(number).await?;
+            let offset = at % CHUNK_BYTES;
+            let available = (chunk.len() as u64).saturating_sub(offset).min(end - at);
+            if available == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("the log has no byte at {at}"),
+                ));
+            }
+            slices.push(PageSlice::new(chunk, offset as usize, available as usize));
+            at += available;
+        }
+        Ok(slices)
+    }
+
+    /// The same as one contiguous slice; a record over the border of chunks is copied.
+    pub async fn read_whole(self: &Rc<Self>, position: u64, bytes: usize) -> io::Result<PageSlice> {
+        let slices = self.read(position, bytes).await?;
+        if let [one] = &slices[..] {
+            return Ok(one.clone());
+        }
+        let mut copy = Vec::with_capacity(bytes);
+        for slice in &slices {
+            copy.extend_from_slice(slice);
+        }
+        Ok(PageSlice::new(Rc::new(PageBuf::from_heap(copy)), 0, bytes))
+    }
+
+    async fn chunk(self: &Rc<Self>, number: u64) -> io::Result<Rc<PageBuf>> {
+        let in_order = self.last_chunk.replace(number).wrapping_add(1) == number;
+        if in_order {
+            let window = (self.readahead.get() * 2).clamp(1, READAHEAD_CHUNKS_MAX);
+            self.readahead.set(window);
+            // Never beyond what is surely written: the last chunks are in the tail cache or read one by one.
+            let end = self.segments.allocated_end();
+            for ahead in 1..=window.min(self.chunks_max as u64 / 2) {
+                if (number + ahead + 1) * CHUNK_BYTES + self.tail_bytes.get() as u64 <= end {
+                    self.start_load(number + ahead);
+                }
+            }
+        } else if self.last_chunk.get() != number {
+            self.readahead.set(0);
+        }
+        self.start_load(number);
+        self.loaded
+            .until(|| {
+                !matches!(
+                    self.chunks.borrow().get(&number),
+                    Some(Chunk::Loading { .. })
+                )
+            })
+            .await;
+        let tick = self.tick();
+        let mut chunks = self.chunks.borrow_mut();
+        match chunks.get_mut(&number) {
+            Some(Chunk::Ready { pages, used }) => {
+                *used = tick;
+                Ok(pages.clone())
+            }
+            Some(Chunk::Failed { error }) => {
+                let error = io::Error::other(error.to_string());
+                chunks.remove(&number);
+                Err(error)
+            }
+            _ => Err(io::Error::other(
+                "a chunk was dropped before it was used: the read cache is too small",
+            )),
+        }
+    }
+
+    /// Begins to read a chunk unless it is there or on its way.
+    fn start_load(self: &Rc<Self>, number: u64) {
+        if self.chunks.borrow().contains_key(&number) {
+            return;
+        }
+        self.chunks
+            .borrow_mut()
+            .insert(number, Chunk::Loading { stale: false });
+        let reader = self.clone();
+        self.env.spawn_background(async move {
+            let result = loop {
+                let result = reader.load(number).await;
+                match reader.chunks.borrow_mut().get_mut(&number) {
+                    Some(Chunk::Loading { stale }) if *stale => *stale = false,
+                    _ => break result,
+                }
+            };
+            let used = reader.tick();
+            let mut chunks = reader.chunks.borrow_mut();
+            let chunk = match result {
+                Ok(pages) => Chunk::Ready {
+                    pages: Rc::new(pages),
+                    used,
+                },
+                Err(error) => Chunk::Failed {
+                    error: error.to_string().into(),
+                },
+            };
+            chunks.insert(number, chunk);
+            while chunks.len() > reader.chunks_max {
+                let oldest = chunks
+                    .iter()
+                    .filter_map(|(&number, chunk)| match chunk {
+                        Chunk::Ready { used, .. } => Some((*used, number)),
+                        _ => None,
+                    })
+                    .min();
+                match oldest {
+                    Some((_, oldest)) if oldest != number => {
+                        chunks.remove(&oldest);
+                    }
+                    _ => break,
+                }
+            }
+            drop(chunks);
+            reader.loaded.notify();
+        });
+    }
+
+    async fn load(&self, number: u64) -> io::Result<PageBuf> {
+        let position = number * CHUNK_BYTES;
+        let gone = || {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("the segment with position {position} is gone"),
+            )
+        };
+        let (file, at) = self.segments.locate(position).ok_or_else(gone)?;
+        let bytes = CHUNK_BYTES.min(self.segments.segment_bytes() - at);
+        file.read_at(at, bytes as usize).await
+    }
+
+    /// Forgets chunks that the log has written into since, and all below `start`.
+    pub fn forget(&self, written: std::ops::Range<u64>, start: u64) {
+        let (first, last) = (written.start / CHUNK_BYTES, written.end / CHUNK_BYTES);
+        let mut chunks = self.chunks.borrow_mut();
+        if chunks.is_empty() {
+            return;
+        }
+        chunks.retain(|number, chunk| {
+            if !(first..=last).contains(number) {
+                return true;
+            }
+            match chunk {
+                Chunk::Loading { stale } => {
+                    *stale = true;
+                    true
+                }
+                _ => false,
+            }
+        });
+        if start > 0 {
+            chunks.retain(|&number, chunk| {
+                (number + 1) * CHUNK_BYTES > start || matches!(chunk, Chunk::Loading { .. })
+            });
+        }
+    }
+
+    async fn index_file(&self, file: u32, create: bool) -> io::Result<E::File> {
+        if let Some(open) = self.index_files.borrow().get(&file) {
+            return Ok(open.clone());
+        }
+        let path = self.index_directory.join(format!("{file:08}.idx"));
+        let open = self
+            .env
+            .open(
+                &path,
+                OpenMode {
+                    create,
+                    flush_each_write: false,
+                },
+            )
+            .await?;
+        self.index_files.borrow_mut().insert(file, open.clone());
+        Ok(open)
+    }
+
+    /// Writes index blocks, neighbours in one go. Not flushed.
+    pub async fn write_blocks(&self, blocks: &[(u32, Block)]) -> io::Result<()> {
+        let mut at = 0;
+        while at < blocks.len() {
+            let first = blocks[at].0;
+            let file_number = first / INDEX_FILE_BLOCKS;
+            let mut count = 1;
+            while count < 64
+                && at + count < blocks.len()
+                && blocks[at + count].0 == first + count as u32
+                && blocks[at + count].0 / INDEX_FILE_BLOCKS == file_number
+            {
+                count += 1;
+            }
+            let mut pages = self.env.alloc(count * SECTOR_BYTES);
+            for (slot, (_, block)) in pages
+                .as_mut()
+                .chunks_exact_mut(SECTOR_BYTES)
+                .zip(&blocks[at..at + count])
+            {
+                slot.copy_from_slice(block);
+            }
+            let file = self.index_file(file_number, true).await?;
+            let position = u64::from(first % INDEX_FILE_BLOCKS) * SECTOR_BYTES as u64;
+            file.write_at(Rc::new(pages), position).await?;
+            // What was read of a block before it was freed and used again is stale now.
+            for (number, _) in &blocks[at..at + count] {
+                self.blocks.borrow_mut().remove(number);
+            }
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Flushes all index files.
+    pub async fn sync_blocks(&self) -> io::Result<()> {
+        let files: Vec<E::File> = self.index_files.borrow().values().cloned().collect();
+        for file in files {
+            file.sync().await?;
+        }
+        self.env.sync_dir(&self.index_directory).await
+    }
+
+    /// An entry of a written index block.
+    pub async fn block_entry(&self, number: u32, index: usize) -> io::Result<QueueEntry> {
+        let tick = self.tick();
+        if let Some((block, used)) = self.blocks.borrow_mut().get_mut(&number) {
+            *used = tick;
+            return Ok(entry_of(block, index));
+        }
+        let file = self.index_file(number / INDEX_FILE_BLOCKS, false).await?;
+        let position = u64::from(number % INDEX_FILE_BLOCKS) * SECTOR_BYTES as u64;
+        let pages = file.read_at(position, SECTOR_BYTES).await?;
+        if pages.len() < SECTOR_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("index block {number} is not in its file"),
+            ));
+        }
+        let block: Block = Rc::from(&pages[..]);
+        let entry = entry_of(&block, index);
+        let mut blocks = self.blocks.borrow_mut();
+        if blocks.len() >= self.blocks_max {
+            let half = blocks.len() / 2;
+            let mut ages: Vec<u64> = blocks.values().map(|(_, used)| *used).collect();
+            let (_, median, _) = ages.select_nth_unstable(half);
+            let median = *median;
+            blocks.retain(|_, (_, used)| *used > median);
+        }
+        blocks.insert(number, (block, tick));
+        Ok(entry)
+    }
+}

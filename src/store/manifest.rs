@@ -1,0 +1,97 @@
+//! What is fixed when a store is made: its identity, the number of its logs, the size of their segments.
+//!
+//! File `ringmq.store` in the store directory: one JSON object, padded with blanks to a sector, written once.
+
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::limits::SECTOR_BYTES;
+use crate::io::env::{DiskFile, Env, OpenMode};
+
+const NAME: &str = "ringmq.store";
+const NEW_NAME: &str = "ringmq.store.new";
+/// Version of everything on the disk.
+pub const FORMAT: u32 = 1;
+
+/// See the module's page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    pub format: u32,
+    pub store_id: u64,
+    pub logs: u8,
+    pub segment_bytes: u64,
+}
+
+impl Manifest {
+    /// Reads the manifest of a store, or makes it. Errors name the file.
+    pub async fn open_or_create<E: Env>(
+        env: &E,
+        directory: &Path,
+        logs: u8,
+        segment_bytes: u64,
+    ) -> io::Result<Self> {
+        if let Some(found) = Self::read(env, directory).await? {
+            return Ok(found);
+        }
+        let manifest = Self {
+            format: FORMAT,
+            // JSON readers keep 53 bits.
+            store_id: env.random_u64() >> 11 | 1,
+            logs,
+            segment_bytes,
+        };
+        let mut text = serde_json::to_vec(&manifest).map_err(io::Error::other)?;
+        text.push(b'\n');
+        text.resize(text.len().next_multiple_of(SECTOR_BYTES), b' ');
+        let mut pages = env.alloc(text.len());
+        pages.as_mut().copy_from_slice(&text);
+        let new = directory.join(NEW_NAME);
+        let mode = OpenMode {
+            create: true,
+            flush_each_write: false,
+        };
+        let file = env.open(&new, mode).await?;
+        file.write_at(Rc::new(pages), 0).await?;
+        file.sync().await?;
+        env.rename(&new, &directory.join(NAME)).await?;
+        env.sync_dir(directory).await?;
+        Ok(manifest)
+    }
+
+    /// Reads the manifest of a store, if there is one.
+    pub async fn read<E: Env>(env: &E, directory: &Path) -> io::Result<Option<Self>> {
+        env.create_dir(directory).await?;
+        if !env
+            .list(directory)
+            .await?
+            .iter()
+            .any(|(name, _)| name == NAME)
+        {
+            return Ok(None);
+        }
+        let path = directory.join(NAME);
+        let file = env.open(&path, OpenMode::default()).await?;
+        let bytes = file.read_at(0, SECTOR_BYTES).await?;
+        let manifest: Self = serde_json::from_slice(bytes.trim_ascii()).map_err(|error| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} is damaged: {error}", path.display()),
+            )
+        })?;
+        if manifest.format != FORMAT || manifest.logs == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "{} has format {}; this version of ringmq reads format {FORMAT}",
+                    path.display(),
+                    manifest.format
+                ),
+            ));
+        }
+        Ok(Some(manifest))
+    }
+}

@@ -1,0 +1,43 @@
+//! Faults that the simulation has to find. Without the feature `planted-bugs` this is a constant `false`.
+
+/// A fault planted in the store, for tests/sim only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlantedBug {
+    /// Segments are written without a flush although the mode is SYNC_FLUSH.
+    FlushSkipped,
+    /// Waiting sends are acknowledged when their write starts.
+    AckBeforeFlush,
+    /// Recovery does not compare a batch's CRC.
+    BatchCrcIgnored,
+    /// Recovery takes the records at the tail of a batch that is cut short.
+    TruncatedTailAccepted,
+}
+
+#[cfg(feature = "planted-bugs")]
+mod switch {
+    use std::cell::Cell;
+
+    thread_local! {
+        static PLANTED: Cell<Option<super::PlantedBug>> = const { Cell::new(None) };
+    }
+
+    /// Plants a fault in all stores of this thread, or takes it out.
+    pub fn plant(bug: Option<super::PlantedBug>) {
+        PLANTED.set(bug);
+    }
+
+    /// Whether this fault is planted.
+    pub fn planted(bug: super::PlantedBug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+pub use switch::{plant, planted};
+
+/// Whether this fault is planted: never, in a build for users.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+pub const fn planted(_bug: PlantedBug) -> bool {
+    false
+}

@@ -1,0 +1,257 @@
+//! The files of one log: fixed-size O_DIRECT segments, named by the position of their first byte.
+//!
+//! Space ahead of the tail is reserved and zeroed in the background, so that a commit changes no file-system metadata
+//! and never meets ENOSPC: a full disk shows here, where no acknowledged byte is involved, and is tried again.
+//! A segment that retention frees is renamed to be the next one and needs no zeroing: its stale batches carry other
+//! positions. Invariant: everything below `allocated_end` is reserved; nothing is appended beyond it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use crate::base::limits::SECTOR_BYTES;
+use crate::io::aligned_buf::PageBuf;
+use crate::io::env::{DiskFile, Env, OpenMode};
+
+/// Space is reserved in steps of this, or of a segment if that is smaller.
+const EXTEND_STEP_BYTES: u64 = 16 << 20;
+/// Zeros written at once.
+const ZERO_WRITE_BYTES: u64 = 1 << 20;
+const SUFFIX: &str = ".seg";
+const SPARE_NAME: &str = "spare";
+
+/// The segment files of one log. See the module's page.
+pub struct Segments<E: Env> {
+    env: E,
+    directory: PathBuf,
+    segment_bytes: u64,
+    flush_each_write: bool,
+    files: RefCell<BTreeMap<u64, E::File>>,
+    /// Position up to which space is reserved.
+    allocated_end: Cell<u64>,
+    has_spare: Cell<bool>,
+}
+
+impl<E: Env> Segments<E> {
+    /// Opens what is there. Errors name the file.
+    pub async fn open(
+        env: E,
+        directory: PathBuf,
+        segment_bytes: u64,
+        flush_each_write: bool,
+    ) -> io::Result<Self> {
+        assert!(
+            segment_bytes.is_multiple_of(SECTOR_BYTES as u64) && segment_bytes > 0,
+            "segments are whole sectors"
+        );
+        env.create_dir(&directory).await?;
+        let mut lengths = BTreeMap::new();
+        let mut has_spare = false;
+        for (name, bytes) in env.list(&directory).await? {
+            if name == SPARE_NAME {
+                has_spare = bytes == segment_bytes;
+            }
+            let Some(start) = name
+                .strip_suffix(SUFFIX)
+                .and_then(|n| n.parse::<u64>().ok())
+            else {
+                continue;
+            };
+            if !start.is_multiple_of(segment_bytes) {
+                return Err(io::Error::other(format!(
+                    "{}/{name} does not begin at a multiple of {segment_bytes}: mappedFileSizeCommitLog was another one when this store was made",
+                    directory.display()
+                )));
+            }
+            lengths.insert(start / segment_bytes, bytes);
+        }
+        let segments = Self {
+            env,
+            directory,
+            segment_bytes,
+            flush_each_write,
+            files: RefCell::default(),
+            allocated_end: Cell::new(0),
+            has_spare: Cell::new(has_spare),
+        };
+        let mut allocated_end = None;
+        for (&index, &bytes) in &lengths {
+            let start = index * segment_bytes;
+            // Reserved space is contiguous; a file behind a shorter one was made ahead and holds nothing yet.
+            if allocated_end.is_none_or(|end| end == start) {
+                allocated_end =
+                    Some(start + (bytes & !(SECTOR_BYTES as u64 - 1)).min(segment_bytes));
+            }
+            let file = segments.open_file(index, false).await?;
+            segments.files.borrow_mut().insert(index, file);
+        }
+        segments.allocated_end.set(allocated_end.unwrap_or(0));
+        Ok(segments)
+    }
+
+    fn path(&self, index: u64) -> PathBuf {
+        self.directory
+            .join(format!("{:020}{SUFFIX}", index * self.segment_bytes))
+    }
+
+    async fn open_file(&self, index: u64, create: bool) -> io::Result<E::File> {
+        let path = self.path(index);
+        let mode = OpenMode {
+            create,
+            flush_each_write: self.flush_each_write,
+        };
+        self.env
+            .open(&path, mode)
+            .await
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    }
+
+    /// Bytes of a segment.
+    pub fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
+    /// The file that holds `position`, and the position in it.
+    pub fn locate(&self, position: u64) -> Option<(E::File, u64)> {
+        let index = position / self.segment_bytes;
+        let file = self.files.borrow().get(&index)?.clone();
+        Some((file, position % self.segment_bytes))
+    }
+
+    /// Position of the first byte that is still there.
+    pub fn start(&self) -> u64 {
+        self.files
+            .borrow()
+            .keys()
+            .next()
+            .map_or(0, |index| index * self.segment_bytes)
+    }
+
+    /// Position up to which space is reserved.
+    pub fn allocated_end(&self) -> u64 {
+        self.allocated_end.get()
+    }
+
+    /// First position behind the segment that holds `position`.
+    pub fn segment_end(&self, position: u64) -> u64 {
+        (position / self.segment_bytes + 1) * self.segment_bytes
+    }
+
+    /// How many segments there are.
+    pub fn count(&self) -> usize {
+        self.files.borrow().len()
+    }
+
+    /// Reserves the next step of space. One caller at a time. ENOSPC leaves everything as it was.
+    pub async fn extend(&self) -> io::Result<()> {
+        let from = self.allocated_end.get();
+        let index = from / self.segment_bytes;
+        let at = from % self.segment_bytes;
+        if at == 0 && self.has_spare.get() && !self.files.borrow().contains_key(&index) {
+            let spare = self.directory.join(SPARE_NAME);
+            self.env.rename(&spare, &self.path(index)).await?;
+            self.has_spare.set(false);
+            self.env.sync_dir(&self.directory).await?;
+            let file = self.open_file(index, false).await?;
+            self.files.borrow_mut().insert(index, file);
+            self.allocated_end.set(from + self.segment_bytes);
+            return Ok(());
+        }
+        let known = self.files.borrow().get(&index).cloned();
+        let is_new = known.is_none();
+        let file = match known {
+            Some(file) => file,
+            None => self.open_file(index, true).await?,
+        };
+        let step = EXTEND_STEP_BYTES.min(self.segment_bytes - at);
+        match file.allocate(at, step).await {
+            Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+            _ => {}
+        }
+        // A second handle without O_DSYNC: zeros need one flush at the end, not one each.
+        let plain = self
+            .env
+            .open(&self.path(index), OpenMode::default())
+            .await?;
+        let zero_bytes = ZERO_WRITE_BYTES.min(step);
+        let zeros = zero_pages(&self.env, zero_bytes as usize);
+        let mut written = 0;
+        while written < step {
+            let bytes = zero_bytes.min(step - written);
+            let zeros = if bytes == zero_bytes {
+                zeros.clone()
+            } else {
+                zero_pages(&self.env, bytes as usize)
+            };
+            plain.write_at(zeros, at + written).await?;
+            written += bytes;
+        }
+        plain.sync().await?;
+        if is_new {
+            self.env.sync_dir(&self.directory).await?;
+            self.files.borrow_mut().insert(index, file);
+        }
+        self.allocated_end.set(from + step);
+        Ok(())
+    }
+
+    /// Takes a log that begins at `position` (the start of a segment) although no segment is there.
+    pub fn begin_at(&self, position: u64) {
+        assert!(self.files.borrow().is_empty() && position.is_multiple_of(self.segment_bytes));
+        self.allocated_end.set(position);
+    }
+
+    /// Removes the first segment if it lies wholly below `position`; keeps it for recycling if there is no spare.
+    /// Returns the new start of the log.
+    pub async fn remove_first_below(&self, position: u64) -> io::Result<Option<u64>> {
+        let first = self.files.borrow().keys().next().copied();
+        let Some(index) = first else { return Ok(None) };
+        if (index + 1) * self.segment_bytes > position {
+            return Ok(None);
+        }
+        let path = self.path(index);
+        self.files.borrow_mut().remove(&index);
+        if self.has_spare.get() {
+            self.env.remove(&path).await?;
+        } else {
+            self.env
+                .rename(&path, &self.directory.join(SPARE_NAME))
+                .await?;
+            self.has_spare.set(true);
+        }
+        self.env.sync_dir(&self.directory).await?;
+        Ok(Some(self.start()))
+    }
+
+    /// Gives the spare segment back to a disk that runs full. Returns whether there was one.
+    pub async fn drop_spare(&self) -> io::Result<bool> {
+        if !self.has_spare.replace(false) {
+            return Ok(false);
+        }
+        self.env.remove(&self.directory.join(SPARE_NAME)).await?;
+        Ok(true)
+    }
+
+    /// Flushes all segments from the one that holds `position`: ASYNC_FLUSH's timer, and the end of a clean stop.
+    pub async fn sync_from(&self, position: u64) -> io::Result<()> {
+        let files: Vec<E::File> = self
+            .files
+            .borrow()
+            .range(position / self.segment_bytes..)
+            .map(|(_, file)| file.clone())
+            .collect();
+        for file in files {
+            file.sync().await?;
+        }
+        Ok(())
+    }
+}
+
+/// A buffer of zeros for the disk.
+pub fn zero_pages<E: Env>(env: &E, bytes: usize) -> Rc<PageBuf> {
+    let mut pages = env.alloc(bytes);
+    pages.as_mut().fill(0);
+    Rc::new(pages)
+}

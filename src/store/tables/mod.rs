@@ -1,0 +1,102 @@
+//! Tables: folds over one log. Each is changed by [`Tables::apply`] only, in the order of the log, with durable records.
+
+pub mod consume_queue;
+pub mod metadata;
+pub mod offsets;
+pub mod open_topics;
+
+use std::sync::Arc;
+
+use crate::store::control::Control;
+use crate::store::snapshot::{Reader, Short, Writer};
+use crate::store::types::{QueueEntry, QueueKey};
+use consume_queue::ConsumeQueues;
+use metadata::Metadata;
+use offsets::ConsumerOffsets;
+use open_topics::OpenTopics;
+
+/// What one durable record does to the tables.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// A message: the next entry of its queue.
+    Message {
+        queue: QueueKey,
+        queue_offset: i64,
+        entry: QueueEntry,
+        store_timestamp: i64,
+    },
+    Control(Control),
+}
+
+/// All tables of one log.
+#[derive(Default)]
+pub struct Tables {
+    pub queues: ConsumeQueues,
+    pub offsets: ConsumerOffsets,
+    pub open_topics: OpenTopics,
+    pub metadata: Metadata,
+}
+
+impl Tables {
+    /// Applies one durable record. Returns the queue that has a new visible message.
+    pub fn apply(&mut self, effect: Effect) -> Option<QueueKey> {
+        match effect {
+            Effect::Message {
+                queue,
+                queue_offset,
+                entry,
+                store_timestamp,
+            } => {
+                self.queues
+                    .push(queue, queue_offset, entry, store_timestamp);
+                Some(queue)
+            }
+            Effect::Control(control) => {
+                match control {
+                    Control::TopicOpened { topic_id, name } => {
+                        self.open_topics.open(topic_id, name)
+                    }
+                    Control::TopicDropped { topic_id } => {
+                        self.open_topics.drop_topic(topic_id);
+                        self.queues.drop_topic(topic_id);
+                        self.offsets.drop_topic(topic_id);
+                    }
+                    Control::OffsetCommitted {
+                        group,
+                        queue,
+                        offset,
+                    } => self.offsets.commit(group, queue, offset),
+                    Control::OffsetsDropped { group } => self.offsets.drop_group(&group),
+                    Control::Metadata { key, value } => self.metadata.put(key, value),
+                }
+                None
+            }
+        }
+    }
+
+    /// Topic incarnation that a message record of this log with this topic name belongs to.
+    pub fn topic_id(&self, name: &str) -> Option<u32> {
+        self.open_topics.id(name)
+    }
+
+    /// All tables as bytes; the order of the sections is the format.
+    pub fn write(&self, out: &mut Writer) {
+        self.open_topics.write(out);
+        self.offsets.write(out);
+        self.metadata.write(out);
+        self.queues.write(out);
+    }
+
+    /// Tables from what [`Tables::write`] wrote.
+    pub fn read(input: &mut Reader<'_>) -> Result<Self, Short> {
+        Ok(Self {
+            open_topics: OpenTopics::read(input)?,
+            offsets: ConsumerOffsets::read(input)?,
+            metadata: Metadata::read(input)?,
+            queues: ConsumeQueues::read(input)?,
+        })
+    }
+}
+
+/// A group name or a key as the tables hold it.
+pub type Name = Arc<str>;

@@ -1,0 +1,96 @@
+//! What goes into a log and what comes out of it, as values.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::base::offset::{LogId, PhysicalOffset};
+
+/// A queue: the id of its topic's incarnation (a deleted and re-made topic has another one) and its number in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueKey {
+    pub topic_id: u32,
+    pub queue_id: u32,
+}
+
+/// A message to store, as the broker has completed it.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    pub queue: QueueKey,
+    pub topic: Arc<str>,
+    pub body: Bytes,
+    /// The final properties string, at most [`crate::base::limits::PROPERTIES_BYTES_MAX`].
+    pub properties: Bytes,
+    /// Java's `String.hashCode` of TAGS, sign-extended; 0 without tags.
+    pub tags_code: i64,
+    pub flag: i32,
+    /// As RocketMQ's message sysFlag; the bits for IPv6 hosts are set by the store.
+    pub sys_flag: i32,
+    /// Milliseconds since 1970, from the client.
+    pub born_timestamp: i64,
+    pub born_host: SocketAddr,
+    pub reconsume_times: i32,
+    pub prepared_transaction_offset: i64,
+}
+
+/// Where a stored message is. For a batch: of its first message, the others follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    pub queue_offset: i64,
+    /// One per message.
+    pub physical_offsets: SmallVec<[PhysicalOffset; 1]>,
+    pub store_timestamp: i64,
+}
+
+/// Why a log or a shard refuses a request. `broker/dispatch.rs` maps it to a response code and a remark.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(
+        "log {log} waits for its disk: {pending_bytes} bytes are pending, the limit is {limit_bytes}"
+    )]
+    Busy {
+        log: LogId,
+        pending_bytes: usize,
+        limit_bytes: usize,
+    },
+    #[error("the disk is full: {reason}")]
+    DiskFull { reason: Arc<str> },
+    #[error("log {log} takes no writes: {reason}. Reads go on; repair the disk and restart")]
+    Poisoned { log: LogId, reason: Arc<str> },
+    #[error("a record of {bytes} bytes is larger than the limit of {limit_bytes}")]
+    TooLarge { bytes: usize, limit_bytes: usize },
+    #[error("the queue is not on this broker any more")]
+    NoQueue,
+    #[error("core {shard} has {waiting} requests waiting, the limit is {limit}")]
+    MeshFull {
+        shard: usize,
+        waiting: usize,
+        limit: usize,
+    },
+    #[error("the broker is stopping")]
+    Stopping,
+    #[error("reading the log failed: {reason}")]
+    Read { reason: Arc<str> },
+}
+
+/// One entry of a queue's index: RocketMQ's 20 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueEntry {
+    /// Position of the record in its log.
+    pub position: u64,
+    /// Bytes of the record.
+    pub size: u32,
+    pub tags_code: i64,
+}
+
+/// First and next offset of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueBounds {
+    pub min_offset: i64,
+    /// Exclusive: the offset of the next message that is acknowledged.
+    pub max_offset: i64,
+    /// Store time of the last message in milliseconds, 0 if there is none.
+    pub last_store_timestamp: i64,
+}

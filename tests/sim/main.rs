@@ -1,0 +1,88 @@
+//! The simulation: the store and the shards under seeded crashes and faults, with a model of the promise beside them.
+//!
+//! `RINGMQ_SEED=n cargo test --test sim` runs one seed with a trace, `RINGMQ_SIM_SEEDS=n` runs so many. A failure prints
+//! its seed. See ARCHITECTURE.md, Simulation.
+#![allow(clippy::unwrap_used)] // A test that meets an error it did not plan for is to fail.
+
+mod ledger;
+mod run;
+mod sut;
+mod toy;
+mod workload;
+
+use ringmq::io::sim::{Crash, Errno};
+
+use run::{Limits, Tweaks, find_bug, run_all, run_seed, run_seeds};
+use toy::{BUGS, Toy};
+
+const TOY_LIMITS: Limits = Limits {
+    logs_max: 1,
+    shards_max: 1,
+    segment_bytes: &[64 << 10],
+    huge_messages: false,
+    retention: false,
+};
+
+#[test]
+fn the_model_finds_nothing_in_a_toy_broker_that_is_right() {
+    let counts = run_seeds(&Toy, &TOY_LIMITS, 0..100);
+    assert!(counts.acknowledged > 1_000 && counts.delivered > 1_000);
+    assert!(counts.restarts > 40 && counts.commits > 50);
+    assert!(counts.unknown_kept > 0 && counts.unknown_gone > 0);
+    assert!(counts.refused_full > 0 && counts.refused_failed > 0);
+}
+
+#[test]
+fn the_model_finds_each_bug_that_is_planted_in_the_toy_broker() {
+    let mut missed = Vec::new();
+    for bug in BUGS {
+        match find_bug(&Toy, &TOY_LIMITS, bug, 400) {
+            Some((seed, why)) => eprintln!("{bug}: {} seeds: {why}", seed + 1),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
+
+/// Each operation of a life's beginning fails in turn, and each step of a start is the last one in turn.
+fn every_place(seeds: std::ops::Range<u64>, places: u64) -> Vec<(u64, Tweaks)> {
+    let fault = |place, errno| Tweaks {
+        first_life_fault: Some((place, errno)),
+        ..Tweaks::default()
+    };
+    let crash = |place, crash| Tweaks {
+        second_start_crash: Some((place, crash)),
+        ..Tweaks::default()
+    };
+    seeds
+        .flat_map(|seed| {
+            (0..places).flat_map(move |place| {
+                [
+                    (seed, fault(place, Errno::Io)),
+                    (seed, fault(place, Errno::NoSpace)),
+                    (seed, crash(place, Crash::Power)),
+                    (seed, crash(place, Crash::Process)),
+                ]
+            })
+        })
+        .collect()
+}
+
+#[test]
+fn a_fault_or_a_crash_at_every_place_of_a_toy_broker_is_survived() {
+    run_all(&Toy, &TOY_LIMITS, &every_place(0..2, 30));
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..5 {
+        let run = || {
+            run_seed(&Toy, &TOY_LIMITS, seed, &Tweaks::default())
+                .ok()
+                .unwrap()
+        };
+        let (first, second) = (run(), run());
+        assert_eq!(first.trace_hash, second.trace_hash);
+        assert_eq!(first.counts, second.counts);
+    }
+}
