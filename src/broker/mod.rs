@@ -14,6 +14,7 @@ mod offset;
 pub mod options;
 mod progress;
 mod pull;
+pub mod registration;
 mod reply;
 mod send;
 mod send_back;

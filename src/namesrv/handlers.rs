@@ -20,6 +20,7 @@ use crate::namesrv::bodies::{
     KvTableView, MemberGroupBody, MemberGroupView, TopicListView, TopicQueues,
 };
 use crate::namesrv::kv::{KvStore, ORDER_TOPIC_CONFIG};
+use crate::namesrv::notify;
 use crate::namesrv::options::{ChangeError, NamesrvOptions};
 use crate::namesrv::route_table::{
     MinIdChange, RegisterError, Registered, Registration, Removed, RouteMiss, RouteOptions,
@@ -168,7 +169,7 @@ impl<E: Env> NameServer<E> {
     fn notify(&self, changes: Vec<MinIdChange>) {
         if self.options.borrow().notify_min_broker_id_changed {
             for change in changes {
-                crate::namesrv::notify::send(&self.env, &change);
+                notify::send(&self.env, &change);
             }
         }
     }
@@ -697,3 +698,6 @@ fn topic_list(topic_list: Vec<&str>, broker_addr: Option<&str>) -> Answer {
 fn monotonic_ms(env: &impl Env) -> u64 {
     env.now_ns() / 1_000_000
 }
+
+#[cfg(test)]
+mod tests;

@@ -228,7 +228,12 @@ async fn read<E: Env>(env: &E, path: &Path) -> Result<KVConfigSerializeWrapper, 
     let text = read
         .get(..wanted)
         .ok_or_else(|| damaged(format!("{} of its {bytes} bytes could be read", read.len())))?;
-    json::from_slice(text).map_err(|error| damaged(error.to_string()))
+    let value = json::parse(text).map_err(|error| damaged(error.to_string()))?;
+    // Serde would take an array for a struct whose fields all have defaults.
+    if !value.is_object() {
+        return Err(damaged("it is not a JSON object".to_owned()));
+    }
+    serde_json::from_value(value).map_err(|error| damaged(error.to_string()))
 }
 
 /// Replaces the file as a whole and durably.

@@ -8,80 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::base::id::ConnectionId;
-use crate::base::offset::{LogId, PhysicalOffset, Position};
+use crate::base::offset::{LogId, Position};
 use crate::io::body::Body;
 use crate::shard::meta::{MetaChange, MetaCommand, OnlineGroup};
 use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
 use crate::wire::remoting::command::{Command, Outgoing};
 
-/// A queue: the id of its topic's incarnation (a deleted and re-made topic has another one) and its number in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct QueueKey {
-    pub topic_id: u32,
-    pub queue_id: u32,
-}
-
-/// A message to store, as the broker has completed it.
-#[derive(Clone, Debug)]
-pub struct NewMessage {
-    pub queue: QueueKey,
-    pub topic: Arc<str>,
-    pub body: Bytes,
-    /// The final properties string, at most [`crate::base::limits::PROPERTIES_BYTES_MAX`].
-    pub properties: Bytes,
-    /// Java's `String.hashCode` of TAGS, sign-extended; 0 without tags.
-    pub tags_code: i64,
-    pub flag: i32,
-    /// As RocketMQ's message sysFlag; the bits for IPv6 hosts are set by the store.
-    pub sys_flag: i32,
-    /// Milliseconds since 1970, from the client.
-    pub born_timestamp: i64,
-    pub born_host: SocketAddr,
-    pub reconsume_times: i32,
-    pub prepared_transaction_offset: i64,
-}
-
-/// Where a stored message is. For a batch: of its first message, the others follow.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Appended {
-    pub queue_offset: i64,
-    /// One per message.
-    pub physical_offsets: smallvec::SmallVec<[PhysicalOffset; 1]>,
-    pub store_timestamp: i64,
-}
-
-/// Why a shard refuses a request. `broker/dispatch.rs` maps it to a response code and a remark.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error(
-        "log {log} waits for its disk: {pending_bytes} bytes are pending, the limit is {limit_bytes}"
-    )]
-    Busy {
-        log: LogId,
-        pending_bytes: usize,
-        limit_bytes: usize,
-    },
-    #[error("the disk is full: {reason}")]
-    DiskFull { reason: Arc<str> },
-    #[error(
-        "log {log} takes no writes since a write failed: {reason}. Reads go on; repair the disk and restart"
-    )]
-    Poisoned { log: LogId, reason: Arc<str> },
-    #[error("a record of {bytes} bytes is larger than the limit of {limit_bytes}")]
-    TooLarge { bytes: usize, limit_bytes: usize },
-    #[error("the queue is not on this broker any more")]
-    NoQueue,
-    #[error("core {shard} has {waiting} requests waiting, the limit is {limit}")]
-    MeshFull {
-        shard: usize,
-        waiting: usize,
-        limit: usize,
-    },
-    #[error("the broker is stopping")]
-    Stopping,
-    #[error("reading the log failed: {reason}")]
-    Read { reason: Arc<str> },
-}
+pub use crate::store::types::{Appended, NewMessage, QueueBounds, QueueKey, Refusal};
 
 /// Which entries of a queue a consumer wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,16 +75,6 @@ pub struct Pulled<B> {
     /// Whole stored records, one after the other.
     pub records: B,
     pub message_count: u32,
-}
-
-/// First and next offset of a queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueBounds {
-    pub min_offset: i64,
-    /// Exclusive: the offset of the next message that is acknowledged.
-    pub max_offset: i64,
-    /// Store time of the last message in milliseconds, 0 if there is none.
-    pub last_store_timestamp: i64,
 }
 
 /// `BoundaryType` of a search by time.
@@ -237,6 +160,34 @@ pub enum ShardRequest {
     },
     /// Figures of this core since its start, and of its logs.
     Stats,
+    /// After recovery: drops what this core's logs have of topics that were deleted while a crash came in between.
+    /// Topics that the metadata lost (their id is `next_topic_id` or more) come back in the answer.
+    DropOrphans {
+        next_topic_id: u32,
+    },
+}
+
+/// Records of a topic that the metadata does not know: log 0 was damaged or cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Orphan {
+    pub topic_id: u32,
+    pub name: Arc<str>,
+    pub queue_id: u32,
+    pub log: LogId,
+}
+
+/// One thing that goes from core to core.
+#[derive(Debug)]
+pub enum MeshMessage {
+    Request {
+        /// Where the answer belongs on the asking core.
+        ticket: u32,
+        request: ShardRequest,
+    },
+    Reply {
+        ticket: u32,
+        reply: MeshReply,
+    },
 }
 
 /// A request of ours to a client, wherever it is connected.
@@ -351,8 +302,52 @@ pub enum ShardReply<B> {
     Offsets(Vec<CommittedOffset>),
     Stats(Box<ShardStats>),
     Called(ClientAnswer),
+    Orphans(Vec<Orphan>),
     Done,
     Refused(Refusal),
+}
+
+impl ShardReply<Body> {
+    /// For another core: page slices are copied once.
+    pub fn into_mesh(self) -> MeshReply {
+        self.map(Body::into_bytes)
+    }
+}
+
+impl ShardReply<Bytes> {
+    /// As a caller on this core sees it.
+    pub fn into_local(self) -> LocalReply {
+        self.map(Body::Bytes)
+    }
+}
+
+impl<B> ShardReply<B> {
+    fn map<C>(self, convert: impl FnOnce(B) -> C) -> ShardReply<C> {
+        match self {
+            Self::Appended(appended) => ShardReply::Appended(appended),
+            Self::Pulled(pulled) => ShardReply::Pulled(Pulled {
+                status: pulled.status,
+                next_offset: pulled.next_offset,
+                min_offset: pulled.min_offset,
+                max_offset: pulled.max_offset,
+                records: convert(pulled.records),
+                message_count: pulled.message_count,
+            }),
+            Self::Bounds(bounds) => ShardReply::Bounds(bounds),
+            Self::BoundsOf(bounds) => ShardReply::BoundsOf(bounds),
+            Self::Number(number) => ShardReply::Number(number),
+            Self::Offset(offset) => ShardReply::Offset(offset),
+            Self::Record(record) => ShardReply::Record(record.map(convert)),
+            Self::Queues(queues) => ShardReply::Queues(queues),
+            Self::Flag(flag) => ShardReply::Flag(flag),
+            Self::Offsets(offsets) => ShardReply::Offsets(offsets),
+            Self::Stats(stats) => ShardReply::Stats(stats),
+            Self::Called(answer) => ShardReply::Called(answer),
+            Self::Orphans(orphans) => ShardReply::Orphans(orphans),
+            Self::Done => ShardReply::Done,
+            Self::Refused(refusal) => ShardReply::Refused(refusal),
+        }
+    }
 }
 
 /// What a caller on the same core gets.

@@ -24,14 +24,7 @@ pub struct Topic {
     pub logs: Vec<LogId>,
 }
 
-/// `DataVersion` of a table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct DataVersion {
-    pub counter: i64,
-    pub state_version: i64,
-    pub timestamp: i64,
-}
+pub use crate::wire::remoting::body::DataVersion;
 
 /// A client of a group that is connected now.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +67,8 @@ pub enum MetaChange {
     ProducersOnline(Arc<OnlineGroup>),
     /// All configuration values that were changed at run time.
     Settings(Arc<BTreeMap<String, String>>),
+    /// After a start: all topics, groups and settings that log 0 has were published before this.
+    Complete,
 }
 
 /// A durable change, for core 0.
@@ -104,6 +99,8 @@ pub struct Meta {
     pub groups_version: DataVersion,
     /// Configuration values that were changed at run time; they go before the configuration file.
     pub settings: Arc<BTreeMap<String, String>>,
+    /// Log 0 has been read: what is not here does not exist.
+    pub complete: bool,
 }
 
 impl Meta {
@@ -138,6 +135,7 @@ impl Meta {
             MetaChange::ConsumersOnline(group) => publish_online(&mut self.consumers, group),
             MetaChange::ProducersOnline(group) => publish_online(&mut self.producers, group),
             MetaChange::Settings(settings) => self.settings = settings,
+            MetaChange::Complete => self.complete = true,
         }
     }
 }

@@ -1,10 +1,17 @@
 //! What one core owns: its logs, its part of the queues, its timers; and all that cores say to each other.
 
 pub mod ack_gate;
+pub mod core;
+pub mod executor;
 pub mod handle;
 pub mod hold;
+pub mod locks;
+pub mod mesh;
 pub mod message;
 pub mod meta;
+pub mod meta_writer;
+pub mod pull;
 pub mod pump;
 
+pub use self::core::{Mesh, Shard, ShardOptions};
 pub use handle::ShardHandle;

@@ -1,1 +1,537 @@
+//! What a core does with each request. Never waits: what has to wait goes on as a task or in the ack gate.
 
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::offset::{LogId, PhysicalOffset, Position};
+use crate::io::body::Body;
+use crate::io::env::Env;
+use crate::shard::core::{ReplyTo, Shard};
+use crate::shard::message::{
+    Boundary, ClientAnswer, CommittedOffset, LocalReply, LogStats, NewMessage, Orphan, QueueKey,
+    Refusal, ShardRequest,
+};
+use crate::shard::pull::{read_refusal, run_or_spawn};
+use crate::store::CommitLog;
+use crate::store::control::Control;
+use crate::wire::record::RecordView;
+
+/// Offsets that pulls bring along go to the log together, at most this late.
+const OFFSETS_DELAY: Duration = Duration::from_millis(500);
+/// What of a record has to be read for its store time.
+const TIME_PREFIX_BYTES: usize = 80;
+
+impl<E: Env> Shard<E> {
+    /// The log of a queue, if it is one of this core's.
+    pub(super) fn log_of(&self, queue: QueueKey) -> Option<&Rc<CommitLog<E>>> {
+        let id: LogId = {
+            let meta = self.meta.borrow();
+            let topic = meta.topics_by_id.get(&queue.topic_id)?;
+            *topic.logs.get(queue.queue_id as usize)?
+        };
+        self.logs.get(&id)
+    }
+
+    /// Serves a request, from wherever it came.
+    pub(super) fn serve(&self, request: ShardRequest, reply_to: ReplyTo) {
+        let reply = match request {
+            ShardRequest::Append(messages) => return self.serve_append(&messages, reply_to),
+            ShardRequest::Pull(pull) => return self.serve_pull(*pull, reply_to),
+            ShardRequest::Bounds(queue) => LocalReply::Bounds(self.bounds(queue)),
+            ShardRequest::BoundsOf(queues) => {
+                LocalReply::BoundsOf(queues.into_iter().map(|queue| self.bounds(queue)).collect())
+            }
+            ShardRequest::SearchByTime {
+                queue,
+                timestamp_ms,
+                boundary,
+            } => return self.serve_search(queue, timestamp_ms, boundary, reply_to),
+            ShardRequest::EarliestTime(queue) => return self.serve_earliest(queue, reply_to),
+            ShardRequest::ReadRecord { log, position } => {
+                return self.serve_record(log, position, reply_to);
+            }
+            ShardRequest::CommitOffset {
+                group,
+                queue,
+                offset,
+            } => return self.serve_commit(group, queue, offset, reply_to),
+            ShardRequest::QueryOffset { group, queue } => {
+                LocalReply::Offset(self.committed_offset(&group, queue))
+            }
+            ShardRequest::LockQueues {
+                group,
+                client_id,
+                queues,
+            } => {
+                let now_ms = self.env.now_ns() / 1_000_000;
+                let locked = self
+                    .locks
+                    .borrow_mut()
+                    .lock(&group, &client_id, &queues, now_ms);
+                LocalReply::Queues(locked)
+            }
+            ShardRequest::UnlockQueues {
+                group,
+                client_id,
+                queues,
+            } => {
+                self.locks.borrow_mut().unlock(&group, &client_id, &queues);
+                LocalReply::Done
+            }
+            ShardRequest::HoldsLock { group } => {
+                let now_ms = self.env.now_ns() / 1_000_000;
+                LocalReply::Flag(self.locks.borrow().is_held(&group, now_ms))
+            }
+            ShardRequest::Meta(command) => return self.queue_meta(*command, reply_to),
+            ShardRequest::Publish(change) => {
+                self.meta.borrow_mut().apply(change);
+                LocalReply::Done
+            }
+            ShardRequest::Group(command) => {
+                let handler = self.handlers.group.borrow().clone();
+                match handler {
+                    Some(handler) => handler(*command),
+                    None => LocalReply::Refused(Refusal::Stopping),
+                }
+            }
+            ShardRequest::PushFrame { connections, frame } => {
+                let handler = self.handlers.push.borrow().clone();
+                if let Some(handler) = handler {
+                    handler(connections, frame);
+                }
+                LocalReply::Done
+            }
+            ShardRequest::Call(call) => {
+                let handler = self.handlers.call.borrow().clone();
+                let Some(shard) = self.me.upgrade() else {
+                    return;
+                };
+                return match handler {
+                    Some(handler) => handler(
+                        *call,
+                        Box::new(move |answer| {
+                            shard.reply(reply_to, LocalReply::Called(answer));
+                        }),
+                    ),
+                    None => self.reply(reply_to, LocalReply::Called(ClientAnswer::Closed)),
+                };
+            }
+            ShardRequest::DropTopic { topic_id } => return self.drop_topic(topic_id, reply_to),
+            ShardRequest::DropGroup { group } => return self.drop_group(&group, reply_to),
+            ShardRequest::Offsets { group, topic_id } => {
+                LocalReply::Offsets(self.offsets(group.as_deref(), topic_id))
+            }
+            ShardRequest::Stats => return self.serve_stats(reply_to),
+            ShardRequest::DropOrphans { next_topic_id } => {
+                return self.drop_orphans(next_topic_id, reply_to);
+            }
+        };
+        self.reply(reply_to, reply);
+    }
+
+    fn bounds(&self, queue: QueueKey) -> crate::store::types::QueueBounds {
+        self.log_of(queue)
+            .map(|log| log.bounds(queue))
+            .unwrap_or_default()
+    }
+
+    /// Appends messages of one queue; the answer waits at the gate until they are safe.
+    pub(super) fn serve_append(&self, messages: &[NewMessage], reply_to: ReplyTo) {
+        let log = messages.first().and_then(|first| self.log_of(first.queue));
+        let Some(log) = log else {
+            return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
+        };
+        match log.append(messages) {
+            Ok((appended, position)) => {
+                {
+                    let mut stats = self.stats.borrow_mut();
+                    stats.put_messages += messages.len() as u64;
+                    stats.put_bytes += messages.iter().map(|m| m.body.len() as u64).sum::<u64>();
+                }
+                self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
+            }
+            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+        }
+    }
+
+    fn wait_for(&self, log: LogId, position: Position, reply_to: ReplyTo, reply: LocalReply) {
+        if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
+            gate.wait(position, (reply_to, reply));
+        }
+    }
+
+    /// Control records into one log; the answer waits until they are durable.
+    pub(super) fn append_control(
+        &self,
+        log: &CommitLog<E>,
+        controls: &[Control],
+        reply_to: ReplyTo,
+        reply: LocalReply,
+    ) {
+        if controls.is_empty() {
+            return self.reply(reply_to, reply);
+        }
+        match log.append_control(controls) {
+            Ok(position) => self.wait_for(log.id(), position, reply_to, reply),
+            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+        }
+    }
+
+    fn committed_offset(&self, group: &str, queue: QueueKey) -> Option<i64> {
+        let dirty = self.dirty_offsets.borrow();
+        let newer = dirty
+            .iter()
+            .find(|((name, key), _)| *key == queue && **name == *group)
+            .map(|(_, &offset)| offset);
+        newer.or_else(|| {
+            self.log_of(queue)?
+                .tables()
+                .borrow()
+                .offsets
+                .get(group, queue)
+        })
+    }
+
+    fn serve_commit(&self, group: Arc<str>, queue: QueueKey, offset: i64, reply_to: ReplyTo) {
+        let Some(log) = self.log_of(queue) else {
+            return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
+        };
+        self.dirty_offsets
+            .borrow_mut()
+            .remove(&(group.clone(), queue));
+        if log.pending_bytes() == 0
+            && log.tables().borrow().offsets.get(&group, queue) == Some(offset)
+        {
+            return self.reply(reply_to, LocalReply::Done);
+        }
+        let control = Control::OffsetCommitted {
+            group,
+            queue,
+            offset,
+        };
+        self.append_control(log, &[control], reply_to, LocalReply::Done);
+    }
+
+    /// An offset that came with a pull: nobody waits for it, so it goes to the log with others, a little later.
+    pub(super) fn remember_offset(&self, group: Arc<str>, queue: QueueKey, offset: i64) {
+        if self.committed_offset(&group, queue) == Some(offset) {
+            return;
+        }
+        self.dirty_offsets
+            .borrow_mut()
+            .insert((group, queue), offset);
+        if !self.offsets_timer.replace(true) {
+            let Some(shard) = self.me.upgrade() else {
+                return;
+            };
+            let sleep = self.env.sleep(OFFSETS_DELAY);
+            self.env.spawn(async move {
+                sleep.await;
+                shard.offsets_timer.set(false);
+                shard.flush_offsets();
+            });
+        }
+    }
+
+    /// Writes what pulls brought along.
+    pub(super) fn flush_offsets(&self) {
+        let dirty = std::mem::take(&mut *self.dirty_offsets.borrow_mut());
+        let mut by_log: std::collections::BTreeMap<LogId, Vec<Control>> = Default::default();
+        for ((group, queue), offset) in dirty {
+            if let Some(log) = self.log_of(queue) {
+                by_log
+                    .entry(log.id())
+                    .or_default()
+                    .push(Control::OffsetCommitted {
+                        group,
+                        queue,
+                        offset,
+                    });
+            }
+        }
+        for (id, controls) in by_log {
+            // Many small records: in pieces, so that none comes near a batch's size.
+            for piece in controls.chunks(256) {
+                if let Err(refusal) = self.logs[&id].append_control(piece) {
+                    tracing::debug!(log = id, %refusal, "offsets of pulls are not stored; consumers commit them again");
+                }
+            }
+        }
+    }
+
+    fn offsets(&self, group: Option<&str>, topic_id: Option<u32>) -> Vec<CommittedOffset> {
+        let wanted = |name: &str, queue: QueueKey| {
+            group.is_none_or(|group| group == name)
+                && topic_id.is_none_or(|id| id == queue.topic_id)
+        };
+        let mut found: std::collections::BTreeMap<(Arc<str>, QueueKey), i64> = Default::default();
+        for log in self.logs.values() {
+            let tables = log.tables().borrow();
+            for (name, queue, offset) in tables.offsets.all() {
+                if wanted(name, queue) {
+                    found.insert((name.clone(), queue), offset);
+                }
+            }
+        }
+        for ((name, queue), &offset) in &*self.dirty_offsets.borrow() {
+            if wanted(name, *queue) {
+                found.insert((name.clone(), *queue), offset);
+            }
+        }
+        found
+            .into_iter()
+            .map(|((group, queue), offset)| CommittedOffset {
+                group,
+                queue,
+                offset,
+            })
+            .collect()
+    }
+
+    fn drop_topic(&self, topic_id: u32, reply_to: ReplyTo) {
+        self.locks.borrow_mut().drop_topic(topic_id);
+        self.dirty_offsets
+            .borrow_mut()
+            .retain(|(_, queue), _| queue.topic_id != topic_id);
+        // Its queues are gone: whoever waits for them hears so now.
+        let parked = {
+            let mut hold = self.hold.borrow_mut();
+            let all = hold.take_all();
+            let (gone, stay): (Vec<_>, Vec<_>) = all
+                .into_iter()
+                .partition(|parked| parked.queue.topic_id == topic_id);
+            for parked in stay {
+                hold.park(parked);
+            }
+            gone
+        };
+        for parked in parked {
+            self.reply(
+                parked.waiter.reply_to,
+                LocalReply::Refused(Refusal::NoQueue),
+            );
+        }
+        self.control_to_logs(reply_to, |_| vec![Control::TopicDropped { topic_id }]);
+    }
+
+    fn drop_group(&self, group: &Arc<str>, reply_to: ReplyTo) {
+        self.dirty_offsets
+            .borrow_mut()
+            .retain(|(name, _), _| name != group);
+        self.control_to_logs(reply_to, |_| {
+            vec![Control::OffsetsDropped {
+                group: group.clone(),
+            }]
+        });
+    }
+
+    /// Control records into each log of this core; the answer leaves when all are durable, or with the first refusal.
+    fn control_to_logs(&self, reply_to: ReplyTo, controls: impl Fn(&CommitLog<E>) -> Vec<Control>) {
+        struct Countdown {
+            left: usize,
+            failed: Option<LocalReply>,
+            reply_to: Option<ReplyTo>,
+        }
+        let Some(shard) = self.me.upgrade() else {
+            return;
+        };
+        if self.logs.is_empty() {
+            return self.reply(reply_to, LocalReply::Done);
+        }
+        let countdown = Rc::new(std::cell::RefCell::new(Countdown {
+            left: self.logs.len(),
+            failed: None,
+            reply_to: Some(reply_to),
+        }));
+        for log in self.logs.values() {
+            let (countdown, shard) = (countdown.clone(), shard.clone());
+            let done = ReplyTo::Local(Box::new(move |reply| {
+                let finished = {
+                    let mut countdown = countdown.borrow_mut();
+                    countdown.left -= 1;
+                    if matches!(reply, LocalReply::Refused(_)) {
+                        countdown.failed = Some(reply);
+                    }
+                    if countdown.left == 0 {
+                        countdown
+                            .reply_to
+                            .take()
+                            .map(|to| (to, countdown.failed.take().unwrap_or(LocalReply::Done)))
+                    } else {
+                        None
+                    }
+                };
+                if let Some((to, reply)) = finished {
+                    shard.reply(to, reply);
+                }
+            }));
+            self.append_control(log, &controls(log), done, LocalReply::Done);
+        }
+    }
+
+    fn drop_orphans(&self, next_topic_id: u32, reply_to: ReplyTo) {
+        let mut orphans = Vec::new();
+        let mut dead: std::collections::BTreeMap<LogId, Vec<Control>> = Default::default();
+        {
+            let meta = self.meta.borrow();
+            for log in self.logs.values() {
+                let tables = log.tables().borrow();
+                for (topic_id, name) in tables.open_topics.all() {
+                    if meta.topics_by_id.contains_key(&topic_id) {
+                        continue;
+                    }
+                    if topic_id < next_topic_id {
+                        tracing::info!(topic = %name, topic_id, log = log.id(), "the rest of a deleted topic is dropped");
+                        dead.entry(log.id())
+                            .or_default()
+                            .push(Control::TopicDropped { topic_id });
+                        continue;
+                    }
+                    let queues = tables.queues.keys().filter(|key| key.topic_id == topic_id);
+                    orphans.extend(queues.map(|queue| Orphan {
+                        topic_id,
+                        name: name.clone(),
+                        queue_id: queue.queue_id,
+                        log: log.id(),
+                    }));
+                }
+            }
+        }
+        for (id, controls) in dead {
+            if let Err(refusal) = self.logs[&id].append_control(&controls) {
+                tracing::warn!(log = id, %refusal, "the rest of deleted topics stays until the next start");
+            }
+        }
+        self.reply(reply_to, LocalReply::Orphans(orphans));
+    }
+
+    fn serve_record(&self, log: LogId, position: Position, reply_to: ReplyTo) {
+        let (Some(log), Some(shard)) = (self.logs.get(&log).cloned(), self.me.upgrade()) else {
+            return self.reply(reply_to, LocalReply::Record(None));
+        };
+        run_or_spawn(&self.env, async move {
+            let record = read_record(&log, position).await;
+            shard.reply(reply_to, LocalReply::Record(record));
+        });
+    }
+
+    fn serve_earliest(&self, queue: QueueKey, reply_to: ReplyTo) {
+        let (Some(log), Some(shard)) = (self.log_of(queue).cloned(), self.me.upgrade()) else {
+            return self.reply(reply_to, LocalReply::Number(-1));
+        };
+        run_or_spawn(&self.env, async move {
+            let bounds = log.bounds(queue);
+            let reply = match store_time(&log, queue, bounds.min_offset).await {
+                Ok(time) => LocalReply::Number(time.unwrap_or(-1)),
+                Err(error) => LocalReply::Refused(read_refusal(&error)),
+            };
+            shard.reply(reply_to, reply);
+        });
+    }
+
+    fn serve_search(
+        &self,
+        queue: QueueKey,
+        timestamp_ms: i64,
+        boundary: Boundary,
+        reply_to: ReplyTo,
+    ) {
+        let (Some(log), Some(shard)) = (self.log_of(queue).cloned(), self.me.upgrade()) else {
+            return self.reply(reply_to, LocalReply::Number(0));
+        };
+        run_or_spawn(&self.env, async move {
+            let reply = match search(&log, queue, timestamp_ms, boundary).await {
+                Ok(offset) => LocalReply::Number(offset),
+                Err(error) => LocalReply::Refused(read_refusal(&error)),
+            };
+            shard.reply(reply_to, reply);
+        });
+    }
+
+    fn serve_stats(&self, reply_to: ReplyTo) {
+        let mut stats = self.stats.borrow().clone();
+        stats.logs = self
+            .logs
+            .values()
+            .map(|log| {
+                let path = &log.options().directory;
+                let space = self.env.disk_space(path).ok();
+                LogStats {
+                    log: log.id(),
+                    min: log.start_position(),
+                    max: log.durable(),
+                    pending_bytes: log.pending_bytes(),
+                    earliest_ms: 0,
+                    disk_total_bytes: space.map_or(0, |space| space.total_bytes),
+                    disk_available_bytes: space.map_or(0, |space| space.available_bytes),
+                    path: path.display().to_string(),
+                }
+            })
+            .collect();
+        self.reply(reply_to, LocalReply::Stats(Box::new(stats)));
+    }
+}
+
+/// The message record at a position that a client names; `None` for anything that is not exactly one.
+async fn read_record<E: Env>(log: &Rc<CommitLog<E>>, position: Position) -> Option<Body> {
+    let (start, end) = (log.start_position().0, log.durable().0);
+    if position.0 < start || position.0 + 8 > end {
+        return None;
+    }
+    let head = log.reader().read_whole(position.0, 8).await.ok()?;
+    let size = u32::from_be_bytes(*head.first_chunk::<4>()?) as usize;
+    if size < 8
+        || size > crate::base::limits::RECORD_BYTES_MAX * 2
+        || position.0 + size as u64 > end
+    {
+        return None;
+    }
+    let record = log.reader().read_whole(position.0, size).await.ok()?;
+    let view = RecordView::parse_checked(&record).ok()?;
+    let expected = PhysicalOffset::new(log.id(), position);
+    (view.total_bytes() == size && view.physical_offset() == expected.0)
+        .then(|| Body::Pages(smallvec::smallvec![record]))
+}
+
+/// Store time of a visible message in milliseconds.
+async fn store_time<E: Env>(
+    log: &Rc<CommitLog<E>>,
+    queue: QueueKey,
+    offset: i64,
+) -> std::io::Result<Option<i64>> {
+    let Some(entry) = log.entry(queue, offset).await? else {
+        return Ok(None);
+    };
+    let bytes = TIME_PREFIX_BYTES.min(entry.size as usize);
+    let head = log.reader().read_whole(entry.position, bytes).await?;
+    Ok(crate::wire::record::store_timestamp_of(&head))
+}
+
+async fn search<E: Env>(
+    log: &Rc<CommitLog<E>>,
+    queue: QueueKey,
+    timestamp_ms: i64,
+    boundary: Boundary,
+) -> std::io::Result<i64> {
+    let bounds = log.bounds(queue);
+    // First offset whose time is at or after (LOWER), or after (UPPER), the wanted one.
+    let (mut low, mut high) = (bounds.min_offset, bounds.max_offset);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let time = store_time(log, queue, middle).await?.unwrap_or(i64::MAX);
+        let before = match boundary {
+            Boundary::Lower => time < timestamp_ms,
+            Boundary::Upper => time <= timestamp_ms,
+        };
+        if before {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(match boundary {
+        Boundary::Lower => low,
+        Boundary::Upper => (low - 1).max(bounds.min_offset).max(0),
+    })
+}

@@ -401,6 +401,16 @@ impl<'a> RecordView<'a> {
     }
 }
 
+/// Store time in milliseconds of a record of which only the front is at hand (80 bytes are always enough).
+pub fn store_timestamp_of(front: &[u8]) -> Option<i64> {
+    const SYS_FLAG_AT: usize = 36;
+    const BORN_HOST_AT: usize = 48;
+    let sys_flag = i32::from_be_bytes(*front.get(SYS_FLAG_AT..)?.first_chunk::<4>()?);
+    let host_bytes = if sys_flag & 0x10 == 0 { 8 } else { 20 };
+    let at = BORN_HOST_AT + host_bytes;
+    Some(i64::from_be_bytes(*front.get(at..)?.first_chunk::<8>()?))
+}
+
 /// Records that lie one after the other, as in the body of a pull answer. Ends after the first error.
 pub fn records(mut bytes: &[u8]) -> impl Iterator<Item = Result<RecordView<'_>, RecordError>> {
     std::iter::from_fn(move || {

@@ -1,0 +1,315 @@
+//! One core: its logs, the answers that wait for them, its parked pulls, and its ends of the mesh.
+//!
+//! Requests come from this core (a call) or from another one (through the mesh) and are served by the same code in
+//! `pump.rs`; only the way back differs. Invariant: a request is answered exactly once, and one that is lost with its core
+//! is answered [`Refusal::Stopping`] by dropping its callback's guard.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ahash::AHashMap;
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::base::notify::Notify;
+use crate::base::offset::{LogId, Position};
+use crate::io::env::Env;
+use crate::shard::ack_gate::AckGate;
+use crate::shard::handle::{CoreApi, Done, Handlers, ShardHandle, Task};
+use crate::shard::hold::Hold;
+use crate::shard::locks::QueueLocks;
+use crate::shard::message::{
+    LocalReply, MeshMessage, NewMessage, Pull, QueueKey, Refusal, ShardReply, ShardRequest,
+    ShardStats,
+};
+use crate::shard::meta::Meta;
+use crate::shard::meta_writer::MetaWriter;
+use crate::store::{CommitLog, LogListener, LogOptions};
+
+/// The way to the other cores. Production: bounded channels of the runtime; simulation: queues of the world.
+pub trait Mesh {
+    /// Sends in order; gives the message back if too many wait for that core, or if it is gone.
+    fn send(&self, to: usize, message: MeshMessage) -> Result<(), (MeshMessage, Refusal)>;
+}
+
+/// What a core is started with.
+#[derive(Clone, Debug)]
+pub struct ShardOptions {
+    pub index: usize,
+    pub count: usize,
+    /// Number of logs of the store; this core runs those whose number modulo `count` is `index`.
+    pub logs: LogId,
+    /// Directory of the store.
+    pub directory: PathBuf,
+    /// Options of its logs; number and directory are filled in.
+    pub log: LogOptions,
+}
+
+/// Where an answer goes.
+pub(super) enum ReplyTo {
+    Local(Done),
+    Remote { shard: usize, ticket: u32 },
+}
+
+pub(super) struct Waiting {
+    pub pull: Pull,
+    /// What the consumer asked for; `pull.offset` moves on over entries that it does not want.
+    pub asked_offset: i64,
+    pub reply_to: ReplyTo,
+}
+
+/// One core. Share it by `Rc`.
+pub struct Shard<E: Env> {
+    pub(super) env: E,
+    pub(super) options: ShardOptions,
+    pub(super) logs: BTreeMap<LogId, Rc<CommitLog<E>>>,
+    pub(super) meta: Rc<RefCell<Meta>>,
+    pub(super) gates: RefCell<AHashMap<LogId, AckGate<(ReplyTo, LocalReply)>>>,
+    pub(super) hold: RefCell<Hold<Waiting>>,
+    pub(super) hold_changed: Notify,
+    pub(super) locks: RefCell<QueueLocks>,
+    /// Offsets that pulls brought along and that are not in the log yet.
+    pub(super) dirty_offsets: RefCell<AHashMap<(Arc<str>, QueueKey), i64>>,
+    pub(super) offsets_timer: Cell<bool>,
+    pub(super) stats: RefCell<ShardStats>,
+    pub(super) handlers: Handlers,
+    pub(super) meta_writer: MetaWriter,
+    tickets: RefCell<Slab<Done>>,
+    mesh: RefCell<Option<Rc<dyn Mesh>>>,
+    pub(super) me: std::rc::Weak<Shard<E>>,
+    pub(super) stopping: Cell<bool>,
+}
+
+impl<E: Env> Shard<E> {
+    /// Opens the logs of this core. Nothing runs before [`Shard::start`].
+    pub async fn open(env: E, options: ShardOptions) -> io::Result<Rc<Self>> {
+        let mut logs = BTreeMap::new();
+        let mut gates = AHashMap::new();
+        for id in (0..options.logs).filter(|id| usize::from(*id) % options.count == options.index) {
+            let mut log_options = options.log.clone();
+            log_options.log = id;
+            log_options.directory = options.directory.join(format!("log-{id:03}"));
+            let log = CommitLog::open(env.clone(), log_options).await?;
+            gates.insert(id, AckGate::new(log.durable()));
+            logs.insert(id, log);
+        }
+        Ok(Rc::new_cyclic(|me| Self {
+            env,
+            options,
+            logs,
+            meta: Rc::default(),
+            gates: RefCell::new(gates),
+            hold: RefCell::default(),
+            hold_changed: Notify::default(),
+            locks: RefCell::default(),
+            dirty_offsets: RefCell::default(),
+            offsets_timer: Cell::new(false),
+            stats: RefCell::default(),
+            handlers: Handlers::default(),
+            meta_writer: MetaWriter::default(),
+            tickets: RefCell::default(),
+            mesh: RefCell::default(),
+            me: me.clone(),
+            stopping: Cell::new(false),
+        }))
+    }
+
+    /// Starts the tasks of this core and its logs. Core 0 then publishes what log 0 knows; see [`Shard::ready`].
+    pub fn start(self: &Rc<Self>, mesh: Option<Rc<dyn Mesh>>) {
+        *self.mesh.borrow_mut() = mesh;
+        for log in self.logs.values() {
+            log.start(self.clone());
+        }
+        let shard = self.clone();
+        self.env.spawn(async move { shard.expire_pulls().await });
+        if self.options.index == 0 {
+            let shard = self.clone();
+            self.env.spawn(async move { shard.write_meta().await });
+        }
+    }
+
+    /// The broker's handle.
+    pub fn handle(self: &Rc<Self>) -> ShardHandle {
+        ShardHandle {
+            meta: self.meta.clone(),
+            core: self.clone(),
+        }
+    }
+
+    /// The logs of this core.
+    pub fn logs(&self) -> impl Iterator<Item = &Rc<CommitLog<E>>> {
+        self.logs.values()
+    }
+
+    /// Completes when this core knows all topics and groups.
+    pub async fn ready(&self) {
+        while !self.meta.borrow().complete {
+            self.env.sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// A message from another core.
+    pub fn on_mesh(&self, from: usize, message: MeshMessage) {
+        match message {
+            MeshMessage::Request { ticket, request } => self.serve(
+                request,
+                ReplyTo::Remote {
+                    shard: from,
+                    ticket,
+                },
+            ),
+            MeshMessage::Reply { ticket, reply } => {
+                let done = self.tickets.borrow_mut().try_remove(ticket as usize);
+                match done {
+                    Some(done) => done(reply.into_local()),
+                    None => tracing::error!(from, ticket, "an answer without a question"),
+                }
+            }
+        }
+    }
+
+    /// Answers a request.
+    pub(super) fn reply(&self, to: ReplyTo, reply: LocalReply) {
+        match to {
+            ReplyTo::Local(done) => done(reply),
+            ReplyTo::Remote { shard, ticket } => {
+                let mesh = self.mesh.borrow().clone();
+                let message = MeshMessage::Reply {
+                    ticket,
+                    reply: reply.into_mesh(),
+                };
+                if let Some(mesh) = mesh
+                    && let Err((_, refusal)) = mesh.send(shard, message)
+                {
+                    tracing::debug!(shard, %refusal, "an answer was lost with its core");
+                }
+            }
+        }
+    }
+
+    fn send(&self, shard: usize, request: ShardRequest, done: Done) {
+        let Some(mesh) = self.mesh.borrow().clone() else {
+            return done(ShardReply::Refused(Refusal::Stopping));
+        };
+        let ticket = self.tickets.borrow_mut().insert(done);
+        let message = MeshMessage::Request {
+            ticket: ticket as u32,
+            request,
+        };
+        if let Err((_, refusal)) = mesh.send(shard, message) {
+            let done = self.tickets.borrow_mut().try_remove(ticket);
+            if let Some(done) = done {
+                done(ShardReply::Refused(refusal));
+            }
+        }
+    }
+
+    /// Releases everybody who waits for messages, then stops the logs: all is durable, snapshots are made.
+    pub async fn stop(self: &Rc<Self>) -> io::Result<()> {
+        self.release_pulls();
+        self.flush_offsets();
+        for log in self.logs.values() {
+            log.stop().await?;
+        }
+        Ok(())
+    }
+
+    /// Answers all parked pulls now, and parks no more.
+    pub fn release_pulls(&self) {
+        self.stopping.set(true);
+        let parked = self.hold.borrow_mut().take_all();
+        for parked in parked {
+            self.answer_empty(parked.waiter);
+        }
+        self.hold_changed.notify();
+    }
+}
+
+impl<E: Env> CoreApi for Shard<E> {
+    fn index(&self) -> usize {
+        self.options.index
+    }
+
+    fn count(&self) -> usize {
+        self.options.count
+    }
+
+    fn append(&self, shard: usize, messages: SmallVec<[NewMessage; 1]>, done: Done) {
+        if shard == self.options.index {
+            self.serve_append(&messages, ReplyTo::Local(done));
+        } else {
+            let messages = ShardRequest::Append(messages.into_vec().into_boxed_slice());
+            self.send(shard, messages, done);
+        }
+    }
+
+    fn call(&self, shard: usize, request: ShardRequest, done: Done) {
+        if shard == self.options.index {
+            self.serve(request, ReplyTo::Local(done));
+        } else {
+            self.send(shard, request, done);
+        }
+    }
+
+    fn spawn(&self, task: Task) {
+        self.env.spawn(task);
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.env.now_ms()
+    }
+
+    fn sleep(&self, duration: Duration) -> Task {
+        Box::pin(self.env.sleep(duration))
+    }
+
+    fn random_u64(&self) -> u64 {
+        self.env.random_u64()
+    }
+
+    fn handlers(&self) -> &Handlers {
+        &self.handlers
+    }
+}
+
+impl<E: Env> LogListener for Shard<E> {
+    fn on_durable(&self, log: LogId, end: Position, touched: &[QueueKey]) {
+        if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
+            gate.on_durable(end);
+        }
+        loop {
+            // The borrow ends before the answer leaves: a callback may append again.
+            let free = self
+                .gates
+                .borrow_mut()
+                .get_mut(&log)
+                .and_then(AckGate::next_free);
+            let Some((reply_to, reply)) = free else { break };
+            self.reply(reply_to, reply);
+        }
+        for &queue in touched {
+            self.wake_pulls(queue);
+        }
+    }
+
+    fn on_poisoned(&self, log: LogId, reason: &Arc<str>) {
+        let waiting = self
+            .gates
+            .borrow_mut()
+            .get_mut(&log)
+            .map(AckGate::take_all)
+            .unwrap_or_default();
+        for (reply_to, _) in waiting {
+            let refusal = Refusal::Poisoned {
+                log,
+                reason: reason.clone(),
+            };
+            self.reply(reply_to, ShardReply::Refused(refusal));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The executors of a process: one per core, pinned where that is possible.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+
+use crate::io::glommio::GlommioEnv;
+use crate::shard::mesh::{MeshEnds, mesh};
+
+/// How the executors are started.
+#[derive(Clone, Debug)]
+pub struct ExecutorOptions {
+    pub count: usize,
+    /// Processors that this process may use, in order. Executor *i* is pinned to the *i*-th if there are enough.
+    pub processors: Vec<usize>,
+    pub pin: bool,
+    /// Memory for O_DIRECT that each executor registers, in bytes.
+    pub io_bytes: usize,
+}
+
+/// What runs on one core.
+pub struct CoreStart {
+    pub index: usize,
+    pub env: GlommioEnv,
+    pub mesh: MeshEnds,
+}
+
+/// Starts an executor per core and waits until all have ended. `run` is called on each of them.
+/// The error is that of the first core that failed.
+pub fn run_on_cores<F, R>(options: &ExecutorOptions, run: F) -> Result<(), String>
+where
+    F: Fn(CoreStart) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<(), String>> + 'static,
+{
+    let run = Arc::new(run);
+    let mut handles: Vec<ExecutorJoinHandle<Result<(), String>>> = Vec::new();
+    let pinned = options.pin && options.processors.len() >= options.count;
+    for (index, ends) in mesh(options.count).into_iter().enumerate() {
+        let placement = if pinned {
+            Placement::Fixed(options.processors[index])
+        } else {
+            Placement::Unbound
+        };
+        let run = run.clone();
+        let handle = LocalExecutorBuilder::new(placement)
+            .name(&format!("shard-{index}"))
+            .io_memory(options.io_bytes)
+            .spawn(move || async move {
+                run(CoreStart {
+                    index,
+                    env: GlommioEnv::new(),
+                    mesh: ends,
+                })
+                .await
+            })
+            .map_err(|error| format!("shard {index}: {error}"))?;
+        handles.push(handle);
+    }
+    let mut result = Ok(());
+    for (index, handle) in handles.into_iter().enumerate() {
+        let ended = match handle.join() {
+            Ok(ended) => ended,
+            Err(error) => Err(format!("shard {index} ended: {error}")),
+        };
+        if result.is_ok() {
+            result = ended;
+        }
+    }
+    result
+}
+
+/// Runs one future on an executor of its own and waits for it: what has to be done before the cores start.
+pub fn run_once<T: Send + 'static, R>(
+    run: impl FnOnce(GlommioEnv) -> R + Send + 'static,
+) -> Result<T, String>
+where
+    R: Future<Output = T> + 'static,
+{
+    LocalExecutorBuilder::new(Placement::Unbound)
+        .name("start")
+        .io_memory(64 << 10)
+        .spawn(move || async move { run(GlommioEnv::new()).await })
+        .map_err(|error| error.to_string())?
+        .join()
+        .map_err(|error| error.to_string())
+}

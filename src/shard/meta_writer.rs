@@ -1,0 +1,374 @@
+//! Core 0's writer of topics, groups and settings: one command after the other, each durable in log 0 and known to every
+//! core before it is answered.
+//!
+//! Keys in log 0: `topic/<name>` and `group/<name>` (JSON), `settings` (JSON), `versions` (JSON), `next-topic-id` (JSON).
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::notify::Notify;
+use crate::base::offset::LogId;
+use crate::io::env::Env;
+use crate::shard::core::{ReplyTo, Shard};
+use crate::shard::message::{LocalReply, Orphan, Refusal, ShardReply, ShardRequest};
+use crate::shard::meta::{DataVersion, MetaChange, MetaCommand, Topic};
+use crate::store::control::Control;
+use crate::wire::remoting::body::{SubscriptionGroupConfig, TopicConfig};
+
+const NEXT_TOPIC_ID: &str = "next-topic-id";
+const VERSIONS: &str = "versions";
+const SETTINGS: &str = "settings";
+const TOPIC: &str = "topic/";
+const GROUP: &str = "group/";
+/// Commands that may wait.
+const COMMANDS_MAX: usize = 16 << 10;
+
+#[derive(Serialize, Deserialize)]
+struct StoredTopic {
+    id: u32,
+    logs: Vec<LogId>,
+    config: TopicConfig,
+}
+
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+struct Versions {
+    topics: DataVersion,
+    groups: DataVersion,
+}
+
+/// Commands that wait for their turn, and what only the writer knows.
+#[derive(Default)]
+pub struct MetaWriter {
+    waiting: RefCell<VecDeque<(MetaCommand, ReplyTo)>>,
+    work: Notify,
+    next_topic_id: std::cell::Cell<u32>,
+    next_log: std::cell::Cell<u32>,
+}
+
+/// What a command comes to.
+struct Plan {
+    /// Into log 0.
+    records: Vec<Control>,
+    /// To every core, when durable.
+    changes: Vec<MetaChange>,
+    /// Afterwards: queues to forget.
+    dropped_topic: Option<u32>,
+    /// Afterwards: offsets to forget.
+    dropped_group: Option<Arc<str>>,
+}
+
+fn put<T: Serialize>(key: String, value: &T) -> Control {
+    let json = serde_json::to_vec(value).unwrap_or_default();
+    Control::Metadata {
+        key: key.into(),
+        value: Some(json.into()),
+    }
+}
+
+fn remove(key: String) -> Control {
+    Control::Metadata {
+        key: key.into(),
+        value: None,
+    }
+}
+
+impl<E: Env> Shard<E> {
+    /// A command for core 0.
+    pub(super) fn queue_meta(&self, command: MetaCommand, reply_to: ReplyTo) {
+        let mut waiting = self.meta_writer.waiting.borrow_mut();
+        if self.options.index != 0 || waiting.len() >= COMMANDS_MAX {
+            let refusal = Refusal::MeshFull {
+                shard: self.options.index,
+                waiting: waiting.len(),
+                limit: COMMANDS_MAX,
+            };
+            drop(waiting);
+            return self.reply(reply_to, ShardReply::Refused(refusal));
+        }
+        waiting.push_back((command, reply_to));
+        drop(waiting);
+        self.meta_writer.work.notify();
+    }
+
+    /// Core 0: publishes what log 0 has, then serves commands.
+    pub(super) async fn write_meta(self: Rc<Self>) {
+        self.publish_stored().await;
+        loop {
+            let next = self.meta_writer.waiting.borrow_mut().pop_front();
+            let Some((command, reply_to)) = next else {
+                self.meta_writer.work.notified().await;
+                continue;
+            };
+            let reply = match self.plan(command) {
+                None => LocalReply::Done,
+                Some(plan) => match self.carry_out(plan).await {
+                    Ok(()) => LocalReply::Done,
+                    Err(refusal) => LocalReply::Refused(refusal),
+                },
+            };
+            self.reply(reply_to, reply);
+        }
+    }
+
+    async fn carry_out(self: &Rc<Self>, plan: Plan) -> Result<(), Refusal> {
+        let handle = self.handle();
+        let Some(log) = self.logs.get(&0) else {
+            return Err(Refusal::Stopping);
+        };
+        // At the gate of log 0 like any append: refused when the log is.
+        let durable = Rc::new(RefCell::new(None));
+        let bell = Rc::new(Notify::default());
+        let (slot, ring) = (durable.clone(), bell.clone());
+        self.append_control(
+            log,
+            &plan.records,
+            ReplyTo::Local(Box::new(move |reply| {
+                *slot.borrow_mut() = Some(reply);
+                ring.notify();
+            })),
+            LocalReply::Done,
+        );
+        bell.notified().await;
+        if let Some(LocalReply::Refused(refusal)) = durable.take() {
+            return Err(refusal);
+        }
+        for change in plan.changes {
+            handle.publish_and_wait(change).await;
+        }
+        for shard in 0..handle.count() {
+            if let Some(topic_id) = plan.dropped_topic
+                && let LocalReply::Refused(refusal) = handle
+                    .ask(shard, ShardRequest::DropTopic { topic_id })
+                    .await
+            {
+                tracing::warn!(shard, topic_id, %refusal, "the rest of a deleted topic stays until the next start");
+            }
+            if let Some(group) = &plan.dropped_group
+                && let LocalReply::Refused(refusal) = handle
+                    .ask(
+                        shard,
+                        ShardRequest::DropGroup {
+                            group: group.clone(),
+                        },
+                    )
+                    .await
+            {
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    /// What to write and publish for a command; `None` if it changes nothing.
+    fn plan(&self, command: MetaCommand) -> Option<Plan> {
+        let now_ms = self.env.now_ms() as i64;
+        let meta = self.meta.borrow();
+        let mut versions = Versions {
+            topics: meta.topics_version,
+            groups: meta.groups_version,
+        };
+        let mut plan = Plan {
+            records: Vec::new(),
+            changes: Vec::new(),
+            dropped_topic: None,
+            dropped_group: None,
+        };
+        match command {
+            MetaCommand::CreateTopicIfAbsent(config)
+                if meta.topics.contains_key(config.topic_name.as_str()) =>
+            {
+                return None;
+            }
+            MetaCommand::PutTopic(config) | MetaCommand::CreateTopicIfAbsent(config) => {
+                let known = meta.topics.get(config.topic_name.as_str());
+                if known.is_some_and(|known| known.config == config) {
+                    return None;
+                }
+                let id = known.map_or_else(
+                    || {
+                        let id = self.meta_writer.next_topic_id.get();
+                        self.meta_writer.next_topic_id.set(id + 1);
+                        plan.records.push(put(NEXT_TOPIC_ID.into(), &(id + 1)));
+                        id
+                    },
+                    |known| known.id,
+                );
+                let mut logs = known.map(|known| known.logs.clone()).unwrap_or_default();
+                let queues = config.read_queue_nums.max(config.write_queue_nums) as usize;
+                while logs.len() < queues {
+                    let next = self.meta_writer.next_log.get();
+                    logs.push((next % u32::from(self.options.logs)) as LogId);
+                    self.meta_writer.next_log.set(next.wrapping_add(1));
+                }
+                let topic = self.topic(id, config, logs, &mut plan);
+                versions.topics = versions.topics.next(0, now_ms);
+                plan.changes.push(MetaChange::TopicPut(topic));
+            }
+            MetaCommand::DeleteTopic(name) => {
+                let topic = meta.topics.get(name.as_str())?;
+                plan.records.push(remove(format!("{TOPIC}{name}")));
+                plan.changes.push(MetaChange::TopicDeleted(topic.clone()));
+                plan.dropped_topic = Some(topic.id);
+                versions.topics = versions.topics.next(0, now_ms);
+            }
+            MetaCommand::CreateGroupIfAbsent(config)
+                if meta.groups.contains_key(config.group_name.as_str()) =>
+            {
+                return None;
+            }
+            MetaCommand::PutGroup(config) | MetaCommand::CreateGroupIfAbsent(config) => {
+                if meta.groups.get(config.group_name.as_str()).map(|g| &**g) == Some(&config) {
+                    return None;
+                }
+                plan.records
+                    .push(put(format!("{GROUP}{}", config.group_name), &config));
+                plan.changes.push(MetaChange::GroupPut(Arc::new(config)));
+                versions.groups = versions.groups.next(0, now_ms);
+            }
+            MetaCommand::DeleteGroup(name) => {
+                meta.groups.get(name.as_str())?;
+                plan.records.push(remove(format!("{GROUP}{name}")));
+                plan.changes.push(MetaChange::GroupDeleted(name.into()));
+                versions.groups = versions.groups.next(0, now_ms);
+            }
+            MetaCommand::PutSettings(changed) => {
+                let mut settings: BTreeMap<String, String> = (*meta.settings).clone();
+                settings.extend(changed);
+                if settings == *meta.settings {
+                    return None;
+                }
+                plan.records.push(put(SETTINGS.into(), &settings));
+                plan.changes.push(MetaChange::Settings(Arc::new(settings)));
+            }
+        }
+        plan.records.push(put(VERSIONS.into(), &versions));
+        plan.changes.push(MetaChange::Versions {
+            topics: versions.topics,
+            groups: versions.groups,
+        });
+        Some(plan)
+    }
+
+    fn topic(&self, id: u32, config: TopicConfig, logs: Vec<LogId>, plan: &mut Plan) -> Arc<Topic> {
+        let stored = StoredTopic {
+            id,
+            logs: logs.clone(),
+            config: config.clone(),
+        };
+        plan.records
+            .push(put(format!("{TOPIC}{}", config.topic_name), &stored));
+        Arc::new(Topic {
+            id,
+            name: Arc::from(config.topic_name.as_str()),
+            config,
+            logs,
+        })
+    }
+
+    /// After the start: everything that log 0 has goes to every core; what other logs have beyond it is put right.
+    async fn publish_stored(self: &Rc<Self>) {
+        let handle = self.handle();
+        let mut changes = Vec::new();
+        let (mut next_topic_id, mut queues) = (0, 0usize);
+        if let Some(log) = self.logs.get(&0) {
+            let tables = log.tables().borrow();
+            let metadata = &tables.metadata;
+            if let Some(value) = metadata.get(NEXT_TOPIC_ID) {
+                next_topic_id = serde_json::from_slice(value).unwrap_or(0);
+            }
+            for (key, value) in metadata.with_prefix(TOPIC) {
+                match serde_json::from_slice::<StoredTopic>(value) {
+                    Ok(stored) => {
+                        queues += stored.logs.len();
+                        next_topic_id = next_topic_id.max(stored.id + 1);
+                        changes.push(MetaChange::TopicPut(Arc::new(Topic {
+                            id: stored.id,
+                            name: Arc::from(stored.config.topic_name.as_str()),
+                            config: stored.config,
+                            logs: stored.logs,
+                        })));
+                    }
+                    Err(error) => {
+                        tracing::error!(key, %error, "a topic cannot be read: a newer version wrote it");
+                    }
+                }
+            }
+            for (key, value) in metadata.with_prefix(GROUP) {
+                match serde_json::from_slice::<SubscriptionGroupConfig>(value) {
+                    Ok(group) => changes.push(MetaChange::GroupPut(Arc::new(group))),
+                    Err(error) => {
+                        tracing::error!(key, %error, "a group cannot be read: a newer version wrote it");
+                    }
+                }
+            }
+            if let Some(settings) = metadata
+                .get(SETTINGS)
+                .and_then(|value| serde_json::from_slice(value).ok())
+            {
+                changes.push(MetaChange::Settings(Arc::new(settings)));
+            }
+            if let Some(Versions { topics, groups }) = metadata
+                .get(VERSIONS)
+                .and_then(|value| serde_json::from_slice(value).ok())
+            {
+                changes.push(MetaChange::Versions { topics, groups });
+            }
+        }
+        self.meta_writer.next_topic_id.set(next_topic_id);
+        self.meta_writer.next_log.set(queues as u32);
+        for change in changes {
+            handle.publish(change);
+        }
+        let mut orphans = Vec::new();
+        for shard in 0..handle.count() {
+            let request = ShardRequest::DropOrphans { next_topic_id };
+            if let LocalReply::Orphans(found) = handle.ask(shard, request).await {
+                orphans.extend(found);
+            }
+        }
+        self.adopt(orphans).await;
+        handle.publish_and_wait(MetaChange::Complete).await;
+    }
+
+    /// Makes topics again whose records are there but which log 0 lost.
+    async fn adopt(self: &Rc<Self>, orphans: Vec<Orphan>) {
+        let mut topics: BTreeMap<u32, (Arc<str>, Vec<LogId>)> = BTreeMap::new();
+        for orphan in orphans {
+            let (_, logs) = topics
+                .entry(orphan.topic_id)
+                .or_insert_with(|| (orphan.name.clone(), Vec::new()));
+            let at = orphan.queue_id as usize;
+            if logs.len() <= at {
+                logs.resize(at + 1, orphan.log);
+            }
+            logs[at] = orphan.log;
+        }
+        for (id, (name, logs)) in topics {
+            tracing::error!(topic = %name, topic_id = id, queues = logs.len(), "log 0 does not know this topic although messages of it are stored: it is made again with default settings");
+            let config = TopicConfig {
+                topic_name: name.to_string(),
+                read_queue_nums: logs.len() as u32,
+                write_queue_nums: logs.len() as u32,
+                ..TopicConfig::default()
+            };
+            let mut plan = Plan {
+                records: Vec::new(),
+                changes: Vec::new(),
+                dropped_topic: None,
+                dropped_group: None,
+            };
+            let next = self.meta_writer.next_topic_id.get().max(id + 1);
+            self.meta_writer.next_topic_id.set(next);
+            plan.records.push(put(NEXT_TOPIC_ID.into(), &next));
+            let topic = self.topic(id, config, logs, &mut plan);
+            plan.changes.push(MetaChange::TopicPut(topic));
+            if let Err(refusal) = self.carry_out(plan).await {
+                tracing::error!(topic = %name, %refusal, "the topic cannot be made again");
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Pulls: from a queue's index to slices of stored records, and the waiting for more.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::base::limits::{PULL_BYTES_MAX, PULL_MESSAGES_MAX, PULL_SCAN_ENTRIES_MAX};
+use crate::io::aligned_buf::PageSlice;
+use crate::io::body::Body;
+use crate::io::env::Env;
+use crate::shard::core::{ReplyTo, Shard, Waiting};
+use crate::shard::hold::Parked;
+use crate::shard::message::{
+    LocalReply, Pull, PullStatus, Pulled, QueueBounds, QueueKey, Refusal, ShardReply,
+};
+use crate::store::CommitLog;
+
+/// What a failed read is answered with.
+pub(super) fn read_refusal(error: &io::Error) -> Refusal {
+    Refusal::Read {
+        reason: Arc::from(error.to_string()),
+    }
+}
+
+fn empty(status: PullStatus, next_offset: i64, bounds: QueueBounds) -> Pulled<Body> {
+    Pulled {
+        status,
+        next_offset,
+        min_offset: bounds.min_offset,
+        max_offset: bounds.max_offset,
+        records: Body::Empty,
+        message_count: 0,
+    }
+}
+
+/// Reads one pull. Never waits for new messages; waits for the disk only when the bytes are not in memory.
+async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body>> {
+    let bounds = log.bounds(pull.queue);
+    if bounds.max_offset == bounds.min_offset && pull.offset != bounds.max_offset
+        || bounds.max_offset == 0
+    {
+        return Ok(empty(
+            PullStatus::NoMessageInQueue,
+            bounds.max_offset,
+            bounds,
+        ));
+    }
+    if pull.offset < bounds.min_offset {
+        return Ok(empty(PullStatus::OffsetTooSmall, bounds.min_offset, bounds));
+    }
+    if pull.offset == bounds.max_offset {
+        return Ok(empty(PullStatus::OffsetOverflowOne, pull.offset, bounds));
+    }
+    if pull.offset > bounds.max_offset {
+        return Ok(empty(
+            PullStatus::OffsetOverflowBadly,
+            bounds.max_offset,
+            bounds,
+        ));
+    }
+    let messages_max = pull.messages_max.clamp(1, PULL_MESSAGES_MAX as u32);
+    let bytes_max = (pull.bytes_max as usize).min(PULL_BYTES_MAX);
+    let scan_end = bounds
+        .max_offset
+        .min(pull.offset + PULL_SCAN_ENTRIES_MAX.max(u64::from(messages_max)) as i64);
+    let mut slices: SmallVec<[PageSlice; 4]> = SmallVec::new();
+    let (mut bytes, mut messages, mut next) = (0usize, 0u32, pull.offset);
+    while next < scan_end && messages < messages_max {
+        let Some(entry) = log.entry(pull.queue, next).await? else {
+            break;
+        };
+        if pull.filter.matches(entry.tags_code) {
+            if messages > 0 && bytes + entry.size as usize > bytes_max {
+                break;
+            }
+            for slice in log.record(entry).await? {
+                let joined = slices.last_mut().is_some_and(|last| last.try_join(&slice));
+                if !joined {
+                    slices.push(slice);
+                }
+            }
+            bytes += entry.size as usize;
+            messages += 1;
+        }
+        next += 1;
+    }
+    if messages == 0 {
+        return Ok(empty(PullStatus::NoMatchedMessage, next, bounds));
+    }
+    Ok(Pulled {
+        status: PullStatus::Found,
+        next_offset: next,
+        min_offset: bounds.min_offset,
+        max_offset: bounds.max_offset,
+        records: Body::Pages(slices),
+        message_count: messages,
+    })
+}
+
+/// Runs a task to its first wait here and the rest as a task of its own: what is in memory costs no task at all.
+pub(super) fn run_or_spawn<E: Env>(env: &E, task: impl Future<Output = ()> + 'static) {
+    let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(task);
+    if let Poll::Pending = task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        // Polled again by its own task, which leaves its waker then.
+        env.spawn(task);
+    }
+}
+
+impl<E: Env> Shard<E> {
+    /// Serves a pull of a queue of this core.
+    pub(super) fn serve_pull(&self, pull: Pull, reply_to: ReplyTo) {
+        if let Some((group, offset)) = &pull.commit {
+            self.remember_offset(group.clone(), pull.queue, *offset);
+        }
+        let asked_offset = pull.offset;
+        self.try_pull(
+            Waiting {
+                pull,
+                asked_offset,
+                reply_to,
+            },
+            None,
+        );
+    }
+
+    /// `deadline_ms`: of a pull that was parked already.
+    fn try_pull(&self, waiting: Waiting, deadline_ms: Option<u64>) {
+        let Some(log) = self.log_of(waiting.pull.queue) else {
+            let refusal = ShardReply::Refused(Refusal::NoQueue);
+            return self.reply(waiting.reply_to, refusal);
+        };
+        let log = log.clone();
+        let Some(shard) = self.me.upgrade() else {
+            return;
+        };
+        run_or_spawn(&self.env, async move {
+            match read(&log, &waiting.pull).await {
+                Ok(pulled) => shard.on_pulled(waiting, pulled, deadline_ms),
+                Err(error) => {
+                    tracing::error!(queue = ?waiting.pull.queue, %error, "a pull cannot be read");
+                    shard.reply(waiting.reply_to, ShardReply::Refused(read_refusal(&error)));
+                }
+            }
+        });
+    }
+
+    fn on_pulled(
+        self: &Rc<Self>,
+        mut waiting: Waiting,
+        pulled: Pulled<Body>,
+        parked_until: Option<u64>,
+    ) {
+        let at_the_end = match pulled.status {
+            PullStatus::OffsetOverflowOne => true,
+            PullStatus::NoMessageInQueue => waiting.pull.offset == pulled.next_offset,
+            // A parked pull goes on behind what it does not want; a fresh one is answered, so that its consumer moves on.
+            PullStatus::NoMatchedMessage => parked_until.is_some(),
+            _ => false,
+        };
+        let now_ms = self.env.now_ns() / 1_000_000;
+        let deadline_ms = parked_until.unwrap_or(now_ms + waiting.pull.suspend_ms);
+        if at_the_end && deadline_ms > now_ms && !self.stopping.get() {
+            waiting.pull.offset = waiting.pull.offset.max(pulled.next_offset);
+            let queue = waiting.pull.queue;
+            // Something may have come while the disk was read.
+            let grown = self
+                .log_of(queue)
+                .is_some_and(|log| log.bounds(queue).max_offset > waiting.pull.offset);
+            if grown {
+                return self.try_pull(waiting, Some(deadline_ms));
+            }
+            self.hold.borrow_mut().park(Parked {
+                queue,
+                deadline_ms,
+                waiter: waiting,
+            });
+            self.hold_changed.notify();
+            return;
+        }
+        self.answer(waiting, pulled);
+    }
+
+    fn answer(&self, waiting: Waiting, mut pulled: Pulled<Body>) {
+        {
+            let mut stats = self.stats.borrow_mut();
+            if pulled.message_count > 0 {
+                stats.get_found += 1;
+                stats.get_messages += u64::from(pulled.message_count);
+                stats.get_bytes += pulled.records.len() as u64;
+            } else {
+                stats.get_missed += 1;
+            }
+        }
+        // It moved on over unwanted entries while it was parked: the consumer has to hear that.
+        if pulled.status == PullStatus::OffsetOverflowOne
+            && waiting.asked_offset < pulled.next_offset
+        {
+            pulled.status = PullStatus::NoMatchedMessage;
+        }
+        self.reply(waiting.reply_to, LocalReply::Pulled(pulled));
+    }
+
+    /// Answers a parked pull with what there is: nothing.
+    pub(super) fn answer_empty(&self, waiting: Waiting) {
+        let bounds = self
+            .log_of(waiting.pull.queue)
+            .map(|log| log.bounds(waiting.pull.queue))
+            .unwrap_or_default();
+        let status = if bounds.max_offset == 0 {
+            PullStatus::NoMessageInQueue
+        } else {
+            PullStatus::OffsetOverflowOne
+        };
+        let next = waiting.pull.offset;
+        self.answer(waiting, empty(status, next, bounds));
+    }
+
+    /// A queue has new visible messages.
+    pub(super) fn wake_pulls(&self, queue: QueueKey) {
+        if !self.hold.borrow().has(queue) {
+            return;
+        }
+        let parked = self.hold.borrow_mut().take_queue(queue);
+        for parked in parked {
+            self.try_pull(parked.waiter, Some(parked.deadline_ms));
+        }
+    }
+
+    /// Answers parked pulls whose time is up. Sleeps until the next one is.
+    pub(super) async fn expire_pulls(self: Rc<Self>) {
+        loop {
+            let now_ms = self.env.now_ns() / 1_000_000;
+            let expired = self.hold.borrow_mut().take_expired(now_ms);
+            for parked in expired {
+                self.answer_empty(parked.waiter);
+            }
+            if self.stopping.get() {
+                return;
+            }
+            let next = self.hold.borrow().next_deadline_ms();
+            match next {
+                // An earlier deadline that comes meanwhile is at most this late.
+                Some(deadline_ms) => {
+                    let wait = deadline_ms.saturating_sub(now_ms).clamp(1, 100);
+                    self.env.sleep(Duration::from_millis(wait)).await;
+                }
+                None => self.hold_changed.notified().await,
+            }
+        }
+    }
+}
