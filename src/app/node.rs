@@ -1,11 +1,49 @@
 //! A node: the executors of one process, from their start to their end.
+//!
+//! All cores do the same steps and wait for each other between them: open logs, connect the mesh, learn topics, start the
+//! broker, open ports, serve; then drain, stop the logs, end. A core that fails takes the others with it.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::app::boot;
 use crate::app::run::print;
 use crate::app::shutdown::{Phase, Shutdown};
+use crate::base::config::value::FlushDiskType;
 use crate::base::config::{Config, Roles};
+use crate::broker::dispatch::Broker;
+use crate::broker::options::BrokerOptions;
+use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
+use crate::io::env::Env;
+use crate::io::glommio::GlommioEnv;
+use crate::io::process;
+use crate::io::tcp::Listener;
+use crate::namesrv::handlers::NameServer;
+use crate::namesrv::kv::KvStore;
+use crate::namesrv::options::NamesrvOptions;
+use crate::server::Handler;
+use crate::server::listener::{Server, ServerOptions};
+use crate::shard::executor::{CoreStart, ExecutorOptions, run_on_cores, run_once};
+use crate::shard::message::ShardRequest;
+use crate::shard::meta::{DataVersion, MetaCommand};
+use crate::shard::{Shard, ShardHandle, ShardOptions};
+use crate::store::LogOptions;
+use crate::store::manifest::Manifest;
+use crate::store::retention::{RetentionRules, clean};
+use crate::wire::remoting::body::TopicConfig;
+
+/// A log gets a snapshot when it has grown by this: what recovery has to read at most.
+const SNAPSHOT_BYTES: u64 = 128 << 20;
+/// How often ASYNC_FLUSH flushes.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the boot line waits for the name servers.
+const REGISTRATION_WAIT: Duration = Duration::from_secs(5);
+/// How often a core looks whether the others have come as far.
+const MEET_POLL: Duration = Duration::from_millis(1);
 
 /// Why a node ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -16,21 +54,481 @@ pub enum RunError {
     Failed(String),
 }
 
+/// A place where all cores meet, once; or where they learn that one of them will not come.
+struct Meeting {
+    cores: usize,
+    arrived: [AtomicUsize; 5],
+    failed: AtomicBool,
+}
+
+/// The places, in order.
+#[derive(Clone, Copy)]
+enum Place {
+    LogsOpen,
+    BrokerStarted,
+    PortsOpen,
+    Drained,
+    LogsStopped,
+}
+
+impl Meeting {
+    fn new(cores: usize) -> Self {
+        Self {
+            cores,
+            arrived: Default::default(),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    async fn at(&self, env: &GlommioEnv, place: Place) -> Result<(), String> {
+        let arrived = &self.arrived[place as usize];
+        arrived.fetch_add(1, Ordering::AcqRel);
+        while arrived.load(Ordering::Acquire) < self.cores {
+            if self.failed.load(Ordering::Acquire) {
+                return Err("another core failed".into());
+            }
+            env.sleep(MEET_POLL).await;
+        }
+        Ok(())
+    }
+}
+
+struct Node {
+    config: Arc<Config>,
+    roles: Roles,
+    shutdown: Shutdown,
+    meeting: Meeting,
+    manifest: Option<Manifest>,
+    started_ms: u64,
+}
+
 /// Runs the node until it is told to stop, or until it cannot go on. The machine was checked and the store is locked.
 ///
 /// It returns when everything has ended: at [`Phase::Draining`] no new connection and no new request is taken, what is under
 /// way is answered, the broker says good-bye to its name servers; at [`Phase::Now`] all that is dropped.
 pub fn start_node(config: Arc<Config>, roles: Roles, shutdown: Shutdown) -> Result<(), RunError> {
-    // ---------------------------------------------------------------------------------------------------------------
-    // The executors start here: one per `config.node.shards`, each with its share of `config.memory`, its listeners on
-    // `config.bind_ip` with `config.server.listen_port`, `config.fast_listen_port()` and `config.namesrv.listen_port`,
-    // and a task that awaits `shutdown.reached(Phase::Draining)`. `announce` is called when all ports are open and the
-    // broker has offered its topics to its name servers.
-    // ---------------------------------------------------------------------------------------------------------------
-    tracing::warn!("no executor is wired up in this build: no port is open");
-    announce(&config, roles);
-    shutdown.wait(Phase::Draining);
-    Ok(())
+    let cores = if roles.has_broker() {
+        config.node.shards
+    } else {
+        1
+    };
+    let manifest = if roles.has_broker() {
+        let (root, segment_bytes) = (config.store.root.clone(), config.store.segment_bytes);
+        let logs = match config.store.logs {
+            0 => cores as u16,
+            logs => logs,
+        };
+        let manifest = run_once(move |env| async move {
+            env.create_dir(&root).await?;
+            Manifest::open_or_create(&env, &root, logs as u8, segment_bytes).await
+        })
+        .map_err(RunError::Start)?
+        .map_err(|error| RunError::Failed(error.to_string()))?;
+        if manifest.segment_bytes != config.store.segment_bytes {
+            tracing::warn!(
+                mappedFileSizeCommitLog = config.store.segment_bytes,
+                store = manifest.segment_bytes,
+                "the store was made with another segment size and keeps it"
+            );
+        }
+        Some(manifest)
+    } else {
+        None
+    };
+    let options = ExecutorOptions {
+        count: cores,
+        processors: process::processors(),
+        pin: config.node.pin_shards,
+        io_bytes: config.memory.io_bytes as usize,
+    };
+    let node = Arc::new(Node {
+        config,
+        roles,
+        shutdown,
+        meeting: Meeting::new(cores),
+        manifest,
+        started_ms: std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64),
+    });
+    run_on_cores(&options, move |start| {
+        let node = node.clone();
+        async move {
+            let result = node.run_core(start).await;
+            if result.is_err() {
+                node.meeting.failed.store(true, Ordering::Release);
+                node.shutdown.request(Phase::Draining);
+            }
+            result
+        }
+    })
+    .map_err(RunError::Failed)
+}
+
+/// What a core of a broker runs.
+struct BrokerCore {
+    shard: Rc<Shard<GlommioEnv>>,
+    server: Rc<Server>,
+    registrar: Option<Registrar<GlommioEnv, BrokerTopics>>,
+}
+
+impl Node {
+    async fn run_core(&self, start: CoreStart) -> Result<(), String> {
+        let env = start.env.clone();
+        let index = start.index;
+        let mut servers = Vec::new();
+        let namesrv = if self.roles.has_namesrv() && index == 0 {
+            let (namesrv, server) = self.start_namesrv(&env).await?;
+            servers.push(server);
+            Some(namesrv)
+        } else {
+            None
+        };
+        let broker = if self.roles.has_broker() {
+            let broker = self.start_broker(start).await?;
+            servers.push(broker.server.clone());
+            Some(broker)
+        } else {
+            None
+        };
+        self.meeting.at(&env, Place::PortsOpen).await?;
+        if index == 0 {
+            if let Some(registrar) = broker.as_ref().and_then(|broker| broker.registrar.as_ref()) {
+                registrar.start();
+                self.await_registration(&env, registrar).await;
+            }
+            announce(&self.config, self.roles);
+        }
+        self.shutdown.reached(Phase::Draining).await;
+        self.drain(&env, index, servers, broker, namesrv).await
+    }
+
+    async fn drain(
+        &self,
+        env: &GlommioEnv,
+        index: usize,
+        servers: Vec<Rc<Server>>,
+        broker: Option<BrokerCore>,
+        namesrv: Option<Rc<NameServer<GlommioEnv>>>,
+    ) -> Result<(), String> {
+        if index == 0 {
+            tracing::info!("stopping: no new requests are taken");
+        }
+        if let Some(broker) = &broker {
+            if let Some(registrar) = &broker.registrar {
+                registrar.stop().await;
+            }
+            broker.shard.release_pulls();
+        }
+        let limit = Duration::from_secs(self.config.server.drain_s).min(Duration::from_secs(5));
+        for server in servers.iter().rev() {
+            server.stop(limit).await;
+        }
+        if let Some(namesrv) = namesrv {
+            namesrv.stop();
+        }
+        self.meeting.at(env, Place::Drained).await?;
+        if let Some(broker) = broker {
+            broker
+                .shard
+                .stop()
+                .await
+                .map_err(|error| format!("stopping the logs of shard {index}: {error}"))?;
+        }
+        self.meeting.at(env, Place::LogsStopped).await
+    }
+
+    fn bind(&self, port: u16) -> Result<Listener, String> {
+        let address = SocketAddr::new(self.config.bind_ip, port);
+        Listener::bind(address).map_err(|error| format!("port {address} cannot be opened: {error}"))
+    }
+
+    fn server(&self, env: &GlommioEnv, core: usize, handler: Rc<dyn Handler>) -> Rc<Server> {
+        let options = ServerOptions {
+            core: core as u16,
+            idle_close: Duration::from_secs(self.config.server.idle_s),
+            ..ServerOptions::default()
+        };
+        Server::new(env, options, handler)
+    }
+
+    async fn start_namesrv(
+        &self,
+        env: &GlommioEnv,
+    ) -> Result<(Rc<NameServer<GlommioEnv>>, Rc<Server>), String> {
+        let keys = &self.config.namesrv;
+        let options = NamesrvOptions {
+            listen_port: keys.listen_port,
+            kv_config_path: keys.kv_config_path.clone(),
+            scan_interval_ms: keys.scan_period_ms,
+            support_acting_master: keys.acting_master,
+            order_message_enable: keys.order_messages,
+            return_order_topic_config_to_broker: keys.return_order_config,
+            enable_all_topic_list: keys.all_topic_list,
+            enable_topic_list: keys.topic_list,
+            notify_min_broker_id_changed: keys.notify_min_broker_id,
+            need_wait_for_service: keys.wait_for_service,
+            wait_seconds_for_service: keys.wait_for_service_s,
+            delete_topic_with_broker_registration: keys.delete_unregistered_topics,
+        };
+        let kv = KvStore::load(env.clone(), &options.kv_config_path)
+            .await
+            .map_err(|error| error.to_string())?;
+        let namesrv = NameServer::new(env.clone(), options, kv);
+        namesrv.start();
+        let server = self.server(env, 0, namesrv.clone());
+        server.serve(self.bind(keys.listen_port)?);
+        Ok((namesrv, server))
+    }
+
+    fn log_options(&self, manifest: &Manifest) -> LogOptions {
+        let config = &self.config;
+        // Logs of one shard divide its caches.
+        let logs = usize::from(manifest.logs)
+            .div_ceil(config.node.shards)
+            .max(1);
+        LogOptions {
+            log: 0,
+            directory: config.store.root.clone(),
+            store_id: manifest.store_id,
+            segment_bytes: manifest.segment_bytes,
+            flush_each_write: matches!(config.store.flush, FlushDiskType::SyncFlush),
+            flush_interval: FLUSH_INTERVAL,
+            tail_cache_bytes: config.memory.tail_cache_bytes as usize / logs,
+            read_cache_bytes: config.memory.read_cache_bytes as usize / logs,
+            index_cache_bytes: config.memory.index_bytes as usize / logs,
+            snapshot_bytes: SNAPSHOT_BYTES.min(4 * manifest.segment_bytes),
+            store_host: self.store_host(),
+        }
+    }
+
+    fn store_host(&self) -> SocketAddr {
+        SocketAddr::new(self.config.advertised_ip, self.config.server.listen_port)
+    }
+
+    async fn start_broker(&self, start: CoreStart) -> Result<BrokerCore, String> {
+        let CoreStart { index, env, mesh } = start;
+        let manifest = self
+            .manifest
+            .as_ref()
+            .ok_or("the store has no manifest: start_node makes it")?;
+        let options = ShardOptions {
+            index,
+            count: self.config.node.shards,
+            logs: manifest.logs,
+            directory: self.config.store.root.clone(),
+            log: self.log_options(manifest),
+        };
+        let shard = Shard::open(env.clone(), options)
+            .await
+            .map_err(|error| format!("the logs of shard {index} cannot be opened: {error}"))?;
+        self.meeting.at(&env, Place::LogsOpen).await?;
+        let mesh = mesh.connect(env.clone(), shard.clone()).await;
+        shard.start(Some(mesh));
+        shard.ready().await;
+        let broker = Broker::start(shard.handle(), self.broker_options());
+        let server = self.server(&env, index, Rc::new(broker.clone()));
+        {
+            let server = server.clone();
+            shard.handle().set_push_handler(move |connections, frame| {
+                for id in connections {
+                    if let Some(connection) = server.get(id) {
+                        connection.push_frame(frame.clone());
+                    }
+                }
+            });
+        }
+        self.meeting.at(&env, Place::BrokerStarted).await?;
+        if index == 0 {
+            broker
+                .create_boot_topics()
+                .await
+                .map_err(|error| format!("the system topics cannot be made: {error}"))?;
+        }
+        let port = self.config.server.listen_port;
+        server.serve(self.bind(port)?);
+        if let Some(fast) = self.config.fast_listen_port() {
+            server.serve(self.bind(fast)?);
+        }
+        self.keep_retention(&env, &shard);
+        let registrar = (index == 0 && !self.config.broker.namesrv_addresses.0.is_empty())
+            .then(|| self.registrar(&env, &shard.handle()));
+        Ok(BrokerCore {
+            shard,
+            server,
+            registrar,
+        })
+    }
+
+    fn broker_options(&self) -> BrokerOptions {
+        let config = &self.config;
+        let keys = &config.broker;
+        let mut settings: Vec<(String, String)> = config
+            .entries()
+            .into_iter()
+            .map(|entry| (entry.key.to_owned(), entry.value))
+            .collect();
+        settings.sort();
+        BrokerOptions {
+            broker_id: keys.broker_id as i64,
+            region: Arc::from(keys.region_id.as_str()),
+            trace_on: keys.trace_on,
+            trace_topic: keys.trace_topic,
+            permission: i32::from(keys.permission),
+            auto_create_topic: keys.auto_create_topic,
+            auto_create_group: keys.auto_create_group,
+            default_topic_queues: keys.default_topic_queues,
+            message_bytes_max: config.store.body_bytes_max as usize,
+            lite_pull: keys.lite_pull,
+            long_polling: keys.long_polling,
+            short_polling_ms: keys.short_polling_ms,
+            boot_ms: self.started_ms,
+            settings: settings.into(),
+            ..BrokerOptions::new(&keys.cluster_name, &keys.broker_name, self.store_host())
+        }
+    }
+
+    fn registrar(
+        &self,
+        env: &GlommioEnv,
+        handle: &ShardHandle,
+    ) -> Registrar<GlommioEnv, BrokerTopics> {
+        let keys = &self.config.broker;
+        let identity = BrokerIdentity {
+            cluster: keys.cluster_name.clone(),
+            broker_name: keys.broker_name.clone(),
+            address: self.config.broker_address(),
+            broker_id: keys.broker_id as i64,
+            ha_address: self.config.replication_address(),
+            permission: i32::from(keys.permission),
+        };
+        let source = Rc::new(BrokerTopics {
+            handle: handle.clone(),
+        });
+        let registrar = Registrar::new(
+            env.clone(),
+            identity,
+            &keys.namesrv_addresses.0,
+            keys.register_period_ms,
+            source,
+        );
+        let (own, topics) = (registrar.clone(), handle.clone());
+        handle.set_topics_handler(move |names| match names {
+            [one] if topics.meta().topics.contains_key(one) => own.topic_changed(one),
+            _ => own.table_changed(),
+        });
+        registrar
+    }
+
+    async fn await_registration(
+        &self,
+        env: &GlommioEnv,
+        registrar: &Registrar<GlommioEnv, BrokerTopics>,
+    ) {
+        let begin = env.now_ns();
+        while !registrar.states().iter().any(|(_, up)| *up) {
+            if env.now_ns() - begin > REGISTRATION_WAIT.as_nanos() as u64
+                || self.shutdown.phase() != Phase::Running
+            {
+                tracing::warn!("no name server has this broker yet; it goes on trying");
+                return;
+            }
+            env.sleep(MEET_POLL).await;
+        }
+    }
+
+    /// Removes segments by age, at the hours of deleteWhen or when the disk fills up, and by bytes at any time.
+    fn keep_retention(&self, env: &GlommioEnv, shard: &Rc<Shard<GlommioEnv>>) {
+        let store = &self.config.store;
+        let period = Duration::from_millis(store.retention_period_ms);
+        let (hours, reserved_h) = (store.delete_hours.0.clone(), store.retention_hours);
+        let clean_percent = u64::from(store.disk_clean_percent);
+        let logs = self
+            .manifest
+            .as_ref()
+            .map_or(1, |manifest| u64::from(manifest.logs));
+        let bytes_max = (store.store_bytes_max > 0).then(|| store.store_bytes_max / logs);
+        let (env, shard) = (env.clone(), shard.clone());
+        env.clone().spawn_background(async move {
+            loop {
+                env.sleep(period).await;
+                let settings = shard.handle().meta().settings.clone();
+                let hours = settings
+                    .get("deleteWhen")
+                    .map(|text| {
+                        text.split(';')
+                            .filter_map(|h| h.trim().parse().ok())
+                            .collect()
+                    })
+                    .unwrap_or_else(|| hours.clone());
+                let reserved_h = settings
+                    .get("fileReservedTime")
+                    .and_then(|hours| hours.trim().parse().ok())
+                    .unwrap_or(reserved_h);
+                let now_ms = env.now_ms();
+                for log in shard.logs() {
+                    let used_percent =
+                        env.disk_space(&log.options().directory).map_or(0, |space| {
+                            100 - space.available_bytes * 100 / space.total_bytes.max(1)
+                        });
+                    let now_is_the_time = hours.contains(&process::local_hour(now_ms))
+                        || used_percent > clean_percent;
+                    let rules = RetentionRules {
+                        older_than_ms: now_is_the_time
+                            .then(|| now_ms.saturating_sub(reserved_h * 3_600_000)),
+                        bytes_max,
+                    };
+                    if let Err(error) = clean(log, rules).await {
+                        tracing::warn!(log = log.id(), %error, "old segments cannot be removed");
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// The broker's topics, for its registration.
+struct BrokerTopics {
+    handle: ShardHandle,
+}
+
+impl RegistrationSource for BrokerTopics {
+    fn version(&self) -> DataVersion {
+        self.handle.meta().topics_version
+    }
+
+    fn topic_count(&self) -> usize {
+        self.handle.meta().topics.len()
+    }
+
+    fn topics(&self) -> Vec<TopicConfig> {
+        let meta = self.handle.meta();
+        meta.topics.values().map(|t| t.config.clone()).collect()
+    }
+
+    fn topic(&self, name: &str) -> Option<TopicConfig> {
+        let meta = self.handle.meta();
+        meta.topics.get(name).map(|topic| topic.config.clone())
+    }
+
+    fn order_topics(&self, topics: &BTreeSet<String>) {
+        let changed: Vec<TopicConfig> = {
+            let meta = self.handle.meta();
+            topics
+                .iter()
+                .filter_map(|name| meta.topics.get(name.as_str()))
+                .filter(|topic| !topic.config.order)
+                .map(|topic| TopicConfig {
+                    order: true,
+                    ..topic.config.clone()
+                })
+                .collect()
+        };
+        for config in changed {
+            let command = ShardRequest::Meta(Box::new(MetaCommand::PutTopic(config)));
+            self.handle.call(0, command, |_| {});
+        }
+    }
 }
 
 /// Prints the boot lines of what is ready.

@@ -143,6 +143,36 @@ pub fn may_lock_any_memory() -> bool {
     capabilities.is_some_and(|bits| bits >> CAP_IPC_LOCK & 1 == 1)
 }
 
+/// Numbers of the processors that this process may run on, in order.
+pub fn processors() -> Vec<usize> {
+    let mut set = std::mem::MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: the set has the size that is passed, and all-zero is a valid one.
+    let known =
+        unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr()) } == 0;
+    if !known {
+        return Vec::new();
+    }
+    // SAFETY: zeroed above and filled by the kernel.
+    let set = unsafe { set.assume_init() };
+    (0..libc::CPU_SETSIZE as usize)
+        // SAFETY: the number is below CPU_SETSIZE, which is what the set has room for.
+        .filter(|&number| unsafe { libc::CPU_ISSET(number, &set) })
+        .collect()
+}
+
+/// Hour of the day, 0 to 23, in local time.
+pub fn local_hour(now_ms: u64) -> u8 {
+    let seconds = (now_ms / 1000) as libc::time_t;
+    let mut local = std::mem::MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: both pointers are to live values of the right type for the time of the call.
+    let done = unsafe { libc::localtime_r(&raw const seconds, local.as_mut_ptr()) };
+    if done.is_null() {
+        return (seconds / 3600 % 24) as u8;
+    }
+    // SAFETY: localtime_r filled it.
+    unsafe { local.assume_init() }.tm_hour as u8
+}
+
 /// Cores that this process may run on: its affinity, bounded by the CPU quota of its cgroup. At least 1.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())

@@ -32,7 +32,11 @@ pub(super) struct Handlers {
     pub push: RefCell<Option<PushHandler>>,
     pub group: RefCell<Option<GroupHandler>>,
     pub call: RefCell<Option<CallHandler>>,
+    pub topics: RefCell<Option<TopicsHandler>>,
 }
+
+/// Core 0: topics were made, changed or deleted, durably and known to every core.
+pub(super) type TopicsHandler = Rc<dyn Fn(&[std::sync::Arc<str>])>;
 
 /// A core behind its environment, so that the broker need not be generic over it.
 pub(super) trait CoreApi {
@@ -181,6 +185,11 @@ impl ShardHandle {
         handler: impl Fn(ClientCall, Box<dyn FnOnce(ClientAnswer)>) + 'static,
     ) {
         *self.core.handlers().call.borrow_mut() = Some(Rc::new(handler));
+    }
+
+    /// Core 0: what to do when topics were made, changed or deleted; every core knows of it by then.
+    pub fn set_topics_handler(&self, handler: impl Fn(&[std::sync::Arc<str>]) + 'static) {
+        *self.core.handlers().topics.borrow_mut() = Some(Rc::new(handler));
     }
 
     /// The key of a queue.

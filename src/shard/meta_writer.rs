@@ -136,8 +136,24 @@ impl<E: Env> Shard<E> {
         if let Some(LocalReply::Refused(refusal)) = durable.take() {
             return Err(refusal);
         }
+        let topics: Vec<Arc<str>> = plan
+            .changes
+            .iter()
+            .filter_map(|change| match change {
+                MetaChange::TopicPut(topic) | MetaChange::TopicDeleted(topic) => {
+                    Some(topic.name.clone())
+                }
+                _ => None,
+            })
+            .collect();
         for change in plan.changes {
             handle.publish_and_wait(change).await;
+        }
+        let handler = self.handlers.topics.borrow().clone();
+        if let Some(handler) = handler
+            && !topics.is_empty()
+        {
+            handler(&topics);
         }
         for shard in 0..handle.count() {
             if let Some(topic_id) = plan.dropped_topic
