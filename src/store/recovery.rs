@@ -85,6 +85,17 @@ impl<'a, E: Env> Scanner<'a, E> {
         }
     }
 
+    /// Takes the first batch's word for what stood before it: without a snapshot nobody else knows.
+    pub async fn trust_first(&mut self) -> io::Result<()> {
+        let position = self.position;
+        self.load(position, HEADER_BYTES).await?;
+        if let Some(first) = BatchHeader::read(self.at(position), Position(position), self.store_id)
+        {
+            self.previous_crc = first.previous_crc;
+        }
+        Ok(())
+    }
+
     /// Makes `bytes` at `position` available in the window, as far as the segment has them.
     async fn load(&mut self, position: u64, bytes: usize) -> io::Result<()> {
         let have = position >= self.window_start
@@ -302,14 +313,7 @@ pub async fn recover<E: Env>(
         recovered.previous_crc,
     );
     if any_previous_crc {
-        scanner.load(recovered.end, HEADER_BYTES).await?;
-        if let Some(first) = BatchHeader::read(
-            scanner.at(recovered.end),
-            Position(recovered.end),
-            options.store_id,
-        ) {
-            scanner.previous_crc = first.previous_crc;
-        }
+        scanner.trust_first().await?;
     }
     let (mut batches, mut records) = (0u64, 0u64);
     loop {

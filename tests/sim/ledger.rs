@@ -170,8 +170,16 @@ fn body_of(id: MessageId, bytes: usize) -> Vec<u8> {
     body
 }
 
-fn properties_of(id: MessageId) -> Vec<u8> {
-    format!("UNIQ_KEY\u{1}{id:016X}\u{2}KEYS\u{1}k{}\u{2}", id % 7).into_bytes()
+/// The tags that messages have: of one letter, so that their code (Java's `String.hashCode`) is that letter.
+pub const TAGS_CODES: std::ops::Range<i64> = 'A' as i64..'D' as i64;
+
+fn properties_of(id: MessageId, tags_code: i64) -> Vec<u8> {
+    let tag = tags_code as u8 as char;
+    format!(
+        "UNIQ_KEY\u{1}{id:016X}\u{2}KEYS\u{1}k{}\u{2}TAGS\u{1}{tag}\u{2}",
+        id % 7
+    )
+    .into_bytes()
 }
 
 fn id_of(properties: &[u8]) -> Option<MessageId> {
@@ -342,7 +350,7 @@ impl Ledger {
                 });
                 Message {
                     body: body_of(id, body_bytes),
-                    properties: properties_of(id),
+                    properties: properties_of(id, tags_code),
                     tags_code,
                 }
             })
@@ -509,9 +517,9 @@ impl Ledger {
     /// An answer to a pull. `before` is of when it was asked.
     pub fn on_pulled(&mut self, queue: Queue, wish: &PullWish, before: Before, gift: &PullGift) {
         if self.spoiled {
-            for stored in &gift.messages {
-                self.check_stored(queue, stored);
-            }
+            gift.messages
+                .iter()
+                .for_each(|stored| self.check_spoiled(stored));
             return;
         }
         self.on_bounds(queue, before, (gift.min_offset, gift.max_offset));
@@ -588,6 +596,19 @@ impl Ledger {
         }
     }
 
+    /// Reads do not check the CRC of the batch: clients check that of the body. So the body has to be right, if the
+    /// message can be told at all.
+    fn check_spoiled(&self, stored: &Stored) {
+        let sent =
+            id_of(&stored.properties).and_then(|id| Some((id, self.messages.get(id as usize)?)));
+        if let Some((id, sent)) = sent
+            && stored.properties == properties_of(id, sent.tags_code)
+            && stored.body != body_of(id, sent.body_bytes)
+        {
+            breach(format!("message {id} has a wrong body"));
+        }
+    }
+
     fn check_stored(&mut self, queue: Queue, stored: &Stored) -> MessageId {
         let offset = stored.queue_offset;
         let Some(id) = id_of(&stored.properties).filter(|id| *id < self.messages.len() as u64)
@@ -604,7 +625,9 @@ impl Ledger {
                 sent.queue
             ));
         }
-        if stored.properties != properties_of(id) || stored.body != body_of(id, sent.body_bytes) {
+        if stored.properties != properties_of(id, sent.tags_code)
+            || stored.body != body_of(id, sent.body_bytes)
+        {
             let body = body_of(id, sent.body_bytes);
             let place = body.iter().zip(&stored.body).position(|(a, b)| a != b);
             breach(format!(

@@ -6,13 +6,17 @@
 
 mod ledger;
 mod run;
+mod shards;
+mod store;
 mod sut;
 mod toy;
 mod workload;
 
 use ringmq::io::sim::{Crash, Errno};
 
-use run::{Limits, Tweaks, find_bug, run_all, run_seed, run_seeds};
+use run::{Limits, Tweaks, find_bug, run_all, run_seed, run_seeds, seeds_from_env};
+use shards::Shards;
+use store::Logs;
 use toy::{BUGS, Toy};
 
 const TOY_LIMITS: Limits = Limits {
@@ -22,6 +26,35 @@ const TOY_LIMITS: Limits = Limits {
     huge_messages: false,
     retention: false,
 };
+
+/// The store on its own: retention is driven by the shards.
+const LOGS_LIMITS: Limits = Limits {
+    logs_max: 3,
+    shards_max: 1,
+    segment_bytes: &[1 << 20, 2 << 20],
+    huge_messages: true,
+    retention: false,
+};
+
+#[test]
+fn the_logs_keep_the_promise() {
+    let counts = run_seeds(&Logs, &LOGS_LIMITS, seeds_from_env(100));
+    assert!(counts.acknowledged > 0 && counts.delivered > 0 && counts.restarts > 0);
+}
+
+const SHARDS_LIMITS: Limits = Limits {
+    logs_max: 4,
+    shards_max: 3,
+    segment_bytes: &[1 << 20, 2 << 20],
+    huge_messages: true,
+    retention: true,
+};
+
+#[test]
+fn the_shards_keep_the_promise() {
+    let counts = run_seeds(&Shards, &SHARDS_LIMITS, seeds_from_env(100));
+    assert!(counts.acknowledged > 0 && counts.delivered > 0 && counts.restarts > 0);
+}
 
 #[test]
 fn the_model_finds_nothing_in_a_toy_broker_that_is_right() {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ringmq::io::sim::{Crash, DiskOptions, Errno, Latency, OpKind, SimOptions, SimWorld};
 
-use crate::ledger::{Breach, Counts, Ledger, Rules, breach};
+use crate::ledger::{Breach, Counts, Ledger, Rules, TAGS_CODES, breach};
 use crate::sut::{Broker, PlantedBug, Queue, Refused, Settings, SystemUnderTest};
 use crate::workload::{Clients, Load, check_all, within};
 
@@ -362,7 +362,7 @@ impl<S: SystemUnderTest> Run<'_, S> {
         for (log, queue) in queue_of_log {
             let probe = async {
                 loop {
-                    match clients.send(queue, vec![(100, 1)]).await {
+                    match clients.send(queue, vec![(100, TAGS_CODES.start)]).await {
                         Ok(()) => return None,
                         Err(Refused::Poisoned(why)) => return Some(why),
                         Err(_) => self.world.sleep(Duration::from_millis(100)).await,
@@ -556,12 +556,14 @@ pub fn seeds_from_env(default: u64) -> Range<u64> {
     first..first + number_from_env("RINGMQ_SIM_SEEDS").unwrap_or(default)
 }
 
-/// Runs on all cores and gives the sum of what was done. The first failure by number ends the test.
+/// Runs on all cores and gives the sum of what was done. The first failure by number ends the test, after all
+/// others with `RINGMQ_SIM_KEEP_GOING=1`.
 pub fn run_all<S: SystemUnderTest + Sync>(
     system: &S,
     limits: &Limits,
     runs: &[(u64, Tweaks)],
 ) -> Counts {
+    let keep_going = number_from_env("RINGMQ_SIM_KEEP_GOING").is_some();
     let next = AtomicUsize::new(0);
     let results: Mutex<(Counts, Vec<(usize, String)>)> = Mutex::default();
     std::thread::scope(|scope| {
@@ -572,14 +574,19 @@ pub fn run_all<S: SystemUnderTest + Sync>(
                     let Some((seed, tweaks)) = runs.get(at) else {
                         return;
                     };
-                    if !results.lock().unwrap().1.is_empty() {
+                    if !keep_going && !results.lock().unwrap().1.is_empty() {
                         return;
                     }
                     let outcome = run_seed(system, limits, *seed, tweaks);
                     let mut results = results.lock().unwrap();
                     match outcome {
                         Ok(outcome) => results.0.add(&outcome.counts),
-                        Err(why) => results.1.push((at, why)),
+                        Err(why) => {
+                            if keep_going {
+                                eprintln!("RINGMQ_SEED={seed} with {tweaks:?}: {why}");
+                            }
+                            results.1.push((at, why));
+                        }
                     }
                 }
             });

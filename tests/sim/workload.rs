@@ -12,7 +12,7 @@ use std::time::Duration;
 use ringmq::io::env::Env;
 use ringmq::io::sim::SimEnv;
 
-use crate::ledger::{Ledger, breach};
+use crate::ledger::{Ledger, TAGS_CODES, breach};
 use crate::sut::{Broker, PullWish, Queue, Refused, Topic};
 
 /// How busy a run is.
@@ -159,7 +159,7 @@ impl<B: Broker> Clients<B> {
             _ => 1,
         };
         (0..count)
-            .map(|_| (self.draw_size(random), random.i64(1..4)))
+            .map(|_| (self.draw_size(random), random.i64(TAGS_CODES)))
             .collect()
     }
 
@@ -203,7 +203,7 @@ impl<B: Broker> Clients<B> {
             let Some(mut offset) = self.begin(group, queue).await else {
                 continue;
             };
-            let tags_code = (random.u32(..4) == 0).then(|| random.i64(1..4));
+            let tags_code = (random.u32(..4) == 0).then(|| random.i64(TAGS_CODES));
             for _ in 0..random.u32(1..30) {
                 let wish = PullWish {
                     offset,

@@ -22,6 +22,26 @@ pub enum OpKind {
     SyncDir,
 }
 
+impl OpKind {
+    /// As the trace shows it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::Read => "read",
+            Self::Sync => "sync",
+            Self::Allocate => "allocate",
+            Self::Truncate => "truncate",
+            Self::Len => "len",
+            Self::Open => "open",
+            Self::List => "list",
+            Self::CreateDir => "create_dir",
+            Self::Rename => "rename",
+            Self::Remove => "remove",
+            Self::SyncDir => "sync_dir",
+        }
+    }
+}
+
 /// An error of the operating system that a disk can give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errno {

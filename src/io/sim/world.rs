@@ -254,7 +254,7 @@ impl State {
         let id = self.take_id();
         let kind = op.kind();
         let (a, b) = op.digest();
-        self.trace("disk", [id, a, b]);
+        self.trace(kind.name(), [id, a, b]);
         let State { nodes, random, .. } = self;
         let machine = &mut nodes[node];
         let fault = machine.disk.submit(random, kind);
@@ -342,6 +342,11 @@ impl Drop for SimWorld {
         let tasks = std::mem::take(&mut state.tasks);
         let events = std::mem::take(&mut state.events);
         let waiters = std::mem::take(&mut state.step_waiters);
+        // A handle that is leaked must not keep whole disks.
+        for node in &mut state.nodes {
+            node.disk = Disk::new(DiskOptions::default());
+            node.in_flight.clear();
+        }
         drop(state);
         drop((tasks, events, waiters));
     }
