@@ -69,7 +69,8 @@ fn decode(record: &[u8]) -> Result<Record, String> {
     };
     let topic = reader.text(topic_bytes)?;
     let properties_bytes = usize::from(reader.u16()?);
-    let properties = reader.text(properties_bytes)?;
+    // A client may have sent bytes that are no text; the Java client reads them in this way.
+    let properties = String::from_utf8_lossy(reader.take(properties_bytes)?);
     if !reader.rest.is_empty() {
         return Err(format!("{} bytes after the properties", reader.rest.len()));
     }
