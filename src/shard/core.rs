@@ -122,9 +122,13 @@ impl<E: Env> Shard<E> {
         }))
     }
 
+    /// Lets this core answer others. All cores have to before one of them starts.
+    pub fn join(&self, mesh: Rc<dyn Mesh>) {
+        *self.mesh.borrow_mut() = Some(mesh);
+    }
+
     /// Starts the tasks of this core and its logs. Core 0 then publishes what log 0 knows; see [`Shard::ready`].
-    pub fn start(self: &Rc<Self>, mesh: Option<Rc<dyn Mesh>>) {
-        *self.mesh.borrow_mut() = mesh;
+    pub fn start(self: &Rc<Self>) {
         for log in self.logs.values() {
             log.start(self.clone());
         }
