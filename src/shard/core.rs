@@ -63,6 +63,9 @@ pub(super) struct Waiting {
     pub reply_to: ReplyTo,
 }
 
+/// Appends of one log that wait for space.
+pub(super) type Line = VecDeque<(Vec<NewMessage>, ReplyTo)>;
+
 /// One core. Share it by `Rc`.
 pub struct Shard<E: Env> {
     pub(super) env: E,
@@ -71,7 +74,7 @@ pub struct Shard<E: Env> {
     pub(super) meta: Rc<RefCell<Meta>>,
     pub(super) gates: RefCell<AHashMap<LogId, AckGate<(ReplyTo, LocalReply)>>>,
     /// Appends that came before the disk gave their log its next space, oldest first.
-    pub(super) stalled: RefCell<AHashMap<LogId, VecDeque<(Vec<NewMessage>, ReplyTo)>>>,
+    pub(super) stalled: RefCell<AHashMap<LogId, Line>>,
     pub(super) hold: RefCell<Hold<Waiting>>,
     pub(super) hold_changed: Notify,
     pub(super) locks: RefCell<QueueLocks>,

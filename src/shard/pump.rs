@@ -549,8 +549,7 @@ async fn read_record<E: Env>(log: &Rc<CommitLog<E>>, position: Position) -> Opti
     }
     let head = log.reader().read_whole(position.0, 8).await.ok()?;
     let size = u32::from_be_bytes(*head.first_chunk::<4>()?) as usize;
-    if size < 8
-        || size > crate::base::limits::RECORD_BYTES_MAX * 2
+    if !(8..=2 * crate::base::limits::RECORD_BYTES_MAX).contains(&size)
         || position.0 + size as u64 > end
     {
         return None;

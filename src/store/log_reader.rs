@@ -139,7 +139,7 @@ impl<E: Env> LogReader<E> {
     }
 
     /// The bytes at `position`, if they are in the tail cache.
-    fn from_tail(&self, position: u64, bytes: usize) -> Option<PageSlice> {
+    fn in_tail(&self, position: u64, bytes: usize) -> Option<PageSlice> {
         let tail = self.tail.borrow();
         // Two neighbours can both hold a shared sector's front; the later one has all of a record that begins in it.
         let after = tail.partition_point(|cached| cached.start <= position);
@@ -158,7 +158,7 @@ impl<E: Env> LogReader<E> {
         position: u64,
         bytes: usize,
     ) -> io::Result<SmallVec<[PageSlice; 2]>> {
-        if let Some(slice) = self.from_tail(position, bytes) {
+        if let Some(slice) = self.in_tail(position, bytes) {
             return Ok(SmallVec::from_iter([slice]));
         }
         let mut slices = SmallVec::new();
