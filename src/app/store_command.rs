@@ -1,24 +1,50 @@
 //! `ringmq store ...`: looks into a store that no broker uses at the moment.
 
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 use crate::app::run::Exit;
 use crate::io::preflight::StoreLock;
+use crate::shard::executor::run_once;
+use crate::store::tool::{self, LogReport};
 
 /// `ringmq store check PATH`: exit code 0 if all is well, 1 if there is damage.
 pub fn check(path: &Path) -> Exit {
-    with_lock(path, |_| not_built("check"))
+    with_lock(path, |path| read(path, Verb::Check))
 }
 
 /// `ringmq store dump PATH [--json]`.
 pub fn dump(path: &Path, json: bool) -> Exit {
-    let _ = json;
-    with_lock(path, |_| not_built("dump"))
+    with_lock(path, |path| read(path, Verb::Dump { json }))
 }
 
-/// The reader of stores is called here: `crate::store::tool::{check, dump}`.
-fn not_built(verb: &str) -> Exit {
-    Exit::Failed.because(&format!("store {verb} is not built yet"))
+enum Verb {
+    Check,
+    Dump { json: bool },
+}
+
+/// Reads the store on an executor of its own.
+fn read(path: &Path, verb: Verb) -> Exit {
+    let path = path.to_owned();
+    let result = run_once(move |env| async move {
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        let reports = match verb {
+            Verb::Check => tool::check(&env, &path, &mut out).await,
+            Verb::Dump { json } => tool::dump(&env, &path, json, &mut out).await,
+        };
+        reports.and_then(|reports| {
+            out.flush()?;
+            Ok(reports.iter().all(LogReport::is_sound))
+        })
+    });
+    match result {
+        Ok(Ok(true)) => Exit::Stopped,
+        Ok(Ok(false)) => Exit::Failed.because("the store is damaged"),
+        // Whoever reads us has seen enough, as in `ringmq store dump | head`.
+        Ok(Err(error)) if error.kind() == ErrorKind::BrokenPipe => Exit::Stopped,
+        Ok(Err(error)) => Exit::Failed.because(&error.to_string()),
+        Err(error) => Exit::Failed.because(&error),
+    }
 }
 
 /// A broker that writes would make every answer wrong, so the store is ours while we read it.

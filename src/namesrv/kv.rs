@@ -59,6 +59,8 @@ struct Inner<E: Env> {
     /// Those whose change is in the table and not yet in the file.
     waiters: RefCell<Vec<Waiter>>,
     writing: Cell<bool>,
+    /// The directory exists and survives a loss of power.
+    directory_is_durable: Cell<bool>,
 }
 
 /// See the module's page. Cloning gives another handle.
@@ -87,6 +89,7 @@ impl<E: Env> KvStore<E> {
             text_bytes: Cell::new(text_bytes),
             waiters: RefCell::new(Vec::new()),
             writing: Cell::new(false),
+            directory_is_durable: Cell::new(false),
         })))
     }
 
@@ -180,7 +183,7 @@ impl<E: Env> KvStore<E> {
             }
             let mut text = json::to_standard_vec(&*inner.table.borrow());
             text.push(b'\n');
-            let result = write(&inner.env, &inner.path, &text).await;
+            let result = inner.replace_file(&text).await;
             if let Err(error) = &result {
                 tracing::error!("{error}; the change is in memory and is lost with this process");
             }
@@ -191,6 +194,70 @@ impl<E: Env> KvStore<E> {
                 waiter(result.clone());
             }
         }
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Replaces the file as a whole and durably.
+    async fn replace_file(&self, text: &[u8]) -> Result<(), KvError> {
+        let env = &self.env;
+        let failed = |action| {
+            move |source| KvError::Io {
+                path: self.path.clone(),
+                action,
+                source,
+            }
+        };
+        let directory = parent(&self.path);
+        if !self.directory_is_durable.get() {
+            let made = failed("given a directory");
+            env.create_dir(directory).await.map_err(made)?;
+            // Each directory that was made is an entry of the one above it.
+            for above in directory.ancestors().skip(1) {
+                let above = if above.as_os_str().is_empty() {
+                    Path::new(".")
+                } else {
+                    above
+                };
+                match env.sync_dir(above).await {
+                    Ok(()) => {}
+                    // Where we may not look we have made nothing.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                    Err(error) => return Err(failed("given a durable directory")(error)),
+                }
+            }
+            self.directory_is_durable.set(true);
+        }
+        let mut name = OsString::from(&self.path);
+        name.push(".tmp");
+        let new_path = PathBuf::from(name);
+        let create = OpenMode {
+            create: true,
+            ..OpenMode::default()
+        };
+        let file = env.open(&new_path, create).await;
+        let file = file.map_err(failed("created"))?;
+        let mut pages = env.alloc(text.len().next_multiple_of(SECTOR_BYTES));
+        pages.as_mut()[..text.len()].copy_from_slice(text);
+        pages.as_mut()[text.len()..].fill(0);
+        let written = file.write_at(Rc::new(pages), 0).await;
+        written.map_err(failed("written"))?;
+        let cut = file.truncate(text.len() as u64).await;
+        cut.map_err(failed("cut to its length"))?;
+        file.sync().await.map_err(failed("flushed"))?;
+        let renamed = env.rename(&new_path, &self.path).await;
+        renamed.map_err(failed("renamed into place"))?;
+        let kept = env.sync_dir(directory).await;
+        kept.map_err(failed("made durable in its directory"))
+    }
+}
+
+/// The directory that holds a path.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
     }
 }
 
@@ -236,47 +303,5 @@ async fn read<E: Env>(env: &E, path: &Path) -> Result<KVConfigSerializeWrapper, 
     serde_json::from_value(value).map_err(|error| damaged(error.to_string()))
 }
 
-/// Replaces the file as a whole and durably.
-async fn write<E: Env>(env: &E, path: &Path, text: &[u8]) -> Result<(), KvError> {
-    let failed = |action| {
-        move |source| KvError::Io {
-            path: path.to_owned(),
-            action,
-            source,
-        }
-    };
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    env.create_dir(directory)
-        .await
-        .map_err(failed("given a directory"))?;
-    let mut name = OsString::from(path);
-    name.push(".tmp");
-    let new_path = PathBuf::from(name);
-    let create = OpenMode {
-        create: true,
-        ..OpenMode::default()
-    };
-    let file = env
-        .open(&new_path, create)
-        .await
-        .map_err(failed("created"))?;
-    let mut pages = env.alloc(text.len().next_multiple_of(SECTOR_BYTES));
-    pages.as_mut()[..text.len()].copy_from_slice(text);
-    pages.as_mut()[text.len()..].fill(0);
-    file.write_at(Rc::new(pages), 0)
-        .await
-        .map_err(failed("written"))?;
-    file.truncate(text.len() as u64)
-        .await
-        .map_err(failed("cut to its length"))?;
-    file.sync().await.map_err(failed("flushed"))?;
-    env.rename(&new_path, path)
-        .await
-        .map_err(failed("renamed into place"))?;
-    env.sync_dir(directory)
-        .await
-        .map_err(failed("made durable in its directory"))
-}
+#[cfg(test)]
+mod tests;

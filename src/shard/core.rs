@@ -5,7 +5,7 @@
 //! is answered [`Refusal::Stopping`] by dropping its callback's guard.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -70,6 +70,8 @@ pub struct Shard<E: Env> {
     pub(super) logs: BTreeMap<LogId, Rc<CommitLog<E>>>,
     pub(super) meta: Rc<RefCell<Meta>>,
     pub(super) gates: RefCell<AHashMap<LogId, AckGate<(ReplyTo, LocalReply)>>>,
+    /// Appends that came before the disk gave their log its next space, oldest first.
+    pub(super) stalled: RefCell<AHashMap<LogId, VecDeque<(Vec<NewMessage>, ReplyTo)>>>,
     pub(super) hold: RefCell<Hold<Waiting>>,
     pub(super) hold_changed: Notify,
     pub(super) locks: RefCell<QueueLocks>,
@@ -104,6 +106,7 @@ impl<E: Env> Shard<E> {
             logs,
             meta: Rc::default(),
             gates: RefCell::new(gates),
+            stalled: RefCell::default(),
             hold: RefCell::default(),
             hold_changed: Notify::default(),
             locks: RefCell::default(),

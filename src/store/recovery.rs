@@ -85,6 +85,17 @@ impl<'a, E: Env> Scanner<'a, E> {
         }
     }
 
+    /// Takes the first batch's word for what stood before it: without a snapshot nobody else knows.
+    pub async fn trust_first(&mut self) -> io::Result<()> {
+        let position = self.position;
+        self.load(position, HEADER_BYTES).await?;
+        if let Some(first) = BatchHeader::read(self.at(position), Position(position), self.store_id)
+        {
+            self.previous_crc = first.previous_crc;
+        }
+        Ok(())
+    }
+
     /// Makes `bytes` at `position` available in the window, as far as the segment has them.
     async fn load(&mut self, position: u64, bytes: usize) -> io::Result<()> {
         let have = position >= self.window_start
@@ -302,16 +313,9 @@ pub async fn recover<E: Env>(
         recovered.previous_crc,
     );
     if any_previous_crc {
-        scanner.load(recovered.end, HEADER_BYTES).await?;
-        if let Some(first) = BatchHeader::read(
-            scanner.at(recovered.end),
-            Position(recovered.end),
-            options.store_id,
-        ) {
-            scanner.previous_crc = first.previous_crc;
-        }
+        scanner.trust_first().await?;
     }
-    let (mut batches, mut records) = (0u64, 0u64);
+    let (mut batches, mut records, mut unknown) = (0u64, 0u64, 0u64);
     loop {
         let begin = scanner.position + HEADER_BYTES as u64;
         let Step::Batch(header, range) = scanner.next().await? else {
@@ -334,10 +338,19 @@ pub async fn recover<E: Env>(
                 }
                 recovered.tables.apply(effect);
                 records += 1;
+            } else if !is_control(record) {
+                unknown += 1;
             }
             at += record.len() as u64;
         }
         batches += 1;
+    }
+    if unknown > 0 {
+        tracing::error!(
+            log = options.log,
+            messages = unknown,
+            "messages of topics that this log does not know are not served: the snapshot that named their topics is gone; `ringmq store dump` shows them"
+        );
     }
     recovered.end = scanner.position;
     recovered.previous_crc = scanner.previous_crc;
