@@ -383,6 +383,7 @@ impl Node {
             auto_create_group: keys.auto_create_group,
             default_topic_queues: keys.default_topic_queues,
             message_bytes_max: config.store.body_bytes_max as usize,
+            property_filter: keys.property_filter,
             lite_pull: keys.lite_pull,
             long_polling: keys.long_polling,
             short_polling_ms: keys.short_polling_ms,
