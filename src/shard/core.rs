@@ -5,7 +5,7 @@
 //! is answered [`Refusal::Stopping`] by dropping its callback's guard.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -63,6 +63,9 @@ pub(super) struct Waiting {
     pub reply_to: ReplyTo,
 }
 
+/// Appends of one log that wait for space.
+pub(super) type Line = VecDeque<(Vec<NewMessage>, ReplyTo)>;
+
 /// One core. Share it by `Rc`.
 pub struct Shard<E: Env> {
     pub(super) env: E,
@@ -70,6 +73,8 @@ pub struct Shard<E: Env> {
     pub(super) logs: BTreeMap<LogId, Rc<CommitLog<E>>>,
     pub(super) meta: Rc<RefCell<Meta>>,
     pub(super) gates: RefCell<AHashMap<LogId, AckGate<(ReplyTo, LocalReply)>>>,
+    /// Appends that came before the disk gave their log its next space, oldest first.
+    pub(super) stalled: RefCell<AHashMap<LogId, Line>>,
     pub(super) hold: RefCell<Hold<Waiting>>,
     pub(super) hold_changed: Notify,
     pub(super) locks: RefCell<QueueLocks>,
@@ -104,6 +109,7 @@ impl<E: Env> Shard<E> {
             logs,
             meta: Rc::default(),
             gates: RefCell::new(gates),
+            stalled: RefCell::default(),
             hold: RefCell::default(),
             hold_changed: Notify::default(),
             locks: RefCell::default(),
@@ -119,9 +125,13 @@ impl<E: Env> Shard<E> {
         }))
     }
 
+    /// Lets this core answer others. All cores have to before one of them starts.
+    pub fn join(&self, mesh: Rc<dyn Mesh>) {
+        *self.mesh.borrow_mut() = Some(mesh);
+    }
+
     /// Starts the tasks of this core and its logs. Core 0 then publishes what log 0 knows; see [`Shard::ready`].
-    pub fn start(self: &Rc<Self>, mesh: Option<Rc<dyn Mesh>>) {
-        *self.mesh.borrow_mut() = mesh;
+    pub fn start(self: &Rc<Self>) {
         for log in self.logs.values() {
             log.start(self.clone());
         }

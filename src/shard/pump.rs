@@ -1,16 +1,18 @@
 //! What a core does with each request. Never waits: what has to wait goes on as a task or in the ack gate.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::limits::MESH_WAITING_MAX;
 use crate::base::offset::{LogId, PhysicalOffset, Position};
 use crate::io::body::Body;
 use crate::io::env::Env;
 use crate::shard::core::{ReplyTo, Shard};
 use crate::shard::message::{
-    Boundary, ClientAnswer, CommittedOffset, LocalReply, LogStats, NewMessage, Orphan, QueueKey,
-    Refusal, ShardRequest,
+    Appended, Boundary, ClientAnswer, CommittedOffset, LocalReply, LogStats, NewMessage, Orphan,
+    QueueKey, Refusal, ShardRequest,
 };
 use crate::shard::pull::{read_refusal, run_or_spawn};
 use crate::store::CommitLog;
@@ -142,17 +144,83 @@ impl<E: Env> Shard<E> {
         let Some(log) = log else {
             return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
         };
-        match log.append(messages) {
-            Ok((appended, position)) => {
-                {
-                    let mut stats = self.stats.borrow_mut();
-                    stats.put_messages += messages.len() as u64;
-                    stats.put_bytes += messages.iter().map(|m| m.body.len() as u64).sum::<u64>();
+        // Whoever waits for space goes first: the order of arrival is the order in the queue.
+        let first_in_line = self
+            .stalled
+            .borrow()
+            .get(&log.id())
+            .is_none_or(|line| line.is_empty());
+        if first_in_line {
+            match self.try_append(log, messages) {
+                Ok((appended, position)) => {
+                    self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
                 }
-                self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
+                Err(Refusal::SpaceOnItsWay { .. }) => self.stall(log, messages, reply_to),
+                Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
             }
-            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+        } else {
+            self.stall(log, messages, reply_to);
         }
+    }
+
+    fn try_append(
+        &self,
+        log: &CommitLog<E>,
+        messages: &[NewMessage],
+    ) -> Result<(Appended, Position), Refusal> {
+        let result = log.append(messages)?;
+        let mut stats = self.stats.borrow_mut();
+        stats.put_messages += messages.len() as u64;
+        stats.put_bytes += messages.iter().map(|m| m.body.len() as u64).sum::<u64>();
+        Ok(result)
+    }
+
+    /// Lets an append wait for space; a task tries again when there is some.
+    fn stall(&self, log: &Rc<CommitLog<E>>, messages: &[NewMessage], reply_to: ReplyTo) {
+        let mut stalled = self.stalled.borrow_mut();
+        let line = stalled.entry(log.id()).or_default();
+        if line.len() >= MESH_WAITING_MAX {
+            drop(stalled);
+            let refusal = Refusal::SpaceOnItsWay { log: log.id() };
+            return self.reply(reply_to, LocalReply::Refused(refusal));
+        }
+        line.push_back((messages.to_vec(), reply_to));
+        if line.len() > 1 {
+            return;
+        }
+        drop(stalled);
+        let Some(shard) = self.me.upgrade() else {
+            return;
+        };
+        let log = log.clone();
+        self.env.spawn(async move {
+            loop {
+                let end = log.allocated_end();
+                let front = shard
+                    .stalled
+                    .borrow()
+                    .get(&log.id())
+                    .and_then(|line| line.front().map(|(messages, _)| messages.clone()));
+                let Some(messages) = front else { return };
+                let result = shard.try_append(&log, &messages);
+                if matches!(result, Err(Refusal::SpaceOnItsWay { .. })) {
+                    log.space_beyond(end).await;
+                    continue;
+                }
+                let waiting = shard
+                    .stalled
+                    .borrow_mut()
+                    .get_mut(&log.id())
+                    .and_then(VecDeque::pop_front);
+                let Some((_, reply_to)) = waiting else { return };
+                match result {
+                    Ok((appended, position)) => {
+                        shard.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended))
+                    }
+                    Err(refusal) => shard.reply(reply_to, LocalReply::Refused(refusal)),
+                }
+            }
+        });
     }
 
     fn wait_for(&self, log: LogId, position: Position, reply_to: ReplyTo, reply: LocalReply) {
@@ -481,8 +549,7 @@ async fn read_record<E: Env>(log: &Rc<CommitLog<E>>, position: Position) -> Opti
     }
     let head = log.reader().read_whole(position.0, 8).await.ok()?;
     let size = u32::from_be_bytes(*head.first_chunk::<4>()?) as usize;
-    if size < 8
-        || size > crate::base::limits::RECORD_BYTES_MAX * 2
+    if !(8..=2 * crate::base::limits::RECORD_BYTES_MAX).contains(&size)
         || position.0 + size as u64 > end
     {
         return None;
