@@ -94,6 +94,9 @@ impl Meeting {
     }
 }
 
+/// Called once when everything answers requests.
+type Serving = dyn Fn(&Config, Roles) + Send + Sync;
+
 struct Node {
     config: Arc<Config>,
     roles: Roles,
@@ -101,7 +104,7 @@ struct Node {
     meeting: Meeting,
     manifest: Option<Manifest>,
     started_ms: u64,
-    serving: Box<dyn Fn(&Config, Roles) + Send + Sync>,
+    serving: Box<Serving>,
 }
 
 /// Runs the node until it is told to stop, or until it cannot go on. The machine was checked and the store is locked.
