@@ -94,6 +94,9 @@ impl Meeting {
     }
 }
 
+/// Called once when everything answers requests.
+type Serving = dyn Fn(&Config, Roles) + Send + Sync;
+
 struct Node {
     config: Arc<Config>,
     roles: Roles,
@@ -101,6 +104,7 @@ struct Node {
     meeting: Meeting,
     manifest: Option<Manifest>,
     started_ms: u64,
+    serving: Box<Serving>,
 }
 
 /// Runs the node until it is told to stop, or until it cannot go on. The machine was checked and the store is locked.
@@ -108,6 +112,16 @@ struct Node {
 /// It returns when everything has ended: at [`Phase::Draining`] no new connection and no new request is taken, what is under
 /// way is answered, the broker says good-bye to its name servers; at [`Phase::Now`] all that is dropped.
 pub fn start_node(config: Arc<Config>, roles: Roles, shutdown: Shutdown) -> Result<(), RunError> {
+    start_node_with(config, roles, shutdown, announce)
+}
+
+/// The same, and calls `serving` once when everything answers requests.
+pub fn start_node_with(
+    config: Arc<Config>,
+    roles: Roles,
+    shutdown: Shutdown,
+    serving: impl Fn(&Config, Roles) + Send + Sync + 'static,
+) -> Result<(), RunError> {
     let cores = if roles.has_broker() {
         config.node.shards
     } else {
@@ -151,6 +165,7 @@ pub fn start_node(config: Arc<Config>, roles: Roles, shutdown: Shutdown) -> Resu
         started_ms: std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| since.as_millis() as u64),
+        serving: Box::new(serving),
     });
     run_on_cores(&options, move |start| {
         let node = node.clone();
@@ -198,7 +213,7 @@ impl Node {
                 registrar.start();
                 self.await_registration(&env, registrar).await;
             }
-            announce(&self.config, self.roles);
+            (self.serving)(&self.config, self.roles);
         }
         self.shutdown.reached(Phase::Draining).await;
         self.drain(&env, index, servers, broker, namesrv).await
