@@ -21,6 +21,7 @@ use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource}
 use crate::io::env::Env;
 use crate::io::glommio::GlommioEnv;
 use crate::io::process;
+use crate::io::rlimit::raise_locked_memory;
 use crate::io::tcp::Listener;
 use crate::namesrv::handlers::NameServer;
 use crate::namesrv::kv::KvStore;
@@ -122,6 +123,10 @@ pub fn start_node_with(
     shutdown: Shutdown,
     serving: impl Fn(&Config, Roles) + Send + Sync + 'static,
 ) -> Result<(), RunError> {
+    // The rings need it, whatever the shell's limit is; the preflight has said so where it cannot be raised.
+    if let Err(error) = raise_locked_memory() {
+        tracing::warn!(%error, "the limit of locked memory (ulimit -l) stays as it is");
+    }
     let cores = if roles.has_broker() {
         config.node.shards
     } else {

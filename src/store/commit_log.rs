@@ -149,6 +149,7 @@ impl<E: Env> CommitLog<E> {
         );
         let index_directory = options.directory.join("index");
         env.create_dir(&index_directory).await?;
+        env.sync_dir(&options.directory).await?;
         let reader = LogReader::new(
             env.clone(),
             segments.clone(),

@@ -47,6 +47,10 @@ impl<E: Env> Segments<E> {
             "segments are whole sectors"
         );
         env.create_dir(&directory).await?;
+        // Its name in the directory above has to be as durable as what will be acknowledged in it.
+        if let Some(above) = directory.parent() {
+            env.sync_dir(above).await?;
+        }
         let mut lengths = BTreeMap::new();
         let mut has_spare = false;
         for (name, bytes) in env.list(&directory).await? {
