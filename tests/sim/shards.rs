@@ -12,8 +12,8 @@ use std::time::Duration;
 use ringmq::io::env::Env;
 use ringmq::io::sim::SimEnv;
 use ringmq::shard::message::{
-    LocalReply, MeshMessage, NewMessage, Pull, QueueKey, Refusal, ShardReply, ShardRequest,
-    MessageFilter,
+    LocalReply, MeshMessage, MessageFilter, NewMessage, Pull, QueueKey, Refusal, ShardReply,
+    ShardRequest,
 };
 use ringmq::shard::meta::{MetaCommand, Topic as ShardTopic};
 use ringmq::shard::{Mesh, Shard, ShardHandle, ShardOptions};
