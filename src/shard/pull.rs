@@ -306,3 +306,52 @@ impl<E: Env> Shard<E> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::io::aligned_buf::PageBuf;
+    use crate::wire::record::RecordFields;
+
+    fn record() -> Vec<u8> {
+        let host = "127.0.0.1:1".parse().unwrap();
+        let fields = RecordFields {
+            topic: "T",
+            body: &[7; 100],
+            properties: b"a\x011\x02",
+            queue_id: 0,
+            flag: 0,
+            queue_offset: 0,
+            physical_offset: 0,
+            sys_flag: 0,
+            born_timestamp: 0,
+            born_host: host,
+            store_timestamp: 0,
+            store_host: host,
+            reconsume_times: 0,
+            prepared_transaction_offset: 0,
+        };
+        let mut bytes = vec![0; fields.encoded_len()];
+        fields.encode_into(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_record_is_filtered_wherever_it_is_cut_and_its_bytes_count_as_work() {
+        let record = record();
+        let slice = |bytes: &[u8]| {
+            PageSlice::new(Rc::new(PageBuf::from_heap(bytes.to_vec())), 0, bytes.len())
+        };
+        for (sql, is_wanted) in [("a = 1", true), ("a = 2", false), ("b IS NULL", true)] {
+            let filter = CompiledFilter::compile(sql).unwrap();
+            let (whole, work_bytes) = wanted(&filter, &[slice(&record)]);
+            assert_eq!(whole, is_wanted, "{sql}");
+            assert!(work_bytes > record.len());
+            for cut in 1..record.len() {
+                let parts = [slice(&record[..cut]), slice(&record[cut..])];
+                assert_eq!(wanted(&filter, &parts).0, is_wanted, "{sql} cut at {cut}");
+            }
+        }
+    }
+}
