@@ -18,7 +18,7 @@ use crate::io::env::{DiskFile, Env, OpenMode};
 /// Space is reserved in steps of this, or of a segment if that is smaller.
 const EXTEND_STEP_BYTES: u64 = 16 << 20;
 /// Zeros written at once.
-const ZERO_WRITE_BYTES: u64 = 1 << 20;
+const ZERO_WRITE_BYTES: u64 = 256 << 10;
 const SUFFIX: &str = ".seg";
 const SPARE_NAME: &str = "spare";
 
