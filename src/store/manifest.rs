@@ -26,6 +26,25 @@ pub struct Manifest {
     pub segment_bytes: u64,
 }
 
+/// Makes a directory with its parents and flushes each into the one above it: what is flushed within a directory is lost
+/// with it if its own name is not on the device. Done at every start, since the last one may have been cut short.
+pub async fn make_durable_directory<E: Env>(env: &E, directory: &Path) -> io::Result<()> {
+    env.create_dir(directory).await?;
+    for above in directory.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            above
+        };
+        match env.sync_dir(above).await {
+            // Directories that are not ours to open were there before us.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
 impl Manifest {
     /// Reads the manifest of a store, or makes it. Errors name the file.
     pub async fn open_or_create<E: Env>(
@@ -71,7 +90,7 @@ impl Manifest {
 
     /// Reads the manifest of a store, if there is one.
     pub async fn read<E: Env>(env: &E, directory: &Path) -> io::Result<Option<Self>> {
-        env.create_dir(directory).await?;
+        make_durable_directory(env, directory).await?;
         if !env
             .list(directory)
             .await?

@@ -51,6 +51,9 @@ impl<E: Env> Segments<E> {
         if let Some(above) = directory.parent() {
             env.sync_dir(above).await?;
         }
+        // The last process may have ended between making a file and flushing its name: what is found is made durable
+        // before it is built upon.
+        env.sync_dir(&directory).await?;
         let mut lengths = BTreeMap::new();
         let mut has_spare = false;
         for (name, bytes) in env.list(&directory).await? {
