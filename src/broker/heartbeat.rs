@@ -19,6 +19,7 @@ use crate::base::names;
 use crate::broker::clients::{BROADCASTING, Disagreement, GroupChange};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
+use crate::broker::filters;
 use crate::broker::subscription::is_tag_type;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::server::connection::Responder;
@@ -242,14 +243,11 @@ impl Broker {
     /// 46: whether this broker can filter as a consumer wants.
     pub(super) fn check_client(&self, command: &Command) -> Outcome {
         let config: CheckClientRequestBody = self.body(command)?;
-        let kind = config.subscription_data.expression_type.as_deref();
+        let subscription = &config.subscription_data;
+        let kind = subscription.expression_type.as_deref();
         if !is_tag_type(kind) {
-            return Err(BrokerError::System(format!(
-                "the broker does not support consumers that filter by {} (client {}, group '{}'); subscribe by tags",
-                kind.unwrap_or_default(),
-                config.client_id,
-                config.group
-            )));
+            filters::check_type(kind, &self.options)?;
+            self.filters.of_subscription(subscription)?;
         }
         Answer::done()
     }

@@ -33,6 +33,8 @@ pub struct BrokerOptions {
     pub default_topic_queues: u32,
     /// `maxMessageSize` in bytes: body of a message, or of a whole batch.
     pub message_bytes_max: usize,
+    /// `enablePropertyFilter`: SQL92 subscriptions are understood. RocketMQ's default is false.
+    pub property_filter: bool,
     /// `litePullMessageEnable`.
     pub lite_pull: bool,
     /// `longPollingEnable`: without it an empty pull is answered after `short_polling_ms`.
@@ -63,6 +65,7 @@ impl BrokerOptions {
             auto_create_group: true,
             default_topic_queues: 8,
             message_bytes_max: MESSAGE_BODY_BYTES_MAX,
+            property_filter: true,
             lite_pull: true,
             long_polling: true,
             short_polling_ms: 1_000,
