@@ -41,7 +41,7 @@ const BATCH_BYTES_FIRST: usize = 8 << 10;
 /// Space is reserved this far ahead of the tail (or two segments, if those are smaller).
 const AHEAD_BYTES: u64 = 64 << 20;
 /// How long to wait before space is asked for again after the disk was full.
-const DISK_FULL_RETRY: Duration = Duration::from_millis(500);
+const DISK_FULL_RETRY: Duration = Duration::from_millis(200);
 /// Index blocks are written when so many wait.
 const INDEX_BLOCKS_WAITING: usize = 64;
 
