@@ -29,6 +29,7 @@ use crate::shard::message::{
 };
 use crate::shard::meta::Meta;
 use crate::shard::meta_writer::MetaWriter;
+use crate::shard::timers::TimerBell;
 use crate::store::{CommitLog, LogListener, LogOptions};
 
 /// The way to the other cores. Production: bounded channels of the runtime; simulation: queues of the world.
@@ -70,6 +71,7 @@ pub struct Shard<E: Env> {
     pub(super) logs: BTreeMap<LogId, Rc<CommitLog<E>>>,
     pub(super) meta: Rc<RefCell<Meta>>,
     pub(super) gates: RefCell<AHashMap<LogId, AckGate<(ReplyTo, LocalReply)>>>,
+    pub(super) timers: BTreeMap<LogId, Rc<TimerBell>>,
     pub(super) hold: RefCell<Hold<Waiting>>,
     pub(super) hold_changed: Notify,
     pub(super) locks: RefCell<QueueLocks>,
@@ -90,12 +92,14 @@ impl<E: Env> Shard<E> {
     pub async fn open(env: E, options: ShardOptions) -> io::Result<Rc<Self>> {
         let mut logs = BTreeMap::new();
         let mut gates = AHashMap::new();
+        let mut timers = BTreeMap::new();
         for id in (0..options.logs).filter(|id| usize::from(*id) % options.count == options.index) {
             let mut log_options = options.log.clone();
             log_options.log = id;
             log_options.directory = options.directory.join(format!("log-{id:03}"));
             let log = CommitLog::open(env.clone(), log_options).await?;
             gates.insert(id, AckGate::new(log.durable()));
+            timers.insert(id, Rc::default());
             logs.insert(id, log);
         }
         Ok(Rc::new_cyclic(|me| Self {
@@ -104,6 +108,7 @@ impl<E: Env> Shard<E> {
             logs,
             meta: Rc::default(),
             gates: RefCell::new(gates),
+            timers,
             hold: RefCell::default(),
             hold_changed: Notify::default(),
             locks: RefCell::default(),
@@ -124,6 +129,11 @@ impl<E: Env> Shard<E> {
         *self.mesh.borrow_mut() = mesh;
         for log in self.logs.values() {
             log.start(self.clone());
+        }
+        for (id, log) in &self.logs {
+            let (shard, log, bell) = (self.clone(), log.clone(), self.timers[id].clone());
+            self.env
+                .spawn(async move { shard.fire_timers(log, bell).await });
         }
         let shard = self.clone();
         self.env.spawn(async move { shard.expire_pulls().await });
@@ -227,6 +237,7 @@ impl<E: Env> Shard<E> {
             self.answer_empty(parked.waiter);
         }
         self.hold_changed.notify();
+        self.ring_all_timers();
     }
 }
 
@@ -295,6 +306,7 @@ impl<E: Env> LogListener for Shard<E> {
         for &queue in touched {
             self.wake_pulls(queue);
         }
+        self.ring_timers(log, end);
     }
 
     fn on_poisoned(&self, log: LogId, reason: &Arc<str>) {
@@ -311,5 +323,6 @@ impl<E: Env> LogListener for Shard<E> {
             };
             self.reply(reply_to, ShardReply::Refused(refusal));
         }
+        self.ring_all_timers();
     }
 }

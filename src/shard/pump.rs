@@ -37,6 +37,7 @@ impl<E: Env> Shard<E> {
     pub(super) fn serve(&self, request: ShardRequest, reply_to: ReplyTo) {
         let reply = match request {
             ShardRequest::Append(messages) => return self.serve_append(&messages, reply_to),
+            ShardRequest::AppendDelayed(delayed) => return self.serve_delayed(&delayed, reply_to),
             ShardRequest::Pull(pull) => return self.serve_pull(*pull, reply_to),
             ShardRequest::Bounds(queue) => LocalReply::Bounds(self.bounds(queue)),
             ShardRequest::BoundsOf(queues) => {
@@ -155,7 +156,13 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    fn wait_for(&self, log: LogId, position: Position, reply_to: ReplyTo, reply: LocalReply) {
+    pub(super) fn wait_for(
+        &self,
+        log: LogId,
+        position: Position,
+        reply_to: ReplyTo,
+        reply: LocalReply,
+    ) {
         if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
             gate.wait(position, (reply_to, reply));
         }
