@@ -57,7 +57,7 @@ pub enum RunError {
 /// A place where all cores meet, once; or where they learn that one of them will not come.
 struct Meeting {
     cores: usize,
-    arrived: [AtomicUsize; 5],
+    arrived: [AtomicUsize; 6],
     failed: AtomicBool,
 }
 
@@ -65,6 +65,7 @@ struct Meeting {
 #[derive(Clone, Copy)]
 enum Place {
     LogsOpen,
+    MeshConnected,
     BrokerStarted,
     PortsOpen,
     Drained,
@@ -324,7 +325,10 @@ impl Node {
             .map_err(|error| format!("the logs of shard {index} cannot be opened: {error}"))?;
         self.meeting.at(&env, Place::LogsOpen).await?;
         let mesh = mesh.connect(env.clone(), shard.clone()).await;
-        shard.start(Some(mesh));
+        shard.join(mesh);
+        // An answer of a core that has no mesh yet would be lost, and core 0 asks as soon as it starts.
+        self.meeting.at(&env, Place::MeshConnected).await?;
+        shard.start();
         shard.ready().await;
         let broker = Broker::start(shard.handle(), self.broker_options());
         let server = self.server(&env, index, Rc::new(broker.clone()));

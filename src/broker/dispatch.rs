@@ -383,7 +383,9 @@ fn code_of(error: &BrokerError) -> i32 {
         BrokerError::ClientTimeout(_) => response::CONSUME_MSG_TIMEOUT,
         BrokerError::NotSupported { .. } => response::REQUEST_CODE_NOT_SUPPORTED,
         BrokerError::Shard(refusal) => match refusal {
-            Refusal::Busy { .. } | Refusal::MeshFull { .. } => response::SYSTEM_BUSY,
+            Refusal::SpaceOnItsWay { .. } | Refusal::Busy { .. } | Refusal::MeshFull { .. } => {
+                response::SYSTEM_BUSY
+            }
             Refusal::DiskFull { .. } | Refusal::Poisoned { .. } | Refusal::Stopping => {
                 response::SERVICE_NOT_AVAILABLE
             }

@@ -38,6 +38,7 @@ impl PageBuf {
     }
 
     /// The whole memory for writing. Panics for memory that was read from a file: our own bug.
+    #[allow(clippy::should_implement_trait)] // AsMut would have to be imported wherever a buffer is filled.
     pub fn as_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Storage::Heap(bytes) => bytes,

@@ -71,6 +71,7 @@ pub trait Env: Clone + 'static {
 
 /// An open file. Positions, lengths and buffers are multiples of a sector (4 KiB) unless said otherwise.
 /// Cloning gives another handle; the file is closed with the last one.
+#[allow(clippy::len_without_is_empty)] // The length is asked of the disk; nobody asks whether a file is empty.
 pub trait DiskFile: Clone + 'static {
     /// Writes the whole of `buf` at `position`. All or an error. Trim the buffer first ([`PageBuf::trim_to`]).
     /// Without `flush_each_write` the bytes survive the process, not a loss of power, until [`DiskFile::sync`].

@@ -11,6 +11,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::base::config::value::size;
 use crate::base::limits::SECTOR_BYTES;
@@ -390,13 +392,25 @@ impl StoreLock {
     }
 }
 
+/// A process that was killed a moment ago keeps its ports, without an owner, until the kernel has wound up its rings.
+const PORT_RELEASE_MAX: Duration = Duration::from_secs(5);
+
 /// Opens a port and closes it. Without SO_REUSEPORT, so that another broker with it is seen too.
 fn port(purpose: &str, address: SocketAddr) -> Option<Obstacle> {
-    let error = TcpListener::bind(address).err()?;
+    let deadline = Instant::now() + PORT_RELEASE_MAX;
+    let (error, owner) = loop {
+        let error = TcpListener::bind(address).err()?;
+        let owner = listener_of(address);
+        let ownerless = error.kind() == ErrorKind::AddrInUse && owner.is_none();
+        if !ownerless || Instant::now() > deadline {
+            break (error, owner);
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
     let what = format!("{purpose} port {address}");
     Some(match error.kind() {
         ErrorKind::AddrInUse => {
-            let owner = match listener_of(address) {
+            let owner = match owner {
                 Some((pid, name)) => format!("process {pid} ({name})"),
                 None => "another process".to_owned(),
             };

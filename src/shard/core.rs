@@ -5,7 +5,7 @@
 //! is answered [`Refusal::Stopping`] by dropping its callback's guard.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -24,8 +24,8 @@ use crate::shard::handle::{CoreApi, Done, Handlers, ShardHandle, Task};
 use crate::shard::hold::Hold;
 use crate::shard::locks::QueueLocks;
 use crate::shard::message::{
-    LocalReply, MeshMessage, NewMessage, Pull, QueueKey, Refusal, ShardReply, ShardRequest,
-    ShardStats,
+    Delayed, LocalReply, MeshMessage, NewMessage, Pull, QueueKey, Refusal, ShardReply,
+    ShardRequest, ShardStats,
 };
 use crate::shard::meta::Meta;
 use crate::shard::meta_writer::MetaWriter;
@@ -64,6 +64,16 @@ pub(super) struct Waiting {
     pub reply_to: ReplyTo,
 }
 
+/// Appends of one log that wait for space.
+pub(super) type Line = VecDeque<(Appending, ReplyTo)>;
+
+/// What is to be appended.
+#[derive(Clone)]
+pub(super) enum Appending {
+    Now(Vec<NewMessage>),
+    Later(Delayed),
+}
+
 /// One core. Share it by `Rc`.
 pub struct Shard<E: Env> {
     pub(super) env: E,
@@ -72,6 +82,8 @@ pub struct Shard<E: Env> {
     pub(super) meta: Rc<RefCell<Meta>>,
     pub(super) gates: RefCell<AHashMap<LogId, AckGate<(ReplyTo, LocalReply)>>>,
     pub(super) timers: BTreeMap<LogId, Rc<TimerBell>>,
+    /// Appends that came before the disk gave their log its next space, oldest first.
+    pub(super) stalled: RefCell<AHashMap<LogId, Line>>,
     pub(super) hold: RefCell<Hold<Waiting>>,
     pub(super) hold_changed: Notify,
     pub(super) locks: RefCell<QueueLocks>,
@@ -109,6 +121,7 @@ impl<E: Env> Shard<E> {
             meta: Rc::default(),
             gates: RefCell::new(gates),
             timers,
+            stalled: RefCell::default(),
             hold: RefCell::default(),
             hold_changed: Notify::default(),
             locks: RefCell::default(),
@@ -124,9 +137,13 @@ impl<E: Env> Shard<E> {
         }))
     }
 
+    /// Lets this core answer others. All cores have to before one of them starts.
+    pub fn join(&self, mesh: Rc<dyn Mesh>) {
+        *self.mesh.borrow_mut() = Some(mesh);
+    }
+
     /// Starts the tasks of this core and its logs. Core 0 then publishes what log 0 knows; see [`Shard::ready`].
-    pub fn start(self: &Rc<Self>, mesh: Option<Rc<dyn Mesh>>) {
-        *self.mesh.borrow_mut() = mesh;
+    pub fn start(self: &Rc<Self>) {
         for log in self.logs.values() {
             log.start(self.clone());
         }

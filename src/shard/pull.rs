@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -106,7 +106,11 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
 /// Runs a task to its first wait here and the rest as a task of its own: what is in memory costs no task at all.
 pub(super) fn run_or_spawn<E: Env>(env: &E, task: impl Future<Output = ()> + 'static) {
     let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(task);
-    if let Poll::Pending = task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    if task
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+        .is_pending()
+    {
         // Polled again by its own task, which leaves its waker then.
         env.spawn(task);
     }

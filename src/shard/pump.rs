@@ -1,16 +1,18 @@
 //! What a core does with each request. Never waits: what has to wait goes on as a task or in the ack gate.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::limits::MESH_WAITING_MAX;
 use crate::base::offset::{LogId, PhysicalOffset, Position};
 use crate::io::body::Body;
 use crate::io::env::Env;
-use crate::shard::core::{ReplyTo, Shard};
+use crate::shard::core::{Appending, ReplyTo, Shard};
 use crate::shard::message::{
-    Boundary, ClientAnswer, CommittedOffset, LocalReply, LogStats, NewMessage, Orphan, QueueKey,
-    Refusal, ShardRequest,
+    Appended, Boundary, ClientAnswer, CommittedOffset, Delayed, LocalReply, LogStats, NewMessage,
+    Orphan, QueueKey, Refusal, ShardRequest,
 };
 use crate::shard::pull::{read_refusal, run_or_spawn};
 use crate::store::CommitLog;
@@ -37,7 +39,7 @@ impl<E: Env> Shard<E> {
     pub(super) fn serve(&self, request: ShardRequest, reply_to: ReplyTo) {
         let reply = match request {
             ShardRequest::Append(messages) => return self.serve_append(&messages, reply_to),
-            ShardRequest::AppendDelayed(delayed) => return self.serve_delayed(&delayed, reply_to),
+            ShardRequest::AppendDelayed(delayed) => return self.serve_delayed(*delayed, reply_to),
             ShardRequest::Pull(pull) => return self.serve_pull(*pull, reply_to),
             ShardRequest::Bounds(queue) => LocalReply::Bounds(self.bounds(queue)),
             ShardRequest::BoundsOf(queues) => {
@@ -143,26 +145,123 @@ impl<E: Env> Shard<E> {
         let Some(log) = log else {
             return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
         };
-        match log.append(messages) {
-            Ok((appended, position)) => {
-                {
-                    let mut stats = self.stats.borrow_mut();
-                    stats.put_messages += messages.len() as u64;
-                    stats.put_bytes += messages.iter().map(|m| m.body.len() as u64).sum::<u64>();
+        let later = || Appending::Now(messages.to_vec());
+        if self.is_first_in_line(log) {
+            match self.try_append(log, messages) {
+                Ok((appended, position)) => {
+                    self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
                 }
+                Err(Refusal::SpaceOnItsWay { .. }) => self.stall(log, later(), reply_to),
+                Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+            }
+        } else {
+            self.stall(log, later(), reply_to);
+        }
+    }
+
+    /// Stores a message for later. The answer leaves when it is durable, with the message's physical offset.
+    fn serve_delayed(&self, delayed: Delayed, reply_to: ReplyTo) {
+        let Some(log) = self.log_of(delayed.message.queue) else {
+            return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
+        };
+        if !self.is_first_in_line(log) {
+            return self.stall(log, Appending::Later(delayed), reply_to);
+        }
+        match self.try_append_delayed(log, &delayed) {
+            Ok((appended, position)) => {
                 self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
+            }
+            Err(Refusal::SpaceOnItsWay { .. }) => {
+                self.stall(log, Appending::Later(delayed), reply_to);
             }
             Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
         }
     }
 
-    pub(super) fn wait_for(
+    /// Whoever waits for space goes first: the order of arrival is the order in the queue.
+    fn is_first_in_line(&self, log: &CommitLog<E>) -> bool {
+        self.stalled
+            .borrow()
+            .get(&log.id())
+            .is_none_or(|line| line.is_empty())
+    }
+
+    fn try_append_delayed(
         &self,
-        log: LogId,
-        position: Position,
-        reply_to: ReplyTo,
-        reply: LocalReply,
-    ) {
+        log: &CommitLog<E>,
+        delayed: &Delayed,
+    ) -> Result<(Appended, Position), Refusal> {
+        let result = log.append_delayed(&delayed.message, delayed.due_ms)?;
+        let mut stats = self.stats.borrow_mut();
+        stats.put_messages += 1;
+        stats.put_bytes += delayed.message.body.len() as u64;
+        Ok(result)
+    }
+
+    fn try_append(
+        &self,
+        log: &CommitLog<E>,
+        messages: &[NewMessage],
+    ) -> Result<(Appended, Position), Refusal> {
+        let result = log.append(messages)?;
+        let mut stats = self.stats.borrow_mut();
+        stats.put_messages += messages.len() as u64;
+        stats.put_bytes += messages.iter().map(|m| m.body.len() as u64).sum::<u64>();
+        Ok(result)
+    }
+
+    /// Lets an append wait for space; a task tries again when there is some.
+    fn stall(&self, log: &Rc<CommitLog<E>>, appending: Appending, reply_to: ReplyTo) {
+        let mut stalled = self.stalled.borrow_mut();
+        let line = stalled.entry(log.id()).or_default();
+        if line.len() >= MESH_WAITING_MAX {
+            drop(stalled);
+            let refusal = Refusal::SpaceOnItsWay { log: log.id() };
+            return self.reply(reply_to, LocalReply::Refused(refusal));
+        }
+        line.push_back((appending, reply_to));
+        if line.len() > 1 {
+            return;
+        }
+        drop(stalled);
+        let Some(shard) = self.me.upgrade() else {
+            return;
+        };
+        let log = log.clone();
+        self.env.spawn(async move {
+            loop {
+                let end = log.allocated_end();
+                let front = shard
+                    .stalled
+                    .borrow()
+                    .get(&log.id())
+                    .and_then(|line| line.front().map(|(appending, _)| appending.clone()));
+                let result = match front {
+                    Some(Appending::Now(messages)) => shard.try_append(&log, &messages),
+                    Some(Appending::Later(delayed)) => shard.try_append_delayed(&log, &delayed),
+                    None => return,
+                };
+                if matches!(result, Err(Refusal::SpaceOnItsWay { .. })) {
+                    log.space_beyond(end).await;
+                    continue;
+                }
+                let waiting = shard
+                    .stalled
+                    .borrow_mut()
+                    .get_mut(&log.id())
+                    .and_then(VecDeque::pop_front);
+                let Some((_, reply_to)) = waiting else { return };
+                match result {
+                    Ok((appended, position)) => {
+                        shard.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended))
+                    }
+                    Err(refusal) => shard.reply(reply_to, LocalReply::Refused(refusal)),
+                }
+            }
+        });
+    }
+
+    fn wait_for(&self, log: LogId, position: Position, reply_to: ReplyTo, reply: LocalReply) {
         if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
             gate.wait(position, (reply_to, reply));
         }
@@ -488,8 +587,7 @@ async fn read_record<E: Env>(log: &Rc<CommitLog<E>>, position: Position) -> Opti
     }
     let head = log.reader().read_whole(position.0, 8).await.ok()?;
     let size = u32::from_be_bytes(*head.first_chunk::<4>()?) as usize;
-    if size < 8
-        || size > crate::base::limits::RECORD_BYTES_MAX * 2
+    if !(8..=2 * crate::base::limits::RECORD_BYTES_MAX).contains(&size)
         || position.0 + size as u64 > end
     {
         return None;

@@ -14,8 +14,8 @@ use crate::base::limits::PROPERTIES_BYTES_MAX;
 use crate::base::notify::Notify;
 use crate::base::offset::{LogId, Position};
 use crate::io::env::Env;
-use crate::shard::core::{ReplyTo, Shard};
-use crate::shard::message::{Delayed, LocalReply, NewMessage, Refusal};
+use crate::shard::core::Shard;
+use crate::shard::message::{NewMessage, Refusal};
 use crate::store::CommitLog;
 use crate::store::delayed::{self, DelayedError};
 use crate::store::tables::timers::{Timer, TimerKey};
@@ -27,6 +27,8 @@ const FIRE_BYTES_MAX: u64 = 128 << 10;
 const CLOCK_CHECK: Duration = Duration::from_secs(1);
 /// Pause before a refused batch is tried again.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+/// The same while the log's next space is made ready.
+const SPACE_PAUSE: Duration = Duration::from_millis(2);
 /// Pause before a failed read is tried again.
 const UNREADABLE_PAUSE: Duration = Duration::from_millis(500);
 /// So often a record is read in vain before its timer is put aside.
@@ -49,24 +51,6 @@ enum Unmoved {
 }
 
 impl<E: Env> Shard<E> {
-    /// Stores a message for later. The answer leaves when it is durable, with the message's physical offset.
-    pub(super) fn serve_delayed(&self, delayed: &Delayed, reply_to: ReplyTo) {
-        let Some(log) = self.log_of(delayed.message.queue) else {
-            return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
-        };
-        match log.append_delayed(&delayed.message, delayed.due_ms) {
-            Ok((appended, position)) => {
-                {
-                    let mut stats = self.stats.borrow_mut();
-                    stats.put_messages += 1;
-                    stats.put_bytes += delayed.message.body.len() as u64;
-                }
-                self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
-            }
-            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
-        }
-    }
-
     /// A log has got further: its timers' task wakes if that is what it waits for, or if a timer is due before it wakes.
     pub(super) fn ring_timers(&self, id: LogId, end: Position) {
         let (Some(bell), Some(log)) = (self.timers.get(&id), self.logs.get(&id)) else {
@@ -115,6 +99,7 @@ impl<E: Env> Shard<E> {
                     bell.awaits.set(None);
                     continue;
                 }
+                Err(Unmoved::Refused(Refusal::SpaceOnItsWay { .. })) => SPACE_PAUSE,
                 Err(Unmoved::Refused(refusal)) => {
                     tracing::debug!(log = log.id(), %refusal, "delayed messages are late: the log takes none now");
                     REFUSED_PAUSE

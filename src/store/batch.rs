@@ -126,6 +126,7 @@ impl BatchHeader {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // A test may panic.
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -39,7 +39,7 @@ use crate::store::types::{Appended, NewMessage, QueueBounds, QueueEntry, QueueKe
 use crate::wire::record::RecordFields;
 
 /// First size of a batch's buffer; it doubles up to the target.
-const BATCH_BYTES_FIRST: usize = 16 << 10;
+const BATCH_BYTES_FIRST: usize = 8 << 10;
 /// Space is reserved this far ahead of the tail (or two segments, if those are smaller).
 const AHEAD_BYTES: u64 = 64 << 20;
 /// How long to wait before space is asked for again after the disk was full.
@@ -128,6 +128,7 @@ pub struct CommitLog<E: Env> {
     listener: RefCell<Option<Rc<dyn LogListener>>>,
     work: Notify,
     space: Notify,
+    extended: Notify,
     drained: Notify,
     last_snapshot: Cell<u64>,
     snapshot_running: Cell<bool>,
@@ -198,6 +199,7 @@ impl<E: Env> CommitLog<E> {
             listener: RefCell::default(),
             work: Notify::default(),
             space: Notify::default(),
+            extended: Notify::default(),
             drained: Notify::default(),
             last_snapshot: Cell::new(snapshot_position),
             snapshot_running: Cell::new(false),
@@ -567,10 +569,8 @@ impl<E: Env> CommitLog<E> {
                 Some(reason) => Refusal::DiskFull {
                     reason: reason.clone(),
                 },
-                None => Refusal::Busy {
+                None => Refusal::SpaceOnItsWay {
                     log: self.options.log,
-                    pending_bytes: state.commit.pending_bytes() as usize,
-                    limit_bytes: LOG_PENDING_BYTES_MAX,
                 },
             });
         }
@@ -658,6 +658,7 @@ impl<E: Env> CommitLog<E> {
             front + (used - front).next_multiple_of(ALIGN_BYTES)
         };
         let padded = end.next_multiple_of(SECTOR_BYTES);
+        let allocated = buffer.len();
         let memory = buffer.as_mut();
         memory[used..padded].fill(0);
         let mut header = BatchHeader {
@@ -676,16 +677,24 @@ impl<E: Env> CommitLog<E> {
         state.last_crc = header.seal(&mut memory[front..end]);
         buffer.trim_to(padded);
         let next = buffer_start + end as u64;
-        self.push_sealed(state, buffer_start, next, buffer);
+        self.push_sealed(state, buffer_start, next, buffer, allocated);
     }
 
-    fn push_sealed(&self, state: &mut State, buffer_start: u64, next: u64, buffer: PageBuf) {
+    fn push_sealed(
+        &self,
+        state: &mut State,
+        buffer_start: u64,
+        next: u64,
+        buffer: PageBuf,
+        allocated: usize,
+    ) {
         let buffer = Rc::new(buffer);
         state.next = next;
         state.commit.on_append(Position(next));
         state.crcs.push_back((next, state.last_crc));
         state.last = Some((buffer_start, buffer.clone()));
-        self.reader.add_tail(buffer_start, buffer.clone());
+        self.reader
+            .add_tail(buffer_start, buffer.clone(), allocated);
         state.sealed.push_back(SealedBatch {
             buffer_start,
             end: next,
@@ -715,6 +724,7 @@ impl<E: Env> CommitLog<E> {
         let mut buffer = open.buffer;
         let end = front + HEADER_BYTES;
         let padded = end.next_multiple_of(SECTOR_BYTES);
+        let allocated = buffer.len();
         let memory = buffer.as_mut();
         memory[end..padded].fill(0);
         let mut header = BatchHeader {
@@ -732,7 +742,7 @@ impl<E: Env> CommitLog<E> {
         };
         state.last_crc = header.seal(&mut memory[front..end]);
         buffer.trim_to(padded);
-        self.push_sealed(state, open.buffer_start, segment_end, buffer);
+        self.push_sealed(state, open.buffer_start, segment_end, buffer, allocated);
     }
 
     /// What is to be written now: all that is sealed and, behind it, what is open.
@@ -878,6 +888,7 @@ impl<E: Env> CommitLog<E> {
             listener.on_poisoned(self.options.log, &reason);
         }
         self.drained.notify();
+        self.extended.notify();
     }
 
     /// Starts what is due behind the commits: index blocks, a snapshot.
@@ -970,7 +981,32 @@ impl<E: Env> CommitLog<E> {
         }
     }
 
+    /// Completes when there is more space than `end`, or none to be had, or the log takes no writes any more. What was
+    /// refused with [`Refusal::SpaceOnItsWay`] is worth another try then.
+    pub async fn space_beyond(&self, end: u64) {
+        self.extended
+            .until(|| {
+                let state = self.state.borrow();
+                self.segments.allocated_end() > end
+                    || state.disk_full.is_some()
+                    || state.poisoned.is_some()
+                    || state.stopping
+            })
+            .await;
+    }
+
+    /// Position up to which there is space.
+    pub fn allocated_end(&self) -> u64 {
+        self.segments.allocated_end()
+    }
+
     async fn extend_once(&self) -> bool {
+        let extended = self.try_extend().await;
+        self.extended.notify();
+        extended
+    }
+
+    async fn try_extend(&self) -> bool {
         match self.segments.extend().await {
             Ok(()) => {
                 if self.state.borrow_mut().disk_full.take().is_some() {
@@ -1040,6 +1076,7 @@ impl<E: Env> CommitLog<E> {
     pub async fn stop(self: &Rc<Self>) -> io::Result<()> {
         self.state.borrow_mut().stopping = true;
         self.space.notify();
+        self.extended.notify();
         self.work.notify();
         self.drained
             .until(|| {

@@ -178,6 +178,7 @@ fn take_text(rest: &mut &[u8]) -> Option<Arc<str>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // A test may panic.
 mod tests {
     use super::*;
     use proptest::prelude::*;

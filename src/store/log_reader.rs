@@ -26,6 +26,8 @@ use crate::store::types::QueueEntry;
 pub const CHUNK_BYTES: u64 = 128 << 10;
 /// Chunks read ahead of a reader that goes on in order, at most.
 const READAHEAD_CHUNKS_MAX: u64 = 8;
+/// How often a chunk is read again that others pushed out before it was used.
+const CHUNK_TRIES: u32 = 32;
 /// Sectors of one index file.
 const INDEX_FILE_BLOCKS: u32 = 16 << 10;
 
@@ -33,6 +35,8 @@ struct Cached {
     /// Log position of the buffer's first byte.
     start: u64,
     pages: Rc<PageBuf>,
+    /// Bytes of memory, which are more than `pages` shows: a buffer is trimmed when it is sealed.
+    allocated: usize,
 }
 
 enum Chunk {
@@ -104,9 +108,14 @@ impl<E: Env> LogReader<E> {
     }
 
     /// A sealed buffer whose first byte is at `start`. Buffers come in order; they overlap by a partial sector at most.
-    pub fn add_tail(&self, start: u64, pages: Rc<PageBuf>) {
-        self.tail_bytes.set(self.tail_bytes.get() + pages.len());
-        self.tail.borrow_mut().push_back(Cached { start, pages });
+    /// `allocated` is the buffer's memory before it was trimmed.
+    pub fn add_tail(&self, start: u64, pages: Rc<PageBuf>, allocated: usize) {
+        self.tail_bytes.set(self.tail_bytes.get() + allocated);
+        self.tail.borrow_mut().push_back(Cached {
+            start,
+            pages,
+            allocated,
+        });
     }
 
     /// Drops the oldest buffers over the budget that lie below `durable`.
@@ -116,7 +125,7 @@ impl<E: Env> LogReader<E> {
             match tail.front() {
                 Some(oldest) if oldest.start + (oldest.pages.len() as u64) <= durable => {
                     self.tail_bytes
-                        .set(self.tail_bytes.get() - oldest.pages.len());
+                        .set(self.tail_bytes.get() - oldest.allocated);
                     tail.pop_front();
                 }
                 _ => break,
@@ -130,7 +139,7 @@ impl<E: Env> LogReader<E> {
     }
 
     /// The bytes at `position`, if they are in the tail cache.
-    fn from_tail(&self, position: u64, bytes: usize) -> Option<PageSlice> {
+    fn in_tail(&self, position: u64, bytes: usize) -> Option<PageSlice> {
         let tail = self.tail.borrow();
         // Two neighbours can both hold a shared sector's front; the later one has all of a record that begins in it.
         let after = tail.partition_point(|cached| cached.start <= position);
@@ -149,7 +158,7 @@ impl<E: Env> LogReader<E> {
         position: u64,
         bytes: usize,
     ) -> io::Result<SmallVec<[PageSlice; 2]>> {
-        if let Some(slice) = self.from_tail(position, bytes) {
+        if let Some(slice) = self.in_tail(position, bytes) {
             return Ok(SmallVec::from_iter([slice]));
         }
         let mut slices = SmallVec::new();
@@ -200,31 +209,35 @@ impl<E: Env> LogReader<E> {
         } else if self.last_chunk.get() != number {
             self.readahead.set(0);
         }
-        self.start_load(number);
-        self.loaded
-            .until(|| {
-                !matches!(
-                    self.chunks.borrow().get(&number),
-                    Some(Chunk::Loading { .. })
-                )
-            })
-            .await;
-        let tick = self.tick();
-        let mut chunks = self.chunks.borrow_mut();
-        match chunks.get_mut(&number) {
-            Some(Chunk::Ready { pages, used }) => {
-                *used = tick;
-                Ok(pages.clone())
+        // Other readers may push it out again before this one runs: then it is read once more.
+        for _ in 0..CHUNK_TRIES {
+            self.start_load(number);
+            self.loaded
+                .until(|| {
+                    !matches!(
+                        self.chunks.borrow().get(&number),
+                        Some(Chunk::Loading { .. })
+                    )
+                })
+                .await;
+            let tick = self.tick();
+            let mut chunks = self.chunks.borrow_mut();
+            match chunks.get_mut(&number) {
+                Some(Chunk::Ready { pages, used }) => {
+                    *used = tick;
+                    return Ok(pages.clone());
+                }
+                Some(Chunk::Failed { error }) => {
+                    let error = io::Error::other(error.to_string());
+                    chunks.remove(&number);
+                    return Err(error);
+                }
+                _ => {}
             }
-            Some(Chunk::Failed { error }) => {
-                let error = io::Error::other(error.to_string());
-                chunks.remove(&number);
-                Err(error)
-            }
-            _ => Err(io::Error::other(
-                "a chunk was dropped before it was used: the read cache is too small",
-            )),
         }
+        Err(io::Error::other(
+            "a chunk is pushed out of the read cache faster than it is read: give the broker more --memory",
+        ))
     }
 
     /// Begins to read a chunk unless it is there or on its way.

@@ -330,7 +330,7 @@ pub async fn recover<E: Env>(
     if any_previous_crc {
         scanner.trust_first().await?;
     }
-    let (mut batches, mut records) = (0u64, 0u64);
+    let (mut batches, mut records, mut unknown) = (0u64, 0u64, 0u64);
     loop {
         let begin = scanner.position + HEADER_BYTES as u64;
         let Step::Batch(header, range) = scanner.next().await? else {
@@ -353,10 +353,19 @@ pub async fn recover<E: Env>(
                 }
                 recovered.tables.apply(effect);
                 records += 1;
+            } else if !is_control(record) {
+                unknown += 1;
             }
             at += record.len() as u64;
         }
         batches += 1;
+    }
+    if unknown > 0 {
+        tracing::error!(
+            log = options.log,
+            messages = unknown,
+            "messages of topics that this log does not know are not served: the snapshot that named their topics is gone; `ringmq store dump` shows them"
+        );
     }
     recovered.end = scanner.position;
     recovered.previous_crc = scanner.previous_crc;

@@ -11,7 +11,7 @@ use crate::io::env::Env;
 use crate::store::commit_log::CommitLog;
 use crate::store::delayed;
 use crate::store::tables::timers::{Timer, TimerKey};
-use crate::store::types::NewMessage;
+use crate::store::types::{NewMessage, Refusal};
 
 /// Bytes of delayed records that are carried forward in one batch, unless one alone has more.
 const CARRY_BYTES: u64 = 128 << 10;
@@ -172,9 +172,18 @@ async fn carry<E: Env>(log: &CommitLog<E>, timers: &[(TimerKey, Timer)]) -> io::
         }
         keys.push(key);
     }
-    let position = log
-        .append_moved(&[], &delayed, &keys)
-        .map_err(io::Error::other)?;
+    let mut polls = 0;
+    let position = loop {
+        match log.append_moved(&[], &delayed, &keys) {
+            Err(Refusal::SpaceOnItsWay { .. } | Refusal::Busy { .. })
+                if polls < CARRY_POLLS_MAX =>
+            {
+                polls += 1;
+                log.env().sleep(CARRY_POLL).await;
+            }
+            result => break result.map_err(io::Error::other)?,
+        }
+    };
     while log.durable() <= position {
         if let Some(refusal) = log.refusal() {
             return Err(io::Error::other(refusal));

@@ -55,6 +55,8 @@ pub enum Refusal {
         pending_bytes: usize,
         limit_bytes: usize,
     },
+    #[error("log {log} grows faster than the disk gives it space; send again")]
+    SpaceOnItsWay { log: LogId },
     #[error("the disk is full: {reason}")]
     DiskFull { reason: Arc<str> },
     #[error("log {log} takes no writes: {reason}. Reads go on; repair the disk and restart")]

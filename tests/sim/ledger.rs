@@ -46,6 +46,7 @@ struct Sent {
     /// Its offset must be at least this: everything below was acknowledged before it was sent.
     offset_min: i64,
     offset: Option<i64>,
+    sent_at_ns: u64,
     promised_at_ns: u64,
 }
 
@@ -346,6 +347,7 @@ impl Ledger {
                     fate: Fate::Outstanding,
                     offset_min,
                     offset: None,
+                    sent_at_ns: self.world.now_ns(),
                     promised_at_ns: 0,
                 });
                 Message {
@@ -503,7 +505,7 @@ impl Ledger {
                 .now_ns()
                 .saturating_sub(self.rules.retention_min.as_nanos() as u64);
             for (offset, id) in known.promised.range(known.min..min) {
-                if self.messages[*id as usize].promised_at_ns > young_ns {
+                if self.messages[*id as usize].sent_at_ns > young_ns {
                     breach(format!(
                         "{queue:?} begins at {min}, but {offset} is not old enough to go"
                     ));

@@ -119,3 +119,23 @@ fn the_same_seed_is_the_same_run() {
         assert_eq!(first.counts, second.counts);
     }
 }
+
+/// Each fault that is planted in the store is found, and how soon.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn the_model_finds_each_bug_that_is_planted_in_the_store() {
+    const PLANTED: &[sut::PlantedBug] = &[
+        "FlushSkipped",
+        "AckBeforeFlush",
+        "BatchCrcIgnored",
+        "TruncatedTailAccepted",
+    ];
+    let mut missed = Vec::new();
+    for bug in PLANTED {
+        match find_bug(&Shards, &SHARDS_LIMITS, bug, 400) {
+            Some((seed, why)) => eprintln!("{bug}: {} seeds: {why}", seed + 1),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}

@@ -131,7 +131,10 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<ShardsBroker> 
             roads: (0..shards.len()).map(|_| Rc::default()).collect(),
             shards: shards.iter().map(Rc::downgrade).collect(),
         };
-        shard.start(Some(Rc::new(mesh)));
+        shard.join(Rc::new(mesh));
+    }
+    for shard in &shards {
+        shard.start();
     }
     for shard in &shards {
         shard.ready().await;

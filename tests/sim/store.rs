@@ -87,7 +87,9 @@ pub fn plant(settings: &Settings) {
 
 pub fn refused(refusal: Refusal) -> Refused {
     match refusal {
-        Refusal::Busy { .. } | Refusal::MeshFull { .. } => Refused::Busy,
+        Refusal::Busy { .. } | Refusal::MeshFull { .. } | Refusal::SpaceOnItsWay { .. } => {
+            Refused::Busy
+        }
         Refusal::DiskFull { reason } => Refused::DiskFull(reason.to_string()),
         Refusal::Poisoned { reason, .. } => Refused::Poisoned(reason.to_string()),
         Refusal::NoQueue => Refused::NoQueue,

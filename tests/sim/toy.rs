@@ -287,6 +287,7 @@ fn number(bytes: &[u8]) -> u64 {
 impl SystemUnderTest for Toy {
     type Broker = ToyBroker;
 
+    #[allow(clippy::manual_async_fn)] // The future must not borrow the toy.
     fn start(
         &self,
         env: SimEnv,

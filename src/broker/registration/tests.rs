@@ -537,7 +537,7 @@ fn a_broker_registers_everywhere_tells_changes_at_once_and_says_farewell() {
             first.count() == 1 && second.count() == 1
         })
         .await;
-        assert_eq!(*first.seen.borrow(), [all.clone()]);
+        assert_eq!(*first.seen.borrow(), [all]);
         until(&env, "two are up", || {
             registrar.states().iter().filter(|(_, up)| *up).count() == 2
         })

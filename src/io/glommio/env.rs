@@ -161,10 +161,10 @@ impl Env for GlommioEnv {
 }
 
 /// Metadata calls have no place on the reactor: they run on the executor's helper thread.
-fn blocking<T: Send + 'static>(
+async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> impl Future<Output = io::Result<T>> + 'static {
-    async move { glommio::executor().spawn_blocking(work).await }
+) -> io::Result<T> {
+    glommio::executor().spawn_blocking(work).await
 }
 
 /// Space of the file system that holds `directory`, as an unprivileged user sees it.

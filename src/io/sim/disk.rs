@@ -538,17 +538,18 @@ impl Disk {
         if errno == Errno::Io {
             match op {
                 Op::Write { .. } => self.perform_partly(random, op),
-                // The changes are no longer waiting for a flush, whether they arrived or not: a second flush says
-                // that all is well.
+                // The bytes are no longer waiting for a flush, whether they arrived or not: a second flush says that
+                // all is well. The length is the file system's own and is not forgotten.
                 Op::Sync { inode, through } => {
                     let file = self.inode(inode);
                     let durable = &mut file.durable;
                     file.volatile.retain(|entry| {
-                        let covered = entry.serial <= through;
-                        if covered && random.bool() {
+                        let forgotten =
+                            entry.serial <= through && matches!(entry.change, Change::Write(_));
+                        if forgotten && random.bool() {
                             Inode::settle(durable, &entry.change);
                         }
-                        !covered
+                        !forgotten
                     });
                 }
                 Op::SyncDir { directory, through } if random.bool() => {

@@ -56,7 +56,7 @@ async fn start(env: &SimEnv, logs: u8) -> Rc<Shard<SimEnv>> {
         env.sync_dir(&log.options().directory).await.unwrap();
     }
     env.sync_dir(std::path::Path::new("/data")).await.unwrap();
-    shard.start(None);
+    shard.start();
     shard.ready().await;
     shard
 }

@@ -360,6 +360,7 @@ pub fn entry_of(block: &[u8], index: usize) -> QueueEntry {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // A test may panic.
 mod tests {
     use super::*;
 

@@ -1,0 +1,28 @@
+//! Black-box tests: the real binary as a child process, real sockets, and a client of our own that shares no code with
+//! the product. What a message queue promises is checked from outside, with `kill -9`, full disks and garbage included.
+//!
+//! Each campaign has a short form that runs by default and a long one behind an environment variable, named on top of
+//! its file. `RINGMQ_BIN` selects the binary, `RINGMQ_TEST_DIR` the directory for stores.
+#![allow(clippy::unwrap_used)] // a test may panic
+
+/// Prints a line past the capture of the test harness: what a campaign tried has to be seen when it passes, too.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let line = format!($($part)*);
+        let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+    }};
+}
+
+mod client;
+mod node;
+mod record;
+
+mod codec;
+mod crash;
+mod disk_full;
+mod everyday;
+mod ledger;
+mod malformed;
+mod many_queues;
+mod process;
