@@ -9,6 +9,7 @@ use crate::base::config::Roles;
 
 const EXAMPLES: &str = "\
 Examples:
+  ringmq try                     send one message and receive it, to see that it works here
   ringmq standalone              name server and broker here, in ./ringmq-data
   ringmq standalone --store /data/mq --bind 0.0.0.0 --set brokerIP1=mq.example.org
   ringmq namesrv --bind 0.0.0.0
@@ -53,6 +54,8 @@ pub enum Command {
     Namesrv(NamesrvArgs),
     /// A broker.
     Broker(BrokerArgs),
+    /// Send one message and receive it: through a broker of its own for a moment, or through yours.
+    Try(TryArgs),
     /// Look into a store that no broker uses at the moment.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -104,6 +107,16 @@ pub struct NamesrvArgs {
     pub port: Option<String>,
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TryArgs {
+    /// Name servers of the cluster to try, between semicolons [default: start one here, with a broker]
+    #[arg(short = 'n', long = "namesrv", value_name = "HOST:PORT")]
+    pub namesrv: Option<String>,
+    /// Topic to send to
+    #[arg(short = 't', long, default_value = "TopicTest")]
+    pub topic: String,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ mod node;
 mod run;
 mod shutdown;
 mod store_command;
+mod try_command;
 
 pub use node::{RunError, start_node};
 pub use run::{Exit, main};

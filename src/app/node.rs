@@ -21,6 +21,7 @@ use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource}
 use crate::io::env::Env;
 use crate::io::glommio::GlommioEnv;
 use crate::io::process;
+use crate::io::rlimit::raise_locked_memory;
 use crate::io::tcp::Listener;
 use crate::namesrv::handlers::NameServer;
 use crate::namesrv::kv::KvStore;
@@ -94,6 +95,9 @@ impl Meeting {
     }
 }
 
+/// Called once when everything answers requests.
+type Serving = dyn Fn(&Config, Roles) + Send + Sync;
+
 struct Node {
     config: Arc<Config>,
     roles: Roles,
@@ -101,6 +105,7 @@ struct Node {
     meeting: Meeting,
     manifest: Option<Manifest>,
     started_ms: u64,
+    serving: Box<Serving>,
 }
 
 /// Runs the node until it is told to stop, or until it cannot go on. The machine was checked and the store is locked.
@@ -108,6 +113,20 @@ struct Node {
 /// It returns when everything has ended: at [`Phase::Draining`] no new connection and no new request is taken, what is under
 /// way is answered, the broker says good-bye to its name servers; at [`Phase::Now`] all that is dropped.
 pub fn start_node(config: Arc<Config>, roles: Roles, shutdown: Shutdown) -> Result<(), RunError> {
+    start_node_with(config, roles, shutdown, announce)
+}
+
+/// The same, and calls `serving` once when everything answers requests.
+pub fn start_node_with(
+    config: Arc<Config>,
+    roles: Roles,
+    shutdown: Shutdown,
+    serving: impl Fn(&Config, Roles) + Send + Sync + 'static,
+) -> Result<(), RunError> {
+    // The rings need it, whatever the shell's limit is; the preflight has said so where it cannot be raised.
+    if let Err(error) = raise_locked_memory() {
+        tracing::warn!(%error, "the limit of locked memory (ulimit -l) stays as it is");
+    }
     let cores = if roles.has_broker() {
         config.node.shards
     } else {
@@ -151,6 +170,7 @@ pub fn start_node(config: Arc<Config>, roles: Roles, shutdown: Shutdown) -> Resu
         started_ms: std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| since.as_millis() as u64),
+        serving: Box::new(serving),
     });
     run_on_cores(&options, move |start| {
         let node = node.clone();
@@ -198,7 +218,7 @@ impl Node {
                 registrar.start();
                 self.await_registration(&env, registrar).await;
             }
-            announce(&self.config, self.roles);
+            (self.serving)(&self.config, self.roles);
         }
         self.shutdown.reached(Phase::Draining).await;
         self.drain(&env, index, servers, broker, namesrv).await
@@ -388,6 +408,7 @@ impl Node {
                 timer: config.store.timer,
                 timer_delay_max_s: config.store.timer_delay_max_s,
             },
+            property_filter: keys.property_filter,
             lite_pull: keys.lite_pull,
             long_polling: keys.long_polling,
             short_polling_ms: keys.short_polling_ms,

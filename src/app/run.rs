@@ -13,7 +13,7 @@ use clap::{CommandFactory, Parser};
 use crate::app::cli::{Cli, Command, CommonArgs, Flag, StoreCommand};
 use crate::app::log::{self, LogHandle};
 use crate::app::shutdown::{Phase, Shutdown};
-use crate::app::{config_command, node, store_command};
+use crate::app::{config_command, node, store_command, try_command};
 use crate::base::config::{
     Config, ConfigError, Machine, Origin, Problem, Roles, Sources, load, properties,
 };
@@ -85,6 +85,7 @@ pub fn main() -> Exit {
         Command::Standalone(args) => run(Roles::Standalone, args.flags(), &args.common),
         Command::Namesrv(args) => run(Roles::Namesrv, args.flags(), &args.common),
         Command::Broker(args) => run(Roles::Broker, args.flags(), &args.common),
+        Command::Try(args) => try_command::run(&args),
         Command::Store(StoreCommand::Check { path }) => store_command::check(&path),
         Command::Store(StoreCommand::Dump { path, json }) => store_command::dump(&path, json),
         Command::Config(command) => config_command::run(&command),
@@ -270,7 +271,8 @@ fn changed_text(config: &Config) -> String {
     lines.join("\n")
 }
 
-fn needs(config: &Config) -> Needs<'_> {
+/// What a node with this configuration needs of the machine.
+pub fn needs(config: &Config) -> Needs<'_> {
     let at = |port| SocketAddr::new(config.bind_ip, port);
     let mut ports = Vec::new();
     let mut store = None;

@@ -28,6 +28,16 @@ pub const PULL_MESSAGES_MAX: usize = 1024;
 pub const PULL_BYTES_MAX: usize = 256 << 10;
 /// Queue entries that one pull may look at before it answers, whatever its filter.
 pub const PULL_SCAN_ENTRIES_MAX: u64 = 800;
+/// Bytes that one filtered pull may look at before it answers: records it reads and work of its SQL92 filter.
+pub const PULL_SCAN_BYTES_MAX: usize = 4 << 20;
+/// Bytes of a SQL92 expression.
+pub const SQL_BYTES_MAX: usize = 32 << 10;
+/// How deep a SQL92 expression may be nested by parentheses and signs.
+pub const SQL_DEPTH_MAX: usize = 100;
+/// Operands and operators of a SQL92 expression.
+pub const SQL_STEPS_MAX: usize = 4096;
+/// Compiled SQL92 expressions, and bad ones, that a core keeps.
+pub const SQL_CACHED_MAX: usize = 128;
 /// Requests of one connection that may wait for their answer before its socket is not read any more.
 pub const CONNECTION_REQUESTS_MAX: usize = 4096;
 /// Request bytes of one connection that may wait for their answer, likewise.
@@ -44,3 +54,4 @@ pub const HEADER_FIELDS_MAX: usize = 256;
 const _: () = assert!(BATCH_BYTES_TARGET.is_multiple_of(SECTOR_BYTES));
 const _: () = assert!(RECORD_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(LOG_PENDING_BYTES_MAX > 2 * RECORD_BYTES_MAX);
+const _: () = assert!(SQL_STEPS_MAX < u16::MAX as usize);

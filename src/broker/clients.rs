@@ -20,7 +20,7 @@ use crate::wire::remoting::body::{ConsumerData, SubscriptionData};
 /// A client that was not heard of for this long is gone (`channelExpiredTimeout`), in milliseconds.
 pub const EXPIRY_MS: u64 = 120_000;
 /// Members whose rebalance is their own business.
-const BROADCASTING: &str = "BROADCASTING";
+pub(super) const BROADCASTING: &str = "BROADCASTING";
 
 /// What an event changed in one group.
 #[derive(Clone, Debug, PartialEq)]

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::base::id::ConnectionId;
 use crate::broker::clients::ClientTable;
 use crate::broker::error::BrokerError;
+use crate::broker::filters::Filters;
 use crate::broker::ids::UniqueKeys;
 use crate::broker::options::BrokerOptions;
 use crate::broker::sent_properties::BrokerProperties;
@@ -79,6 +80,8 @@ pub struct Broker {
     pub(super) shard: ShardHandle,
     pub(super) options: Rc<BrokerOptions>,
     pub(super) broker_properties: Rc<BrokerProperties>,
+    /// Compiled subscriptions.
+    pub(super) filters: Rc<Filters>,
     pub(super) unique_keys: Rc<RefCell<UniqueKeys>>,
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
@@ -96,6 +99,7 @@ impl Broker {
             shard,
             options: Rc::new(options),
             broker_properties: Rc::new(properties),
+            filters: Rc::default(),
             unique_keys: Rc::new(RefCell::new(keys)),
             clients: Rc::default(),
             connections: Rc::default(),
@@ -376,6 +380,7 @@ fn code_of(error: &BrokerError) -> i32 {
         BrokerError::NoGroup { .. } => response::SUBSCRIPTION_GROUP_NOT_EXIST,
         BrokerError::NoSubscription { .. } => response::SUBSCRIPTION_NOT_EXIST,
         BrokerError::SubscriptionNotLatest { .. } => response::SUBSCRIPTION_NOT_LATEST,
+        BrokerError::NoFilter { .. } => response::FILTER_DATA_NOT_EXIST,
         BrokerError::NoPermission(_) => response::NO_PERMISSION,
         BrokerError::MessageIllegal(_) => response::MESSAGE_ILLEGAL,
         BrokerError::NotFound(_) => response::QUERY_NOT_FOUND,

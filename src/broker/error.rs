@@ -45,6 +45,15 @@ pub enum BrokerError {
         known: i64,
         asked: i64,
     },
+    /// Code 27.
+    #[error(
+        "the group '{group}' subscribes '{topic}' by an expression that is none, so there is no filter: {reason}"
+    )]
+    NoFilter {
+        group: String,
+        topic: String,
+        reason: ExpressionError,
+    },
     /// Code 16.
     #[error("{0}")]
     NoPermission(String),

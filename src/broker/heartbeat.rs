@@ -3,7 +3,8 @@
 //! A heartbeat is handled on its connection's core: it makes missing groups and retry topics (core 0), registers with
 //! each group's home core, and is answered when all of them know. The home core publishes a changed group to every core
 //! first and pushes the notices behind it, over the same channels, so who is told and asks again sees the change. The
-//! client that joins is not told about itself: Apache's client mistakes that for a change of its own.
+//! client that joins is told as well, or it would share out the queues 20 s later; but after the answer to its heartbeat,
+//! because Apache's client mistakes an earlier notice for a change of its own.
 //!
 //! Source: `ClientManageProcessor`, `ConsumerManager`, `ConsumerManageProcessor`.
 
@@ -15,9 +16,10 @@ use bytes::Bytes;
 
 use crate::base::id::ConnectionId;
 use crate::base::names;
-use crate::broker::clients::{Disagreement, GroupChange};
+use crate::broker::clients::{BROADCASTING, Disagreement, GroupChange};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
+use crate::broker::filters;
 use crate::broker::subscription::is_tag_type;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::server::connection::Responder;
@@ -65,9 +67,15 @@ impl Broker {
             .insert(connection.id(), connection);
         let broker = self.clone();
         self.shard.spawn(async move {
-            let client = (responder.connection.id(), responder.connection.peer());
-            let outcome = broker.register(&command, client.0, client.1).await;
+            let connection = responder.connection.clone();
+            let mut joined = Vec::new();
+            let outcome = broker
+                .register(&command, connection.id(), connection.peer(), &mut joined)
+                .await;
             broker.finish(responder, outcome);
+            for group in joined {
+                connection.push_frame(ids_changed(group));
+            }
         });
     }
 
@@ -76,6 +84,7 @@ impl Broker {
         command: &Command,
         connection: ConnectionId,
         address: SocketAddr,
+        joined: &mut Vec<Arc<str>>,
     ) -> Outcome {
         let data: HeartbeatData = self.body(command)?;
         let client = ClientInfo {
@@ -103,15 +112,29 @@ impl Broker {
                 continue;
             }
             let home = self.shard.shard_of_group(&group.group_name);
+            let name: Arc<str> = Arc::from(group.group_name.as_str());
+            let is_told = !self.is_member(&name, connection)
+                && group.message_model != BROADCASTING
+                && self.notifies(&name);
             let command = GroupCommand::ConsumerHeartbeat {
                 connection,
                 client: client.clone(),
                 data: group,
             };
             self.tell_home(connection, home, command).await?;
+            if is_told {
+                joined.push(name);
+            }
         }
         // The fields of the second heartbeat version are left out: clients then send whole heartbeats.
         Answer::done()
+    }
+
+    /// Whether a connection was a member of a consumer group when the group was last published.
+    fn is_member(&self, group: &str, connection: ConnectionId) -> bool {
+        let meta = self.shard.meta();
+        let members = meta.consumers.get(group).map(|group| &group.members);
+        members.is_some_and(|members| members.iter().any(|m| m.connection == connection))
     }
 
     /// Sends a registration, unless the connection was closed while the heartbeat waited for something: its close has
@@ -220,14 +243,11 @@ impl Broker {
     /// 46: whether this broker can filter as a consumer wants.
     pub(super) fn check_client(&self, command: &Command) -> Outcome {
         let config: CheckClientRequestBody = self.body(command)?;
-        let kind = config.subscription_data.expression_type.as_deref();
+        let subscription = &config.subscription_data;
+        let kind = subscription.expression_type.as_deref();
         if !is_tag_type(kind) {
-            return Err(BrokerError::System(format!(
-                "the broker does not support consumers that filter by {} (client {}, group '{}'); subscribe by tags",
-                kind.unwrap_or_default(),
-                config.client_id,
-                config.group
-            )));
+            filters::check_type(kind, &self.options)?;
+            self.filters.of_subscription(subscription)?;
         }
         Answer::done()
     }
@@ -311,10 +331,7 @@ impl Broker {
             self.shard
                 .publish(MetaChange::ConsumersOnline(change.online));
             if !change.notify.is_empty() {
-                let frame = Outgoing::oneway(request::NOTIFY_CONSUMER_IDS_CHANGED)
-                    .field("consumerGroup", name)
-                    .frame(Encoding::Json, b"");
-                self.push(&change.notify, &frame);
+                self.push(&change.notify, &ids_changed(name));
             }
         }
     }
@@ -346,6 +363,13 @@ impl Broker {
             }
         }
     }
+}
+
+/// The notice that the members of a consumer group have changed.
+fn ids_changed(group: Arc<str>) -> Bytes {
+    Outgoing::oneway(request::NOTIFY_CONSUMER_IDS_CHANGED)
+        .field("consumerGroup", group)
+        .frame(Encoding::Json, b"")
 }
 
 fn warn_of(disagreement: &Disagreement) {

@@ -5,6 +5,7 @@ mod clients;
 mod delay;
 pub mod dispatch;
 pub mod error;
+mod filters;
 mod forward;
 mod groups;
 mod heartbeat;

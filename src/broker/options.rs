@@ -37,6 +37,8 @@ pub struct BrokerOptions {
     pub message_bytes_max: usize,
     /// Delay levels and timers.
     pub delay: DelayRules,
+    /// `enablePropertyFilter`: SQL92 subscriptions are understood. RocketMQ's default is false.
+    pub property_filter: bool,
     /// `litePullMessageEnable`.
     pub lite_pull: bool,
     /// `longPollingEnable`: without it an empty pull is answered after `short_polling_ms`.
@@ -68,6 +70,7 @@ impl BrokerOptions {
             default_topic_queues: 8,
             message_bytes_max: MESSAGE_BODY_BYTES_MAX,
             delay: DelayRules::rocketmq(),
+            property_filter: true,
             lite_pull: true,
             long_polling: true,
             short_polling_ms: 1_000,

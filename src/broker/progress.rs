@@ -13,11 +13,10 @@ use crate::base::names;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::broker::ids::time_text;
-use crate::broker::subscription::filter_of;
 use crate::broker::topics;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    Boundary, CommittedOffset, Pull, QueueBounds, QueueKey, ShardReply, ShardRequest, TagFilter,
+    Boundary, CommittedOffset, MessageFilter, Pull, QueueBounds, QueueKey, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{Member, Topic};
 use crate::wire::properties::tags_code_of;
@@ -162,7 +161,7 @@ impl Broker {
             offset,
             messages_max: 1,
             bytes_max: 1,
-            filter: TagFilter::All,
+            filter: MessageFilter::All,
             suspend_ms: 0,
             commit: None,
         };
@@ -204,7 +203,8 @@ impl Broker {
         let filter = shown
             .subscription_data
             .as_ref()
-            .map_or(TagFilter::All, filter_of);
+            .and_then(|data| self.filters.of_subscription(data).ok())
+            .unwrap_or(MessageFilter::All);
         let mut at = first.max(bounds.min_offset);
         while shown.queue_data.len() < count as usize && at < bounds.max_offset {
             let pull = Pull {
@@ -212,7 +212,7 @@ impl Broker {
                 offset: at,
                 messages_max: count as u32 - shown.queue_data.len() as u32,
                 bytes_max: PULL_BYTES_MAX as u32,
-                filter: TagFilter::All,
+                filter: MessageFilter::All,
                 suspend_ms: 0,
                 commit: None,
             };
@@ -228,7 +228,8 @@ impl Broker {
                     .map_err(|error| BrokerError::System(format!("the stored message: {error}")))?;
                 let tags_code = tags_code_of(record.properties());
                 shown.queue_data.push(ConsumeQueueData {
-                    eval: filter.matches(tags_code),
+                    eval: filter.matches_entry(tags_code)
+                        && filter.matches_properties(record.properties()),
                     physic_offset: record.physical_offset(),
                     physic_size: record.total_bytes() as i32,
                     tags_code,

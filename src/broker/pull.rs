@@ -12,14 +12,14 @@ use crate::base::limits::{PULL_BYTES_MAX, PULL_MESSAGES_MAX};
 use crate::base::names;
 use crate::broker::dispatch::Broker;
 use crate::broker::error::BrokerError;
+use crate::broker::filters::{self, Filters};
 use crate::broker::options::BrokerOptions;
-use crate::broker::subscription::{filter_of, is_tag_type, tag_filter};
 use crate::broker::topics::{self, PERM_READ};
 use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    LocalReply, Pull, PullStatus, Pulled, ShardReply, ShardRequest, TagFilter,
+    LocalReply, MessageFilter, Pull, PullStatus, Pulled, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{Meta, Topic};
 use crate::wire::remoting::body::SubscriptionGroupConfig;
@@ -78,7 +78,7 @@ impl<'a> PullHeader<'a> {
 struct Plan {
     topic: Arc<Topic>,
     queue_id: u32,
-    filter: TagFilter,
+    filter: MessageFilter,
     /// The group is not known yet and is made first.
     new_group: Option<String>,
     /// `groupSysFlag` of the answer.
@@ -115,6 +115,7 @@ fn plan(
     header: &PullHeader<'_>,
     meta: &Meta,
     options: &BrokerOptions,
+    filters: &Filters,
 ) -> Result<Plan, BrokerError> {
     let refused = |what: String| Err(BrokerError::NoPermission(what));
     let (group, name) = (header.group.as_ref(), header.topic.as_ref());
@@ -153,10 +154,11 @@ fn plan(
             ))
         })?;
     let filter = if header.has(FLAG_SUBSCRIPTION) {
-        check_expression_type(header.expression_type.as_deref())?;
-        tag_filter(header.subscription.as_deref())?
+        let kind = header.expression_type.as_deref();
+        filters::check_type(kind, options)?;
+        filters.of(kind, header.subscription.as_deref())?
     } else {
-        online_filter(header, meta, config.map(Arc::as_ref))?
+        online_filter(header, meta, config.map(Arc::as_ref), options, filters)?
     };
     Ok(Plan {
         topic: topic.clone(),
@@ -186,23 +188,14 @@ fn group_config<'m>(
     Ok(config)
 }
 
-/// Only tags can be matched; RocketMQ's answer with `enablePropertyFilter=false`, its default.
-fn check_expression_type(expression_type: Option<&str>) -> Result<(), BrokerError> {
-    if is_tag_type(expression_type) {
-        return Ok(());
-    }
-    Err(BrokerError::System(format!(
-        "the broker does not support consumers that filter by {}; subscribe by tags",
-        expression_type.unwrap_or_default()
-    )))
-}
-
 /// The filter of what the group's heartbeats said.
 fn online_filter(
     header: &PullHeader<'_>,
     meta: &Meta,
     config: Option<&SubscriptionGroupConfig>,
-) -> Result<TagFilter, BrokerError> {
+    options: &BrokerOptions,
+    filters: &Filters,
+) -> Result<MessageFilter, BrokerError> {
     let (group, name) = (header.group.as_ref(), header.topic.as_ref());
     let missing = || BrokerError::NoSubscription {
         group: group.to_owned(),
@@ -225,8 +218,14 @@ fn online_filter(
             asked: header.sub_version,
         });
     }
-    check_expression_type(subscription.expression_type.as_deref())?;
-    Ok(filter_of(subscription))
+    filters::check_type(subscription.expression_type.as_deref(), options)?;
+    filters
+        .of_subscription(subscription)
+        .map_err(|reason| BrokerError::NoFilter {
+            group: group.to_owned(),
+            topic: name.to_owned(),
+            reason,
+        })
 }
 
 /// Code, remark and next offset of what the shard found for a pull at `offset`.
@@ -325,7 +324,7 @@ impl Broker {
 
     fn plan_pull(&self, command: &Command) -> Result<(Plan, Pull), BrokerError> {
         let header = PullHeader::read(command)?;
-        let plan = plan(&header, &self.shard.meta(), &self.options)?;
+        let plan = plan(&header, &self.shard.meta(), &self.options, &self.filters)?;
         let commit = (header.has(FLAG_COMMIT_OFFSET) && header.commit_offset >= 0)
             .then(|| (Arc::from(header.group.as_ref()), header.commit_offset));
         let pull = Pull {
@@ -462,7 +461,7 @@ mod tests {
 
     /// The response code of a pull that is refused.
     fn refused(header: &PullHeader<'_>, meta: &Meta, options: &BrokerOptions) -> BrokerError {
-        plan(header, meta, options).unwrap_err()
+        plan(header, meta, options, &Filters::default()).unwrap_err()
     }
 
     #[test]
@@ -527,7 +526,13 @@ mod tests {
 
     #[test]
     fn an_unknown_group_is_made_if_it_may_be() {
-        let plan = plan(&header("new", "T"), &meta(), &options()).unwrap();
+        let plan = plan(
+            &header("new", "T"),
+            &meta(),
+            &options(),
+            &Filters::default(),
+        )
+        .unwrap();
         assert_eq!(plan.new_group.as_deref(), Some("new"));
     }
 
@@ -539,8 +544,8 @@ mod tests {
             sub_version: 5,
             ..header("G", "T")
         };
-        let plan = plan(&online, &meta(), &options()).unwrap();
-        assert!(plan.filter.matches(97) && !plan.filter.matches(98));
+        let plan = plan(&online, &meta(), &options(), &Filters::default()).unwrap();
+        assert!(plan.filter.matches_entry(97) && !plan.filter.matches_entry(98));
         let newer = PullHeader {
             sub_version: 6,
             ..online
@@ -584,7 +589,7 @@ mod tests {
             sys_flag: 0,
             ..header("G", "T")
         };
-        assert!(plan(&header, &meta, &options()).is_ok());
+        assert!(plan(&header, &meta, &options(), &Filters::default()).is_ok());
         meta.apply(MetaChange::ConsumersOnline(Arc::new(online(
             "BROADCASTING",
         ))));
@@ -592,15 +597,62 @@ mod tests {
         assert!(matches!(error, BrokerError::NoPermission(_)), "{error}");
     }
 
-    #[test]
-    fn sql_is_refused_with_a_remark() {
-        let sql = PullHeader {
+    /// A pull that brings a SQL92 expression along.
+    fn sql<'a>(expression: &'a str) -> PullHeader<'a> {
+        PullHeader {
             expression_type: Some("SQL92".into()),
-            subscription: Some("a = 1".into()),
+            subscription: Some(expression.into()),
             ..header("G", "T")
+        }
+    }
+
+    #[test]
+    fn sql_is_compiled_or_refused_with_the_place_of_the_fault() {
+        let plan = plan(&sql("a = 1"), &meta(), &options(), &Filters::default()).unwrap();
+        assert!(plan.filter.matches_properties(b"a\x011\x02"));
+        assert!(!plan.filter.matches_properties(b"a\x012\x02"));
+        let error = refused(&sql("a = "), &meta(), &options());
+        assert!(matches!(error, BrokerError::Expression(_)), "{error}");
+        assert!(error.to_string().contains("column 5"), "{error}");
+        let error = refused(&sql(""), &meta(), &options());
+        assert!(matches!(error, BrokerError::Expression(_)), "{error}");
+    }
+
+    #[test]
+    fn sql_is_refused_if_it_is_switched_off() {
+        let off = BrokerOptions {
+            property_filter: false,
+            ..options()
         };
-        let error = refused(&sql, &meta(), &options());
-        assert!(error.to_string().contains("SQL92"), "{error}");
+        let error = refused(&sql("a = 1"), &meta(), &off);
+        assert!(matches!(error, BrokerError::System(_)), "{error}");
+        assert!(
+            error.to_string().contains("enablePropertyFilter"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn sql_of_a_heartbeat_filters_and_a_bad_one_means_no_filter_data() {
+        let mut meta = meta();
+        let mut subscribe = |expression: &str| {
+            let mut online = online("CLUSTERING");
+            let subscription = online.subscriptions.get_mut("T").unwrap();
+            subscription.expression_type = Some("SQL92".into());
+            subscription.sub_string = expression.into();
+            subscription.code_set.clear();
+            meta.apply(MetaChange::ConsumersOnline(Arc::new(online)));
+            let header = PullHeader {
+                sys_flag: 0,
+                ..header("G", "T")
+            };
+            plan(&header, &meta, &options(), &Filters::default())
+        };
+        let filter = subscribe("a > 1").unwrap().filter;
+        assert!(filter.matches_properties(b"a\x012\x02"));
+        assert!(!filter.matches_properties(b"a\x011\x02"));
+        let error = subscribe("a >").unwrap_err();
+        assert!(matches!(error, BrokerError::NoFilter { .. }), "{error}");
     }
 
     #[test]

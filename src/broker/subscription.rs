@@ -5,20 +5,31 @@
 
 use std::sync::Arc;
 
-use crate::shard::message::TagFilter;
+use crate::shard::message::MessageFilter;
 use crate::wire::properties::tags_code;
 use crate::wire::remoting::body::SubscriptionData;
+use crate::wire::sql::SqlError;
 
 /// Subscribes everything.
 pub const ALL: &str = "*";
 /// `ExpressionType.TAG`, also what an absent type means.
 pub const TAG: &str = "TAG";
+/// `ExpressionType.SQL92`.
+pub const SQL92: &str = "SQL92";
 
-/// A tag expression that has nothing to match.
+/// A subscription that says nothing that can be matched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the subscription '{expression}' names no tag; write tags separated by ||, or * for all")]
-pub struct ExpressionError {
-    pub expression: String,
+pub enum ExpressionError {
+    #[error(
+        "the subscription '{expression}' names no tag; write tags separated by ||, or * for all"
+    )]
+    NoTag { expression: String },
+    #[error("the expression of type {expression_type} is empty")]
+    Empty { expression_type: String },
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    #[error("the expression type {expression_type} is not known; use TAG or SQL92")]
+    UnknownType { expression_type: String },
 }
 
 /// Whether an expression type is the tag expression (`ExpressionType.isTagType`).
@@ -38,30 +49,30 @@ fn is_all(expression: &str) -> bool {
 }
 
 /// The filter of a tag expression; an absent one subscribes everything.
-pub fn tag_filter(expression: Option<&str>) -> Result<TagFilter, ExpressionError> {
+pub fn tag_filter(expression: Option<&str>) -> Result<MessageFilter, ExpressionError> {
     let expression = expression.unwrap_or(ALL);
     if is_all(expression) {
-        return Ok(TagFilter::All);
+        return Ok(MessageFilter::All);
     }
     let codes: Arc<[i64]> = tags(expression).map(tags_code).collect();
     if codes.is_empty() {
-        return Err(ExpressionError {
+        return Err(ExpressionError::NoTag {
             expression: expression.into(),
         });
     }
-    Ok(TagFilter::Codes(codes))
+    Ok(MessageFilter::Codes(codes))
 }
 
 /// The filter of what a group's heartbeat said. The client's own hashes are used, as RocketMQ does.
-pub fn filter_of(subscription: &SubscriptionData) -> TagFilter {
+pub fn filter_of(subscription: &SubscriptionData) -> MessageFilter {
     if is_all(&subscription.sub_string) {
-        return TagFilter::All;
+        return MessageFilter::All;
     }
     if subscription.code_set.is_empty() {
         // A client that leaves the hashes to the broker.
-        return tag_filter(Some(&subscription.sub_string)).unwrap_or(TagFilter::All);
+        return tag_filter(Some(&subscription.sub_string)).unwrap_or(MessageFilter::All);
     }
-    TagFilter::Codes(subscription.code_set.iter().copied().collect())
+    MessageFilter::Codes(subscription.code_set.iter().copied().collect())
 }
 
 /// `FilterAPI.buildSubscriptionData` with a tag expression, as clients do.
@@ -84,7 +95,7 @@ pub fn subscription(
     }
     data.tags_set = tags(expression).map(str::to_owned).collect();
     if data.tags_set.is_empty() {
-        return Err(ExpressionError {
+        return Err(ExpressionError::NoTag {
             expression: expression.into(),
         });
     }
@@ -100,7 +111,7 @@ mod tests {
     #[test]
     fn all_forms_of_everything_match_everything() {
         for expression in [None, Some(""), Some("*")] {
-            assert_eq!(tag_filter(expression).unwrap(), TagFilter::All);
+            assert_eq!(tag_filter(expression).unwrap(), MessageFilter::All);
         }
     }
 
@@ -108,10 +119,10 @@ mod tests {
     fn tags_are_split_by_double_bars_and_trimmed() {
         let filter = tag_filter(Some(" a || b||c d ")).unwrap();
         for tag in ["a", "b", "c d"] {
-            assert!(filter.matches(tags_code(tag)), "{tag}");
+            assert!(filter.matches_entry(tags_code(tag)), "{tag}");
         }
-        assert!(!filter.matches(tags_code("c")));
-        assert!(!filter.matches(0), "a message without tags");
+        assert!(!filter.matches_entry(tags_code("c")));
+        assert!(!filter.matches_entry(0), "a message without tags");
     }
 
     #[test]
@@ -126,11 +137,11 @@ mod tests {
     fn the_subscription_of_a_heartbeat_is_used_by_its_codes() {
         let data = subscription("T", "a || b", 7).unwrap();
         assert_eq!(data.code_set, std::collections::BTreeSet::from([97, 98]));
-        assert!(filter_of(&data).matches(98));
-        assert!(!filter_of(&data).matches(99));
+        assert!(filter_of(&data).matches_entry(98));
+        assert!(!filter_of(&data).matches_entry(99));
         let mut without_codes = data;
         without_codes.code_set.clear();
-        assert!(filter_of(&without_codes).matches(97));
-        assert!(!filter_of(&without_codes).matches(99));
+        assert!(filter_of(&without_codes).matches_entry(97));
+        assert!(!filter_of(&without_codes).matches_entry(99));
     }
 }

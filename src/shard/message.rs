@@ -13,23 +13,34 @@ use crate::io::body::Body;
 use crate::shard::meta::{MetaChange, MetaCommand, OnlineGroup};
 use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
 use crate::wire::remoting::command::{Command, Outgoing};
+use crate::wire::sql::CompiledFilter;
 
 pub use crate::store::types::{Appended, NewMessage, QueueBounds, QueueKey, Refusal};
 
-/// Which entries of a queue a consumer wants.
+/// Which messages of a queue a consumer wants (`MessageFilter`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TagFilter {
+pub enum MessageFilter {
     All,
     /// Hashes of the wanted tags (`SubscriptionData.codeSet`).
     Codes(Arc<[i64]>),
+    /// By properties: the records have to be read.
+    Sql(Arc<CompiledFilter>),
 }
 
-impl TagFilter {
-    /// Whether an entry with this tags code is wanted.
-    pub fn matches(&self, tags_code: i64) -> bool {
+impl MessageFilter {
+    /// Whether an entry with this tags code may be wanted; a SQL92 filter says so of all.
+    pub fn matches_entry(&self, tags_code: i64) -> bool {
         match self {
-            Self::All => true,
+            Self::All | Self::Sql(_) => true,
             Self::Codes(codes) => codes.contains(&tags_code),
+        }
+    }
+
+    /// Whether a message with these properties is wanted, if its entry is.
+    pub fn matches_properties(&self, properties: &[u8]) -> bool {
+        match self {
+            Self::All | Self::Codes(_) => true,
+            Self::Sql(filter) => filter.matches(properties),
         }
     }
 }
@@ -44,7 +55,7 @@ pub struct Pull {
     pub messages_max: u32,
     /// The first message is returned whatever its size.
     pub bytes_max: u32,
-    pub filter: TagFilter,
+    pub filter: MessageFilter,
     /// How long to wait for a match, in milliseconds; 0 answers at once.
     pub suspend_ms: u64,
     /// Consumer group and offset to commit on the way (`PullSysFlag` COMMIT_OFFSET).

@@ -134,6 +134,14 @@ pub struct CommitLog<E: Env> {
     snapshot_running: Cell<bool>,
     blocks_running: Cell<bool>,
     unsynced_from: Cell<Option<u64>>,
+    /// In ASYNC_FLUSH: everything before this is flushed.
+    flushed: Cell<u64>,
+    flushing: Cell<bool>,
+    flush_ended: Notify,
+    snapshot_saving: Cell<bool>,
+    snapshot_ended: Notify,
+    /// A flush of index files failed in this life.
+    index_failed: Cell<bool>,
     /// (first position of a segment's successor, store time of the segment's last record): retention by age.
     pub(super) segment_times: RefCell<std::collections::BTreeMap<u64, u64>>,
 }
@@ -153,6 +161,7 @@ impl<E: Env> CommitLog<E> {
         );
         let index_directory = options.directory.join("index");
         env.create_dir(&index_directory).await?;
+        env.sync_dir(&options.directory).await?;
         let reader = LogReader::new(
             env.clone(),
             segments.clone(),
@@ -171,6 +180,8 @@ impl<E: Env> CommitLog<E> {
             snapshot_position,
             segment_times,
         } = recovery::recover(&env, &options, &segments).await?;
+        // What the last process wrote and did not live to flush is about to be shown and built upon.
+        segments.sync_from(snapshot_position).await?;
         tables.queues.forget_assigned();
         let poisoned = damage.map(|damage| Arc::<str>::from(damage.to_string()));
         if let Some(reason) = &poisoned {
@@ -205,6 +216,12 @@ impl<E: Env> CommitLog<E> {
             snapshot_running: Cell::new(false),
             blocks_running: Cell::new(false),
             unsynced_from: Cell::new(None),
+            flushed: Cell::new(end),
+            flushing: Cell::new(false),
+            flush_ended: Notify::default(),
+            snapshot_saving: Cell::new(false),
+            snapshot_ended: Notify::default(),
+            index_failed: Cell::new(false),
             segment_times: RefCell::new(segment_times),
             options,
         });
@@ -601,6 +618,36 @@ impl<E: Env> CommitLog<E> {
         Ok(())
     }
 
+    /// Position up to which the log is flushed, which in ASYNC_FLUSH is behind the acknowledged one: a loss of power may
+    /// tear what lies between, and that is no damage.
+    fn flushed(&self, state: &State) -> u64 {
+        if self.options.flush_each_write {
+            state.commit.durable().0
+        } else {
+            self.flushed.get()
+        }
+    }
+
+    /// Flushes what ASYNC_FLUSH has written since the last time. A failure ends the log.
+    async fn flush_written(&self) -> io::Result<()> {
+        // One at a time: whoever finds nothing to flush must not go on while another flush is under way.
+        self.flush_ended.until(|| !self.flushing.get()).await;
+        let Some(from) = self.unsynced_from.take() else {
+            return Ok(());
+        };
+        self.flushing.set(true);
+        let end = self.durable().0;
+        let result = self.segments.sync_from(from).await;
+        self.flushing.set(false);
+        self.flush_ended.notify();
+        if let Err(error) = &result {
+            self.poison(format!("flushing failed: {error}"));
+        } else {
+            self.flushed.set(self.flushed.get().max(end));
+        }
+        result
+    }
+
     /// Where the next batch would begin if the open one were sealed to a whole sector now.
     fn seal_end(&self, state: &State) -> u64 {
         state.open.as_ref().map_or(state.next, |open| {
@@ -666,7 +713,7 @@ impl<E: Env> CommitLog<E> {
             crc: 0,
             previous_crc: state.last_crc,
             position: start,
-            durable: state.commit.durable().0,
+            durable: self.flushed(state),
             first_timestamp_ms,
             epoch: self.epoch,
             record_bytes: (used - front - HEADER_BYTES) as u32,
@@ -732,7 +779,7 @@ impl<E: Env> CommitLog<E> {
             crc: 0,
             previous_crc: state.last_crc,
             position: start,
-            durable: state.commit.durable().0,
+            durable: self.flushed(state),
             first_timestamp_ms: open.first_timestamp_ms,
             epoch: self.epoch,
             record_bytes: 0,
@@ -932,6 +979,23 @@ impl<E: Env> CommitLog<E> {
 
     /// Makes a snapshot at the durable end of the log, after the index blocks that it names.
     pub async fn save_snapshot(&self) -> io::Result<()> {
+        // Retention, growth and the end of the process may all want one, and there is one temporary file.
+        self.snapshot_ended
+            .until(|| !self.snapshot_saving.get())
+            .await;
+        self.snapshot_saving.set(true);
+        let result = self.save_one_snapshot().await;
+        self.snapshot_saving.set(false);
+        self.snapshot_ended.notify();
+        result
+    }
+
+    async fn save_one_snapshot(&self) -> io::Result<()> {
+        if self.index_failed.get() {
+            return Err(io::Error::other(
+                "an index file could not be flushed: no snapshot may name its blocks before the next start",
+            ));
+        }
         let (mark, payload, freed) = {
             let state = self.state.borrow();
             let mut tables = self.tables.borrow_mut();
@@ -952,14 +1016,14 @@ impl<E: Env> CommitLog<E> {
             (mark, out.finish(), tables.queues.take_freed())
         };
         // The log itself has to be on the device up to there, in ASYNC_FLUSH too: the snapshot stands in for it.
-        if let Some(from) = self.unsynced_from.take()
-            && let Err(error) = self.segments.sync_from(from).await
-        {
-            self.poison(format!("flushing failed: {error}"));
+        self.flush_written().await?;
+        self.write_index().await?;
+        if let Err(error) = self.reader.sync_blocks().await {
+            // A second flush might say that all is well although the blocks are gone. Without a snapshot the next start
+            // makes them again from the log.
+            self.index_failed.set(true);
             return Err(error);
         }
-        self.write_index().await?;
-        self.reader.sync_blocks().await?;
         snapshot::save(&self.env, &self.options.directory, mark, &payload).await?;
         self.tables.borrow_mut().queues.reuse(freed);
         self.last_snapshot.set(mark.position);
@@ -1063,10 +1127,7 @@ impl<E: Env> CommitLog<E> {
                     return;
                 }
             }
-            if let Some(from) = self.unsynced_from.take()
-                && let Err(error) = self.segments.sync_from(from).await
-            {
-                self.poison(format!("flushing failed: {error}"));
+            if self.flush_written().await.is_err() {
                 return;
             }
         }

@@ -26,6 +26,25 @@ pub struct Manifest {
     pub segment_bytes: u64,
 }
 
+/// Makes a directory with its parents and flushes each into the one above it: what is flushed within a directory is lost
+/// with it if its own name is not on the device. Done at every start, since the last one may have been cut short.
+pub async fn make_durable_directory<E: Env>(env: &E, directory: &Path) -> io::Result<()> {
+    env.create_dir(directory).await?;
+    for above in directory.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            above
+        };
+        match env.sync_dir(above).await {
+            // Directories that are not ours to open were there before us.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
 impl Manifest {
     /// Reads the manifest of a store, or makes it. Errors name the file.
     pub async fn open_or_create<E: Env>(
@@ -59,12 +78,19 @@ impl Manifest {
         file.sync().await?;
         env.rename(&new, &directory.join(NAME)).await?;
         env.sync_dir(directory).await?;
+        // The store's own name; a root that is a mount point has nothing above it that is ours.
+        if let Some(above) = directory
+            .parent()
+            .filter(|above| !above.as_os_str().is_empty())
+        {
+            env.sync_dir(above).await?;
+        }
         Ok(manifest)
     }
 
     /// Reads the manifest of a store, if there is one.
     pub async fn read<E: Env>(env: &E, directory: &Path) -> io::Result<Option<Self>> {
-        env.create_dir(directory).await?;
+        make_durable_directory(env, directory).await?;
         if !env
             .list(directory)
             .await?

@@ -26,7 +26,7 @@ use crate::wire::properties;
 use crate::wire::record::RecordView;
 
 /// The log is read in pieces of this.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 256 << 10;
 /// How far behind a torn place a batch is looked for that proves damage: more than can be in flight at once.
 const EVIDENCE_BYTES: u64 = 80 << 20;
 

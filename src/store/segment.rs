@@ -18,7 +18,7 @@ use crate::io::env::{DiskFile, Env, OpenMode};
 /// Space is reserved in steps of this, or of a segment if that is smaller.
 const EXTEND_STEP_BYTES: u64 = 16 << 20;
 /// Zeros written at once.
-const ZERO_WRITE_BYTES: u64 = 1 << 20;
+const ZERO_WRITE_BYTES: u64 = 256 << 10;
 const SUFFIX: &str = ".seg";
 const SPARE_NAME: &str = "spare";
 
@@ -47,6 +47,13 @@ impl<E: Env> Segments<E> {
             "segments are whole sectors"
         );
         env.create_dir(&directory).await?;
+        // Its name in the directory above has to be as durable as what will be acknowledged in it.
+        if let Some(above) = directory.parent() {
+            env.sync_dir(above).await?;
+        }
+        // The last process may have ended between making a file and flushing its name: what is found is made durable
+        // before it is built upon.
+        env.sync_dir(&directory).await?;
         let mut lengths = BTreeMap::new();
         let mut has_spare = false;
         for (name, bytes) in env.list(&directory).await? {

@@ -19,7 +19,7 @@ const HEADER_BYTES: usize = 64;
 const PREFIX: &str = "snapshot-";
 const TEMPORARY: &str = "snapshot.new";
 /// A snapshot is read and written in pieces of this.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 256 << 10;
 
 /// A snapshot's bytes end too early: it is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

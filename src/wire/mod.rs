@@ -5,3 +5,4 @@ pub mod message_id;
 pub mod properties;
 pub mod record;
 pub mod remoting;
+pub mod sql;

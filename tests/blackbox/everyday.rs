@@ -399,6 +399,8 @@ fn group_members_are_listed_and_told_of_each_other() {
         first.create_topic(&topic, 2).unwrap();
         first.heartbeat("client-1", &group, &topic).unwrap();
         assert_eq!(first.consumers(&group).unwrap(), ["client-1"]);
+        // The first one as well: without the notice Apache's pull consumer would wait for its next turn.
+        wait_for_notice(&mut first, &group);
         first.pushed.clear();
         second.heartbeat("client-2", &group, &topic).unwrap();
         let mut members = first.consumers(&group).unwrap();

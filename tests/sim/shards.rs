@@ -12,8 +12,8 @@ use std::time::Duration;
 use ringmq::io::env::Env;
 use ringmq::io::sim::SimEnv;
 use ringmq::shard::message::{
-    LocalReply, MeshMessage, NewMessage, Pull, QueueKey, Refusal, ShardReply, ShardRequest,
-    TagFilter,
+    LocalReply, MeshMessage, MessageFilter, NewMessage, Pull, QueueKey, Refusal, ShardReply,
+    ShardRequest,
 };
 use ringmq::shard::meta::{MetaCommand, Topic as ShardTopic};
 use ringmq::shard::{Mesh, Shard, ShardHandle, ShardOptions};
@@ -338,8 +338,8 @@ impl Broker for ShardsBroker {
                     messages_max: wish.messages_max,
                     bytes_max: 256 << 10,
                     filter: match wish.tags_code {
-                        Some(code) => TagFilter::Codes(Arc::from([code])),
-                        None => TagFilter::All,
+                        Some(code) => MessageFilter::Codes(Arc::from([code])),
+                        None => MessageFilter::All,
                     },
                     suspend_ms: wish.suspend_ms,
                     commit: None,

@@ -87,7 +87,7 @@ pub fn plant(settings: &Settings) {
 
 pub fn refused(refusal: Refusal) -> Refused {
     match refusal {
-        Refusal::Busy { .. } | Refusal::MeshFull { .. } | Refusal::SpaceOnItsWay { .. } => {
+        Refusal::Busy { .. } | Refusal::SpaceOnItsWay { .. } | Refusal::MeshFull { .. } => {
             Refused::Busy
         }
         Refusal::DiskFull { reason } => Refused::DiskFull(reason.to_string()),

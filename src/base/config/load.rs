@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
+use crate::base::config::foreign::NOT_YET;
 use crate::base::config::value::{Addresses, BrokerRole};
 use crate::base::config::{BrokerSettings, host_port, settings};
 use crate::base::config::{
@@ -228,6 +229,14 @@ impl Loader {
                 if text.is_empty() {
                     // An empty value is how files and templates say "not set".
                     return;
+                }
+                if NOT_YET.contains(&field) && self.config.get(field).as_deref() != Some(text) {
+                    self.warn(
+                        Some(origin.clone()),
+                        format!(
+                            "{key} is known and checked, but this version does not act on it yet"
+                        ),
+                    );
                 }
                 match self.config.set(field, text) {
                     Some(Ok(warning)) => {
@@ -571,6 +580,31 @@ mod tests {
         load(roles, &file(text), &machine())
             .unwrap_err()
             .to_string()
+    }
+
+    #[test]
+    fn a_key_that_nothing_acts_on_yet_is_told_and_each_of_them_is_a_key() {
+        for key in NOT_YET {
+            assert!(
+                settings().any(|setting| setting.key == *key),
+                "{key} is no honoured key"
+            );
+        }
+        let set = |value: &str| {
+            let mut sources = Sources::default();
+            sources.flags.push((
+                "syncFlushTimeout".to_owned(),
+                value.to_owned(),
+                "--set".to_owned(),
+            ));
+            loaded(Roles::Standalone, &sources).warnings
+        };
+        assert_eq!(set("5000"), [], "the default changes nothing");
+        assert!(
+            set("6000")[0]
+                .to_string()
+                .contains("does not act on it yet")
+        );
     }
 
     #[test]

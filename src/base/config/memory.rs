@@ -2,7 +2,7 @@
 
 /// Memory that each executor of the runtime registers for O_DIRECT buffers. It is resident from the start, so it is small;
 /// more comes from the heap.
-pub const IO_BYTES_PER_SHARD: u64 = 4 << 20;
+pub const IO_BYTES_PER_SHARD: u64 = 2 << 20;
 /// The least that one shard can work with.
 pub const SHARD_BYTES_MIN: u64 = 24 << 20;
 /// What the default takes at most, however large the machine.

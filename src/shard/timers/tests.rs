@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::io::env::Env;
 use crate::io::sim::{Crash, SimEnv, SimOptions, SimWorld};
 use crate::shard::message::{
-    Delayed, NewMessage, Pull, QueueKey, ShardReply, ShardRequest, TagFilter,
+    Delayed, MessageFilter, NewMessage, Pull, QueueKey, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::shard::{Shard, ShardHandle, ShardOptions};
@@ -157,7 +157,7 @@ impl Model {
                 offset,
                 messages_max: 32,
                 bytes_max: 256 << 10,
-                filter: TagFilter::All,
+                filter: MessageFilter::All,
                 suspend_ms: 0,
                 commit: None,
             };
