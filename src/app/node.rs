@@ -16,7 +16,7 @@ use crate::app::shutdown::{Phase, Shutdown};
 use crate::base::config::value::FlushDiskType;
 use crate::base::config::{Config, Roles};
 use crate::broker::dispatch::Broker;
-use crate::broker::options::BrokerOptions;
+use crate::broker::options::{BrokerOptions, DelayRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
 use crate::io::env::Env;
 use crate::io::glommio::GlommioEnv;
@@ -403,6 +403,11 @@ impl Node {
             auto_create_group: keys.auto_create_group,
             default_topic_queues: keys.default_topic_queues,
             message_bytes_max: config.store.body_bytes_max as usize,
+            delay: DelayRules {
+                levels_ms: config.store.delay_levels.0.clone(),
+                timer: config.store.timer,
+                timer_delay_max_s: config.store.timer_delay_max_s,
+            },
             property_filter: keys.property_filter,
             lite_pull: keys.lite_pull,
             long_polling: keys.long_polling,

@@ -27,7 +27,11 @@ impl Notify {
             if self.ready.replace(false) {
                 return Poll::Ready(());
             }
-            self.waiters.borrow_mut().push(context.waker().clone());
+            let mut waiters = self.waiters.borrow_mut();
+            // Whoever waits with a time limit comes again without ever having been woken.
+            if !waiters.iter().any(|w| w.will_wake(context.waker())) {
+                waiters.push(context.waker().clone());
+            }
             Poll::Pending
         })
         .await;

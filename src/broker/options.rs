@@ -6,6 +6,8 @@ use std::sync::Arc;
 use crate::base::limits::MESSAGE_BODY_BYTES_MAX;
 use crate::broker::topics::{PERM_READ, PERM_WRITE};
 
+pub use crate::broker::delay::DelayRules;
+
 /// See the module's page.
 #[derive(Clone, Debug)]
 pub struct BrokerOptions {
@@ -33,6 +35,8 @@ pub struct BrokerOptions {
     pub default_topic_queues: u32,
     /// `maxMessageSize` in bytes: body of a message, or of a whole batch.
     pub message_bytes_max: usize,
+    /// Delay levels and timers.
+    pub delay: DelayRules,
     /// `enablePropertyFilter`: SQL92 subscriptions are understood. RocketMQ's default is false.
     pub property_filter: bool,
     /// `litePullMessageEnable`.
@@ -65,6 +69,7 @@ impl BrokerOptions {
             auto_create_group: true,
             default_topic_queues: 8,
             message_bytes_max: MESSAGE_BODY_BYTES_MAX,
+            delay: DelayRules::rocketmq(),
             property_filter: true,
             lite_pull: true,
             long_polling: true,

@@ -2,7 +2,7 @@
 //!
 //! `send_plan.rs` decides; the rest is thin. The hot road is one call of [`ShardHandle::append`] whose callback answers: no
 //! task, and no allocation but the properties string and the ids of the answer. What needs another core first (a topic
-//! to create, a retry) becomes a task. Source: `SendMessageProcessor`, `AbstractSendMessageProcessor`.
+//! to create, a retry) becomes a task. A message for later goes the same way as another request. Source: `SendMessageProcessor`, `AbstractSendMessageProcessor`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,23 +12,27 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::base::names;
 use crate::base::offset::PhysicalOffset;
+use crate::broker::delay::{Due, recall_handle};
 use crate::broker::dispatch::Broker;
 use crate::broker::error::BrokerError;
 use crate::broker::send_plan::{
-    Plan, SendHeader, batch_of, check_body, check_properties, is_dead, plan,
-    refuse_what_cannot_wait,
+    Plan, SendHeader, batch_of, check_body, check_properties, is_dead, plan, refuse_half,
 };
-use crate::broker::sent_properties::Sent;
+use crate::broker::sent_properties::{Dropped, Sent};
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
-use crate::shard::message::{Appended, LocalReply, NewMessage, ShardReply, ShardRequest};
+use crate::shard::message::{Appended, Delayed, LocalReply, NewMessage, ShardReply, ShardRequest};
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::wire::message_id::MessageId;
+use crate::wire::properties::{PropertiesBuilder, name};
 use crate::wire::record::{SYS_FLAG_BORN_HOST_V6, SYS_FLAG_MULTI_TAGS, SYS_FLAG_STORE_HOST_V6};
 use crate::wire::remoting::body::TopicConfig;
 use crate::wire::remoting::command::{Command, Outgoing};
+
+/// Room for the properties that a delayed message gets.
+const DELAYED_BYTES: usize = 256;
 
 /// Where a message goes in the end.
 struct Target {
@@ -53,6 +57,30 @@ struct SendAnswer {
     responder: Responder,
     queue_id: u32,
     unique_key: Option<String>,
+    recall_handle: Option<String>,
+}
+
+/// The messages of a send as they are to be stored.
+struct Prepared {
+    messages: SmallVec<[NewMessage; 1]>,
+    /// For the answer.
+    unique_key: Option<String>,
+    /// Not now. Never of a batch.
+    due: Option<Due>,
+}
+
+impl Prepared {
+    /// The request that stores it.
+    fn into_request(self) -> ShardRequest {
+        let mut messages = self.messages.into_vec();
+        match self.due {
+            Some(due) if messages.len() == 1 => ShardRequest::AppendDelayed(Box::new(Delayed {
+                message: messages.remove(0),
+                due_ms: due.at_ms,
+            })),
+            _ => ShardRequest::Append(messages.into_boxed_slice()),
+        }
+    }
 }
 
 impl Broker {
@@ -203,27 +231,38 @@ impl Broker {
         responder: Responder,
     ) {
         match self.messages(header, body, now_ms, &target, responder.connection.peer()) {
-            Ok((messages, unique_key)) => {
+            Ok(prepared) => {
                 let Some(shard) = self.shard.shard_of_queue(&target.topic, target.queue_id) else {
                     let error = topics::no_queue(&target.topic.name, target.queue_id);
                     return self.refuse_send(error, responder);
                 };
-                let answer = SendAnswer {
+                let mut answer = SendAnswer {
                     responder,
                     queue_id: target.queue_id,
-                    unique_key,
+                    unique_key: prepared.unique_key.clone(),
+                    recall_handle: None,
                 };
                 let broker = self.clone();
-                self.shard.append(shard, messages, move |reply| {
-                    broker.answer_send(answer, reply)
-                });
+                let Some(due) = prepared.due else {
+                    return self.shard.append(shard, prepared.messages, move |reply| {
+                        broker.answer_send(answer, reply)
+                    });
+                };
+                if due.is_timer && !names::is_retry_topic(&target.topic.name) {
+                    let key = prepared.unique_key.as_deref().unwrap_or_default();
+                    let (topic, broker_name) = (&target.topic.name, &self.options.broker);
+                    answer.recall_handle = Some(recall_handle(topic, broker_name, due.at_ms, key));
+                }
+                self.shard
+                    .call(shard, prepared.into_request(), move |reply| {
+                        broker.answer_send(answer, reply)
+                    });
             }
             Err(error) => self.refuse_send(error, responder),
         }
     }
 
-    /// The messages of a send as they are to be stored, and the unique key for the answer.
-    #[allow(clippy::type_complexity)] // A pair that is taken apart at once.
+    /// The messages of a send as they are to be stored.
     fn messages(
         &self,
         header: &SendHeader<'_>,
@@ -231,7 +270,7 @@ impl Broker {
         now_ms: u64,
         target: &Target,
         born_host: SocketAddr,
-    ) -> Result<(SmallVec<[NewMessage; 1]>, Option<String>), BrokerError> {
+    ) -> Result<Prepared, BrokerError> {
         check_body(body, self.options.message_bytes_max, header.batch)?;
         let sent = Sent::read(&header.properties);
         let config = &target.topic.config;
@@ -242,9 +281,18 @@ impl Broker {
                 target.topic.name
             )));
         }
-        // A retry keeps its delay property and is stored at once until there is a delay engine; see `delay.rs`.
         if !names::is_retry_topic(&target.topic.name) && !target.dead {
-            refuse_what_cannot_wait(&sent, header.sys_flag, now_ms)?;
+            refuse_half(&sent, header.sys_flag)?;
+        }
+        // Nobody waits for a dead letter.
+        let due = match target.dead {
+            true => None,
+            false => self.options.delay.due(&sent.delay, now_ms)?,
+        };
+        if due.is_some() && header.batch {
+            return Err(BrokerError::MessageIllegal(
+                "a batch cannot be delayed; send its messages one by one".into(),
+            ));
         }
         let multi_tags = config.topic_filter_type == "MULTI_TAG";
         let message = NewMessage {
@@ -263,7 +311,11 @@ impl Broker {
         };
         if header.batch {
             let unique_key = sent.unique_key.map(lossy);
-            return Ok((batch_of(&message)?, unique_key));
+            return Ok(Prepared {
+                messages: batch_of(&message)?,
+                unique_key,
+                due: None,
+            });
         }
         let (unique_key, added) = match sent.unique_key {
             Some(key) => (lossy(key), false),
@@ -273,14 +325,26 @@ impl Broker {
             &header.properties,
             &sent,
             added.then_some(unique_key.as_str()),
-            target.dead,
+            match due {
+                _ if target.dead => Dropped::Level,
+                Some(due) if !due.is_timer => Dropped::Times,
+                _ => Dropped::Nothing,
+            },
         );
+        let properties = match due {
+            Some(due) => delayed_properties(&properties, target, due, now_ms),
+            None => properties,
+        };
         check_properties(properties.len())?;
         let message = NewMessage {
             properties,
             ..message
         };
-        Ok((smallvec![message], Some(unique_key)))
+        Ok(Prepared {
+            messages: smallvec![message],
+            unique_key: Some(unique_key),
+            due,
+        })
     }
 
     fn answer_send(&self, answer: SendAnswer, reply: LocalReply) {
@@ -291,7 +355,9 @@ impl Broker {
             }
             other => return self.refuse_send(BrokerError::unexpected(&other), answer.responder),
         };
-        let head = self.stored(answer.queue_id, answer.unique_key, &appended);
+        let head = self
+            .stored(answer.queue_id, answer.unique_key, &appended)
+            .field_if("recallHandle", answer.recall_handle);
         answer.responder.send(head, Body::Empty);
     }
 
@@ -311,10 +377,9 @@ impl Broker {
             .shard_of_queue(&topic, queue_id)
             .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
         let target = Target::new(topic, queue_id);
-        let (messages, unique_key) =
-            self.messages(&header, &command.body, now_ms, &target, born_host)?;
-        let request = ShardRequest::Append(messages.into_vec().into_boxed_slice());
-        match self.ask(core, request).await? {
+        let prepared = self.messages(&header, &command.body, now_ms, &target, born_host)?;
+        let unique_key = prepared.unique_key.clone();
+        match self.ask(core, prepared.into_request()).await? {
             ShardReply::Appended(appended) => Ok(self.stored(queue_id, unique_key, &appended)),
             other => Err(BrokerError::unexpected(&other)),
         }
@@ -341,6 +406,18 @@ impl Broker {
         let head = self.with_region(self.refusal(&error));
         responder.send(head, Body::Empty);
     }
+}
+
+/// The properties of a delayed message: also where it goes, as RocketMQ's delivered messages have it, and its times.
+fn delayed_properties(properties: &[u8], target: &Target, due: Due, now_ms: u64) -> Bytes {
+    let mut delayed = PropertiesBuilder::from_bytes(properties, DELAYED_BYTES);
+    if due.is_timer {
+        delayed.set(name::TIMER_OUT_MS, &due.at_ms.to_string());
+        delayed.set(name::TIMER_ENQUEUE_MS, &now_ms.to_string());
+    }
+    delayed.set(name::REAL_TOPIC, &target.topic.name);
+    delayed.set(name::REAL_QUEUE_ID, &target.queue_id.to_string());
+    delayed.finish()
 }
 
 /// The offset ids of the messages of one send, joined by commas.

@@ -2,21 +2,21 @@
 //!
 //! The message is read from the log, and a copy with one more try goes to the group's retry topic or, after the last
 //! try, to its dead letter topic. The copy keeps body, keys, tags and born fields; who failed is the group, so the queue
-//! does not matter and is chosen at random. Until there is a delay engine (`delay.rs`) the copy is stored in the retry
-//! topic at once, with the level that it will wait for.
+//! does not matter and is chosen at random. A retry waits for its delay level, or as long as the group's own policy says.
 //!
 //! Source: `AbstractSendMessageProcessor.consumerSendMsgBack`.
 
 use bytes::Bytes;
 
 use crate::base::offset::PhysicalOffset;
-use crate::broker::delay::retry_level;
+use crate::broker::delay::{DelayRules, policy_delay_ms};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
+use crate::broker::send_plan::check_properties;
 use crate::broker::topics::{self, PERM_WRITE};
 use crate::io::body::Body;
 use crate::shard::ShardHandle;
-use crate::shard::message::{NewMessage, ShardReply, ShardRequest};
+use crate::shard::message::{Delayed, NewMessage, ShardReply, ShardRequest};
 use crate::wire::message_id::MessageId;
 use crate::wire::properties::{self, PropertiesBuilder, name};
 use crate::wire::record::{RecordView, SYS_FLAG_BORN_HOST_V6, SYS_FLAG_STORE_HOST_V6};
@@ -30,25 +30,43 @@ const ADDED_BYTES: usize = 256;
 /// What becomes of a message that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// Another try after this delay level.
+    /// Another try after a delay level.
     Retry {
         level: usize,
+        delay_ms: u64,
+    },
+    /// Another try when the group's own policy says so.
+    RetryByPolicy {
+        delay_ms: u64,
     },
     Dead,
 }
 
-fn fate(reconsume_times: i32, limit: i32, delay_level: i32) -> Fate {
+/// `policy_ms`: the delay that the group's policy gives, if it has one of its own.
+fn fate(
+    reconsume_times: i32,
+    limit: i32,
+    delay_level: i32,
+    rules: &DelayRules,
+    policy_ms: Option<u64>,
+) -> Fate {
     if reconsume_times >= limit || delay_level < 0 {
-        Fate::Dead
-    } else {
-        Fate::Retry {
-            level: retry_level(delay_level, reconsume_times),
+        return Fate::Dead;
+    }
+    match policy_ms {
+        Some(delay_ms) if delay_level == 0 => Fate::RetryByPolicy { delay_ms },
+        _ => {
+            let level = rules.retry_level(delay_level, reconsume_times);
+            Fate::Retry {
+                level,
+                delay_ms: rules.level_ms(level),
+            }
         }
     }
 }
 
-/// The properties of the copy: origin and topic of the first delivery stay as they are once set.
-fn copied_properties(record: &RecordView<'_>, fate: Fate) -> Bytes {
+/// The properties of the copy for a queue: origin and topic of the first delivery stay as they are once set.
+fn copied_properties(record: &RecordView<'_>, fate: Fate, topic: &str, queue_id: u32) -> Bytes {
     let mut copy = PropertiesBuilder::from_bytes(record.properties(), ADDED_BYTES);
     if copy.get(name::RETRY_TOPIC).is_none() {
         copy.append(name::RETRY_TOPIC, record.topic());
@@ -61,11 +79,24 @@ fn copied_properties(record: &RecordView<'_>, fate: Fate) -> Bytes {
         copy.append(name::ORIGIN_MESSAGE_ID, &id.encode());
     }
     copy.set(name::WAIT, "false");
-    let level = match fate {
-        Fate::Retry { level } => level,
-        Fate::Dead => 0,
+    match fate {
+        Fate::Retry { level, .. } => copy.set(name::DELAY, &level.to_string()),
+        Fate::RetryByPolicy { .. } => copy.remove(name::DELAY),
+        Fate::Dead => copy.set(name::DELAY, "0"),
     };
-    copy.set(name::DELAY, &level.to_string());
+    // A time that the producer chose has been; as in RocketMQ, a level takes its place.
+    if fate != Fate::Dead {
+        for time in [
+            name::TIMER_DELAY_SEC,
+            name::TIMER_DELAY_MS,
+            name::TIMER_DELIVER_MS,
+            name::TIMER_OUT_MS,
+        ] {
+            copy.remove(time);
+        }
+        copy.set(name::REAL_TOPIC, topic);
+        copy.set(name::REAL_QUEUE_ID, &queue_id.to_string());
+    }
     copy.finish()
 }
 
@@ -101,9 +132,11 @@ impl Broker {
         let record = self.stored_record(command.required_int("offset")?).await?;
         let record = RecordView::parse(&record)
             .map_err(|error| BrokerError::System(format!("the stored message: {error}")))?;
-        let fate = fate(record.reconsume_times(), limit, delay_level);
+        let times = record.reconsume_times();
+        let policy_ms = policy_delay_ms(&config, times);
+        let fate = fate(times, limit, delay_level, &self.options.delay, policy_ms);
         let topic = match fate {
-            Fate::Retry { .. } => retry,
+            Fate::Retry { .. } | Fate::RetryByPolicy { .. } => retry,
             Fate::Dead => self.dead_letter_topic(&group).await?,
         };
         let queues = topic.config.write_queue_nums.max(1);
@@ -112,12 +145,14 @@ impl Broker {
             .shard
             .shard_of_queue(&topic, queue_id)
             .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
+        let properties = copied_properties(&record, fate, &topic.name, queue_id);
+        check_properties(properties.len())?;
         let copy = NewMessage {
             queue: ShardHandle::key(&topic, queue_id),
             topic: topic.name.clone(),
             // A copy of the body: the record may be a slice of a page that another core owns.
             body: Bytes::copy_from_slice(record.body()),
-            properties: copied_properties(&record, fate),
+            properties,
             tags_code: properties::tags_code_of(record.properties()),
             flag: record.flag(),
             sys_flag: record.sys_flag() & !(SYS_FLAG_BORN_HOST_V6 | SYS_FLAG_STORE_HOST_V6),
@@ -126,7 +161,15 @@ impl Broker {
             reconsume_times: record.reconsume_times().saturating_add(1),
             prepared_transaction_offset: 0,
         };
-        let request = ShardRequest::Append(Box::new([copy]));
+        let request = match fate {
+            Fate::Dead => ShardRequest::Append(Box::new([copy])),
+            Fate::Retry { delay_ms, .. } | Fate::RetryByPolicy { delay_ms } => {
+                ShardRequest::AppendDelayed(Box::new(Delayed {
+                    message: copy,
+                    due_ms: self.shard.now_ms() + delay_ms,
+                }))
+            }
+        };
         match self.ask(core, request).await? {
             ShardReply::Appended(_) => Answer::done(),
             other => Err(BrokerError::unexpected(&other)),
@@ -167,12 +210,27 @@ mod tests {
 
     #[test]
     fn a_message_dies_at_its_limit_or_when_the_consumer_gives_it_up() {
-        assert_eq!(fate(0, 16, 0), Fate::Retry { level: 3 });
-        assert_eq!(fate(15, 16, 0), Fate::Retry { level: 18 });
+        let rules = DelayRules::rocketmq();
+        let fate = |times, limit, level| fate(times, limit, level, &rules, None);
+        let retry = |level, delay_ms| Fate::Retry { level, delay_ms };
+        assert_eq!(fate(0, 16, 0), retry(3, 10_000));
+        assert_eq!(fate(15, 16, 0), retry(18, 7_200_000));
         assert_eq!(fate(16, 16, 0), Fate::Dead);
         assert_eq!(fate(0, 16, -1), Fate::Dead);
-        assert_eq!(fate(1, 2, 1), Fate::Retry { level: 1 });
+        assert_eq!(fate(1, 2, 1), retry(1, 1_000));
         assert_eq!(fate(2, 2, 1), Fate::Dead);
+    }
+
+    #[test]
+    fn a_groups_policy_counts_where_the_consumer_leaves_it_to_the_broker() {
+        let rules = DelayRules::rocketmq();
+        let by_policy = Fate::RetryByPolicy { delay_ms: 77 };
+        assert_eq!(fate(0, 16, 0, &rules, Some(77)), by_policy);
+        assert!(matches!(
+            fate(0, 16, 2, &rules, Some(77)),
+            Fate::Retry { level: 2, .. }
+        ));
+        assert_eq!(fate(16, 16, 0, &rules, Some(77)), Fate::Dead);
     }
 
     fn record(properties: &[u8]) -> Vec<u8> {
@@ -202,7 +260,15 @@ mod tests {
     fn the_first_copy_remembers_where_it_came_from() {
         let stored = record(b"TAGS\x01a\x02");
         let view = RecordView::parse(&stored).unwrap();
-        let copy = copied_properties(&view, Fate::Retry { level: 3 });
+        let copy = copied_properties(
+            &view,
+            Fate::Retry {
+                level: 3,
+                delay_ms: 10_000,
+            },
+            "%RETRY%G",
+            2,
+        );
         assert_eq!(properties::get(&copy, "RETRY_TOPIC"), Some("T"));
         assert_eq!(
             properties::get(&copy, "ORIGIN_MESSAGE_ID"),
@@ -211,13 +277,15 @@ mod tests {
         assert_eq!(properties::get(&copy, "DELAY"), Some("3"));
         assert_eq!(properties::get(&copy, "WAIT"), Some("false"));
         assert_eq!(properties::get(&copy, "TAGS"), Some("a"));
+        assert_eq!(properties::get(&copy, "REAL_TOPIC"), Some("%RETRY%G"));
+        assert_eq!(properties::get(&copy, "REAL_QID"), Some("2"));
     }
 
     #[test]
     fn a_later_copy_keeps_the_first_origin() {
         let stored = record(b"RETRY_TOPIC\x01first\x02ORIGIN_MESSAGE_ID\x01ID\x02DELAY\x013\x02");
         let view = RecordView::parse(&stored).unwrap();
-        let copy = copied_properties(&view, Fate::Dead);
+        let copy = copied_properties(&view, Fate::Dead, "%DLQ%G", 0);
         assert_eq!(properties::get(&copy, "RETRY_TOPIC"), Some("first"));
         assert_eq!(properties::get(&copy, "ORIGIN_MESSAGE_ID"), Some("ID"));
         assert_eq!(properties::get(&copy, "DELAY"), Some("0"));

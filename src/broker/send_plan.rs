@@ -11,7 +11,6 @@ use smallvec::SmallVec;
 
 use crate::base::limits::PROPERTIES_BYTES_MAX;
 use crate::base::names;
-use crate::broker::delay::Delay;
 use crate::broker::error::BrokerError;
 use crate::broker::options::BrokerOptions;
 use crate::broker::sent_properties::Sent;
@@ -241,12 +240,8 @@ pub(super) fn is_dead(
     reconsume_times > limit
 }
 
-/// What half and delayed messages are told until the broker can hold them.
-pub(super) fn refuse_what_cannot_wait(
-    sent: &Sent<'_>,
-    sys_flag: i32,
-    now_ms: u64,
-) -> Result<(), BrokerError> {
+/// What half messages are told until the broker can hold them.
+pub(super) fn refuse_half(sent: &Sent<'_>, sys_flag: i32) -> Result<(), BrokerError> {
     let transaction = sys_flag & SYS_FLAG_TRANSACTION;
     if sent.half || (transaction != 0 && transaction != SYS_FLAG_TRANSACTION_COMMIT) {
         return Err(BrokerError::MessageIllegal(
@@ -254,17 +249,7 @@ pub(super) fn refuse_what_cannot_wait(
                 .into(),
         ));
     }
-    match sent.delay.delay(now_ms) {
-        Ok(None) => Ok(()),
-        Ok(Some(Delay::Level(level))) => Err(BrokerError::MessageIllegal(format!(
-            "this broker does not offer delayed messages yet; send it without the delay level {level} (property DELAY)"
-        ))),
-        Ok(Some(Delay::At(at_ms))) => Err(BrokerError::MessageIllegal(format!(
-            "this broker does not offer delayed messages yet; send it without the timer ({} ms from now)",
-            at_ms.saturating_sub(now_ms)
-        ))),
-        Err(error) => Err(BrokerError::MessageIllegal(error.to_string())),
-    }
+    Ok(())
 }
 
 pub(super) fn check_body(
@@ -518,18 +503,13 @@ mod tests {
     }
 
     #[test]
-    fn half_and_delayed_messages_are_refused_and_past_deliveries_are_not() {
-        let refused = |properties: &[u8], sys_flag| {
-            refuse_what_cannot_wait(&Sent::read(properties), sys_flag, 1_000).is_err()
-        };
+    fn half_messages_are_refused() {
+        let refused =
+            |properties: &[u8], sys_flag| refuse_half(&Sent::read(properties), sys_flag).is_err();
         assert!(refused(b"TRAN_MSG\x01true\x02", 0));
         assert!(refused(b"", 0x4));
         assert!(refused(b"", 0xC));
         assert!(!refused(b"", 0x8));
-        assert!(refused(b"DELAY\x011\x02", 0));
-        assert!(refused(b"TIMER_DELIVER_MS\x011001\x02", 0));
-        assert!(!refused(b"TIMER_DELIVER_MS\x01999\x02", 0));
-        assert!(refused(b"TIMER_DELAY_MS\x01x\x02", 0));
     }
 
     #[test]

@@ -29,10 +29,24 @@ pub struct Sent<'a> {
     kept_bytes: usize,
 }
 
+/// Which of the delay properties a stored message loses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    Nothing,
+    /// A dead letter has no delay level.
+    Level,
+    /// A level goes before a chosen time.
+    Times,
+}
+
 /// Properties that the broker sets itself or does not take from a client.
-fn is_dropped(name: &[u8], drop_delay: bool) -> bool {
-    matches!(name, b"CLUSTER" | b"MSG_REGION" | b"TRACE_ON" | b"POP_CK")
-        || (drop_delay && name == b"DELAY")
+fn is_dropped(name: &[u8], drop: Dropped) -> bool {
+    match name {
+        b"CLUSTER" | b"MSG_REGION" | b"TRACE_ON" | b"POP_CK" => true,
+        b"DELAY" => drop == Dropped::Level,
+        b"TIMER_DELAY_SEC" | b"TIMER_DELAY_MS" | b"TIMER_DELIVER_MS" => drop == Dropped::Times,
+        _ => false,
+    }
 }
 
 impl<'a> Sent<'a> {
@@ -75,18 +89,18 @@ impl BrokerProperties {
     }
 
     /// The string to store: what was sent, without what the broker sets itself, then the broker's own.
-    /// `unique_key` is added if the message has none; `drop_delay` for messages that go to a dead letter topic.
+    /// `unique_key` is added if the message has none.
     pub fn complete(
         &self,
         properties: &[u8],
         sent: &Sent<'_>,
         unique_key: Option<&str>,
-        drop_delay: bool,
+        drop: Dropped,
     ) -> Bytes {
         let key_bytes = unique_key.map_or(0, |key| key.len() + b"UNIQ_KEY".len() + 2);
         let mut stored = Vec::with_capacity(sent.kept_bytes + key_bytes + self.0.len());
         for (name, value) in properties::iter(properties) {
-            if !is_dropped(name, drop_delay) {
+            if !is_dropped(name, drop) {
                 push(&mut stored, name, value);
             }
         }
@@ -102,12 +116,12 @@ impl BrokerProperties {
 mod tests {
     use super::*;
 
-    fn completed(properties: &[u8], key: Option<&str>, drop_delay: bool) -> Vec<(String, String)> {
+    fn completed(properties: &[u8], key: Option<&str>, drop: Dropped) -> Vec<(String, String)> {
         let stored = BrokerProperties::new("C1", "R", true).complete(
             properties,
             &Sent::read(properties),
             key,
-            drop_delay,
+            drop,
         );
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
         properties::iter(&stored)
@@ -117,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_broker_adds_its_own_and_keeps_what_was_sent() {
-        let stored = completed(b"TAGS\x01a\x02p\x01v\x02", Some("K"), false);
+        let stored = completed(b"TAGS\x01a\x02p\x01v\x02", Some("K"), Dropped::Nothing);
         let expected = [
             ("TAGS", "a"),
             ("p", "v"),
@@ -134,7 +148,7 @@ mod tests {
         let stored = completed(
             b"CLUSTER\x01x\x02POP_CK\x01y\x02TRACE_ON\x01no\x02",
             None,
-            false,
+            Dropped::Nothing,
         );
         assert!(
             stored
@@ -151,10 +165,10 @@ mod tests {
                 .map(|(n, _)| n)
                 .collect()
         };
-        assert!(names(false).contains(&"DELAY".to_owned()));
-        assert!(!names(true).contains(&"DELAY".to_owned()));
+        assert!(names(Dropped::Nothing).contains(&"DELAY".to_owned()));
+        assert!(!names(Dropped::Level).contains(&"DELAY".to_owned()));
         assert!(
-            names(true).contains(&"a".to_owned()),
+            names(Dropped::Level).contains(&"a".to_owned()),
             "an unterminated last property counts"
         );
     }
@@ -168,5 +182,16 @@ mod tests {
         assert_eq!(sent.unique_key, Some(&b"U"[..]));
         assert!(sent.has_keys && sent.half);
         assert_eq!(sent.delay.level, Some(&b"2"[..]));
+    }
+
+    #[test]
+    fn a_level_drops_the_chosen_time() {
+        let stored = completed(
+            b"DELAY\x013\x02TIMER_DELAY_SEC\x015\x02TIMER_DELIVER_MS\x019\x02a\x01b\x02",
+            None,
+            Dropped::Times,
+        );
+        let names: Vec<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["DELAY", "a", "CLUSTER", "MSG_REGION", "TRACE_ON"]);
     }
 }

@@ -24,11 +24,12 @@ use crate::shard::handle::{CoreApi, Done, Handlers, ShardHandle, Task};
 use crate::shard::hold::Hold;
 use crate::shard::locks::QueueLocks;
 use crate::shard::message::{
-    LocalReply, MeshMessage, NewMessage, Pull, QueueKey, Refusal, ShardReply, ShardRequest,
-    ShardStats,
+    Delayed, LocalReply, MeshMessage, NewMessage, Pull, QueueKey, Refusal, ShardReply,
+    ShardRequest, ShardStats,
 };
 use crate::shard::meta::Meta;
 use crate::shard::meta_writer::MetaWriter;
+use crate::shard::timers::TimerBell;
 use crate::store::{CommitLog, LogListener, LogOptions};
 
 /// The way to the other cores. Production: bounded channels of the runtime; simulation: queues of the world.
@@ -64,7 +65,14 @@ pub(super) struct Waiting {
 }
 
 /// Appends of one log that wait for space.
-pub(super) type Line = VecDeque<(Vec<NewMessage>, ReplyTo)>;
+pub(super) type Line = VecDeque<(Appending, ReplyTo)>;
+
+/// What is to be appended.
+#[derive(Clone)]
+pub(super) enum Appending {
+    Now(Vec<NewMessage>),
+    Later(Delayed),
+}
 
 /// One core. Share it by `Rc`.
 pub struct Shard<E: Env> {
@@ -73,6 +81,7 @@ pub struct Shard<E: Env> {
     pub(super) logs: BTreeMap<LogId, Rc<CommitLog<E>>>,
     pub(super) meta: Rc<RefCell<Meta>>,
     pub(super) gates: RefCell<AHashMap<LogId, AckGate<(ReplyTo, LocalReply)>>>,
+    pub(super) timers: BTreeMap<LogId, Rc<TimerBell>>,
     /// Appends that came before the disk gave their log its next space, oldest first.
     pub(super) stalled: RefCell<AHashMap<LogId, Line>>,
     pub(super) hold: RefCell<Hold<Waiting>>,
@@ -95,12 +104,14 @@ impl<E: Env> Shard<E> {
     pub async fn open(env: E, options: ShardOptions) -> io::Result<Rc<Self>> {
         let mut logs = BTreeMap::new();
         let mut gates = AHashMap::new();
+        let mut timers = BTreeMap::new();
         for id in (0..options.logs).filter(|id| usize::from(*id) % options.count == options.index) {
             let mut log_options = options.log.clone();
             log_options.log = id;
             log_options.directory = options.directory.join(format!("log-{id:03}"));
             let log = CommitLog::open(env.clone(), log_options).await?;
             gates.insert(id, AckGate::new(log.durable()));
+            timers.insert(id, Rc::default());
             logs.insert(id, log);
         }
         Ok(Rc::new_cyclic(|me| Self {
@@ -109,6 +120,7 @@ impl<E: Env> Shard<E> {
             logs,
             meta: Rc::default(),
             gates: RefCell::new(gates),
+            timers,
             stalled: RefCell::default(),
             hold: RefCell::default(),
             hold_changed: Notify::default(),
@@ -134,6 +146,11 @@ impl<E: Env> Shard<E> {
     pub fn start(self: &Rc<Self>) {
         for log in self.logs.values() {
             log.start(self.clone());
+        }
+        for (id, log) in &self.logs {
+            let (shard, log, bell) = (self.clone(), log.clone(), self.timers[id].clone());
+            self.env
+                .spawn(async move { shard.fire_timers(log, bell).await });
         }
         let shard = self.clone();
         self.env.spawn(async move { shard.expire_pulls().await });
@@ -237,6 +254,7 @@ impl<E: Env> Shard<E> {
             self.answer_empty(parked.waiter);
         }
         self.hold_changed.notify();
+        self.ring_all_timers();
     }
 }
 
@@ -305,6 +323,7 @@ impl<E: Env> LogListener for Shard<E> {
         for &queue in touched {
             self.wake_pulls(queue);
         }
+        self.ring_timers(log, end);
     }
 
     fn on_poisoned(&self, log: LogId, reason: &Arc<str>) {
@@ -321,5 +340,6 @@ impl<E: Env> LogListener for Shard<E> {
             };
             self.reply(reply_to, ShardReply::Refused(refusal));
         }
+        self.ring_all_timers();
     }
 }

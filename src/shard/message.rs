@@ -97,11 +97,21 @@ pub enum Boundary {
     Upper,
 }
 
+/// A message that becomes visible at a time.
+#[derive(Clone, Debug)]
+pub struct Delayed {
+    pub message: NewMessage,
+    /// Milliseconds since 1970.
+    pub due_ms: u64,
+}
+
 /// To the core that owns a queue, a log, a group or the metadata.
 #[derive(Debug)]
 pub enum ShardRequest {
     /// One message, or several of one queue that become consecutive records in one batch.
     Append(Box<[NewMessage]>),
+    /// A message for later; answered as [`ShardRequest::Append`], with queue offset 0, when it is durable.
+    AppendDelayed(Box<Delayed>),
     Pull(Box<Pull>),
     Bounds(QueueKey),
     /// Bounds of several queues of this core, in the order asked.

@@ -9,10 +9,10 @@ use crate::base::limits::MESH_WAITING_MAX;
 use crate::base::offset::{LogId, PhysicalOffset, Position};
 use crate::io::body::Body;
 use crate::io::env::Env;
-use crate::shard::core::{ReplyTo, Shard};
+use crate::shard::core::{Appending, ReplyTo, Shard};
 use crate::shard::message::{
-    Appended, Boundary, ClientAnswer, CommittedOffset, LocalReply, LogStats, NewMessage, Orphan,
-    QueueKey, Refusal, ShardRequest,
+    Appended, Boundary, ClientAnswer, CommittedOffset, Delayed, LocalReply, LogStats, NewMessage,
+    Orphan, QueueKey, Refusal, ShardRequest,
 };
 use crate::shard::pull::{read_refusal, run_or_spawn};
 use crate::store::CommitLog;
@@ -39,6 +39,7 @@ impl<E: Env> Shard<E> {
     pub(super) fn serve(&self, request: ShardRequest, reply_to: ReplyTo) {
         let reply = match request {
             ShardRequest::Append(messages) => return self.serve_append(&messages, reply_to),
+            ShardRequest::AppendDelayed(delayed) => return self.serve_delayed(*delayed, reply_to),
             ShardRequest::Pull(pull) => return self.serve_pull(*pull, reply_to),
             ShardRequest::Bounds(queue) => LocalReply::Bounds(self.bounds(queue)),
             ShardRequest::BoundsOf(queues) => {
@@ -144,23 +145,57 @@ impl<E: Env> Shard<E> {
         let Some(log) = log else {
             return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
         };
-        // Whoever waits for space goes first: the order of arrival is the order in the queue.
-        let first_in_line = self
-            .stalled
-            .borrow()
-            .get(&log.id())
-            .is_none_or(|line| line.is_empty());
-        if first_in_line {
+        let later = || Appending::Now(messages.to_vec());
+        if self.is_first_in_line(log) {
             match self.try_append(log, messages) {
                 Ok((appended, position)) => {
                     self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
                 }
-                Err(Refusal::SpaceOnItsWay { .. }) => self.stall(log, messages, reply_to),
+                Err(Refusal::SpaceOnItsWay { .. }) => self.stall(log, later(), reply_to),
                 Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
             }
         } else {
-            self.stall(log, messages, reply_to);
+            self.stall(log, later(), reply_to);
         }
+    }
+
+    /// Stores a message for later. The answer leaves when it is durable, with the message's physical offset.
+    fn serve_delayed(&self, delayed: Delayed, reply_to: ReplyTo) {
+        let Some(log) = self.log_of(delayed.message.queue) else {
+            return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
+        };
+        if !self.is_first_in_line(log) {
+            return self.stall(log, Appending::Later(delayed), reply_to);
+        }
+        match self.try_append_delayed(log, &delayed) {
+            Ok((appended, position)) => {
+                self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
+            }
+            Err(Refusal::SpaceOnItsWay { .. }) => {
+                self.stall(log, Appending::Later(delayed), reply_to);
+            }
+            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+        }
+    }
+
+    /// Whoever waits for space goes first: the order of arrival is the order in the queue.
+    fn is_first_in_line(&self, log: &CommitLog<E>) -> bool {
+        self.stalled
+            .borrow()
+            .get(&log.id())
+            .is_none_or(|line| line.is_empty())
+    }
+
+    fn try_append_delayed(
+        &self,
+        log: &CommitLog<E>,
+        delayed: &Delayed,
+    ) -> Result<(Appended, Position), Refusal> {
+        let result = log.append_delayed(&delayed.message, delayed.due_ms)?;
+        let mut stats = self.stats.borrow_mut();
+        stats.put_messages += 1;
+        stats.put_bytes += delayed.message.body.len() as u64;
+        Ok(result)
     }
 
     fn try_append(
@@ -176,7 +211,7 @@ impl<E: Env> Shard<E> {
     }
 
     /// Lets an append wait for space; a task tries again when there is some.
-    fn stall(&self, log: &Rc<CommitLog<E>>, messages: &[NewMessage], reply_to: ReplyTo) {
+    fn stall(&self, log: &Rc<CommitLog<E>>, appending: Appending, reply_to: ReplyTo) {
         let mut stalled = self.stalled.borrow_mut();
         let line = stalled.entry(log.id()).or_default();
         if line.len() >= MESH_WAITING_MAX {
@@ -184,7 +219,7 @@ impl<E: Env> Shard<E> {
             let refusal = Refusal::SpaceOnItsWay { log: log.id() };
             return self.reply(reply_to, LocalReply::Refused(refusal));
         }
-        line.push_back((messages.to_vec(), reply_to));
+        line.push_back((appending, reply_to));
         if line.len() > 1 {
             return;
         }
@@ -200,9 +235,12 @@ impl<E: Env> Shard<E> {
                     .stalled
                     .borrow()
                     .get(&log.id())
-                    .and_then(|line| line.front().map(|(messages, _)| messages.clone()));
-                let Some(messages) = front else { return };
-                let result = shard.try_append(&log, &messages);
+                    .and_then(|line| line.front().map(|(appending, _)| appending.clone()));
+                let result = match front {
+                    Some(Appending::Now(messages)) => shard.try_append(&log, &messages),
+                    Some(Appending::Later(delayed)) => shard.try_append_delayed(&log, &delayed),
+                    None => return,
+                };
                 if matches!(result, Err(Refusal::SpaceOnItsWay { .. })) {
                     log.space_beyond(end).await;
                     continue;

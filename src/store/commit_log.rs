@@ -25,6 +25,7 @@ use crate::io::aligned_buf::{PageBuf, PageSlice};
 use crate::io::env::{DiskFile, Env};
 use crate::store::batch::{ALIGN_BYTES, BatchHeader, FLAG_SEGMENT_END, HEADER_BYTES};
 use crate::store::control::Control;
+use crate::store::delayed;
 use crate::store::group_commit::GroupCommit;
 use crate::store::log_reader::LogReader;
 use crate::store::planted::{PlantedBug, planted};
@@ -32,6 +33,7 @@ use crate::store::recovery::{self, Recovered};
 use crate::store::segment::Segments;
 use crate::store::snapshot::{self, Mark, Writer};
 use crate::store::tables::consume_queue::Lookup;
+use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
 use crate::store::types::{Appended, NewMessage, QueueBounds, QueueEntry, QueueKey, Refusal};
 use crate::wire::record::RecordFields;
@@ -42,6 +44,8 @@ const BATCH_BYTES_FIRST: usize = 8 << 10;
 const AHEAD_BYTES: u64 = 64 << 20;
 /// How long to wait before space is asked for again after the disk was full.
 const DISK_FULL_RETRY: Duration = Duration::from_millis(200);
+/// What a delayed message may grow by when it is stored in its queue: the record of its timer's end, a property.
+const FIRING_BYTES: usize = 128;
 /// Index blocks are written when so many wait.
 const INDEX_BLOCKS_WAITING: usize = 64;
 
@@ -245,6 +249,10 @@ impl<E: Env> CommitLog<E> {
         }
     }
 
+    pub(super) fn env(&self) -> &E {
+        &self.env
+    }
+
     pub fn id(&self) -> LogId {
         self.options.log
     }
@@ -326,21 +334,11 @@ impl<E: Env> CommitLog<E> {
             return Err(Refusal::NoQueue);
         };
         let mut tables = self.tables.borrow_mut();
-        let opened = (tables.topic_id(&first.topic) != Some(first.queue.topic_id)
-            && !state.effects.iter().any(|(_, effect)| {
-                matches!(effect, Effect::Control(Control::TopicOpened { topic_id, .. }) if *topic_id == first.queue.topic_id)
-            }))
-        .then(|| Control::TopicOpened {
-            topic_id: first.queue.topic_id,
-            name: first.topic.clone(),
-        });
-        let opened = opened.map(|control| (control.encode(), control));
-        let fields = |message: &NewMessage| -> usize {
-            record_fields(message, 0, 0, 0, self.options.store_host, |fields| {
-                fields.encoded_len()
-            })
-        };
-        let total = messages.iter().map(fields).sum::<usize>()
+        let opened = opening(&state, &tables, first);
+        let total = messages
+            .iter()
+            .map(|message| self.record_bytes(message))
+            .sum::<usize>()
             + opened.as_ref().map_or(0, |(record, _)| record.len());
         self.reserve(&mut state, total, store_timestamp)?;
         if let Some((record, control)) = opened {
@@ -354,36 +352,14 @@ impl<E: Env> CommitLog<E> {
         };
         let mut last = Position::default();
         for (number, message) in messages.iter().enumerate() {
-            let queue_offset = tables.queues.assign(message.queue);
+            let (queue_offset, at) =
+                self.put_message(&mut state, &mut tables, message, store_timestamp);
             if number == 0 {
                 appended.queue_offset = queue_offset;
             }
-            let size = fields(message);
-            let (at, memory) = state.take(size);
             let physical = PhysicalOffset::new(self.options.log, Position(at));
-            record_fields(
-                message,
-                queue_offset,
-                physical.0,
-                store_timestamp as i64,
-                self.options.store_host,
-                |fields| fields.encode_into(memory),
-            );
             appended.physical_offsets.push(physical);
             last = Position(at);
-            state.effects.push_back((
-                at,
-                Effect::Message {
-                    queue: message.queue,
-                    queue_offset,
-                    entry: QueueEntry {
-                        position: at,
-                        size: size as u32,
-                        tags_code: message.tags_code,
-                    },
-                    store_timestamp: store_timestamp as i64,
-                },
-            ));
         }
         drop(state);
         drop(tables);
@@ -415,13 +391,174 @@ impl<E: Env> CommitLog<E> {
         Ok(last)
     }
 
-    /// Makes sure that `bytes` of records fit into the open batch.
-    fn reserve(&self, state: &mut State, bytes: usize, now_ms: u64) -> Result<(), Refusal> {
+    /// Appends a message that becomes visible later. The physical offset is that of the message within the delayed record;
+    /// a queue offset it gets when it is due. As [`CommitLog::append`].
+    pub fn append_delayed(
+        &self,
+        message: &NewMessage,
+        due_ms: u64,
+    ) -> Result<(Appended, Position), Refusal> {
+        let mut state = self.state.borrow_mut();
+        if let Some(refusal) = self.refuse(&state) {
+            return Err(refusal);
+        }
+        let store_timestamp = self.env.now_ms();
+        let opened = opening(&state, &self.tables.borrow(), message);
+        let total = delayed::RECORD_AT
+            + self.record_bytes(message)
+            + opened.as_ref().map_or(0, |(record, _)| record.len());
+        // What is taken now has to fit when it is due.
+        self.check_size(total + FIRING_BYTES)?;
+        self.reserve(&mut state, total, store_timestamp)?;
+        if let Some((record, control)) = opened {
+            let at = state.put(&record);
+            state.effects.push_back((at, Effect::Control(control)));
+        }
+        let at = self.put_delayed(&mut state, message, due_ms, store_timestamp);
+        drop(state);
+        self.work.notify();
+        self.wake_space();
+        let inner = Position(at).advance(delayed::RECORD_AT as u64);
+        let appended = Appended {
+            queue_offset: 0,
+            physical_offsets: SmallVec::from_iter([PhysicalOffset::new(self.options.log, inner)]),
+            store_timestamp: store_timestamp as i64,
+        };
+        Ok((appended, Position(at)))
+    }
+
+    /// Ends timers, in one batch with what they become: messages in their queues, or delayed messages anew. After a crash
+    /// all of it has happened or nothing. The topics are open in this log. As [`CommitLog::append`].
+    pub fn append_moved(
+        &self,
+        messages: &[NewMessage],
+        delayed: &[(NewMessage, u64)],
+        timers: &[TimerKey],
+    ) -> Result<Position, Refusal> {
+        let mut state = self.state.borrow_mut();
+        if let Some(refusal) = self.refuse(&state) {
+            return Err(refusal);
+        }
+        let store_timestamp = self.env.now_ms();
+        let done = Control::TimersDone {
+            timers: timers.into(),
+        };
+        let done_record = done.encode();
+        let total = done_record.len()
+            + messages
+                .iter()
+                .map(|message| self.record_bytes(message))
+                .sum::<usize>()
+            + delayed
+                .iter()
+                .map(|(message, _)| delayed::RECORD_AT + self.record_bytes(message))
+                .sum::<usize>();
+        self.reserve(&mut state, total, store_timestamp)?;
+        let mut tables = self.tables.borrow_mut();
+        for message in messages {
+            self.put_message(&mut state, &mut tables, message, store_timestamp);
+        }
+        for (message, due_ms) in delayed {
+            self.put_delayed(&mut state, message, *due_ms, store_timestamp);
+        }
+        let at = state.put(&done_record);
+        state.effects.push_back((at, Effect::Control(done)));
+        drop(tables);
+        drop(state);
+        self.work.notify();
+        self.wake_space();
+        Ok(Position(at))
+    }
+
+    fn record_bytes(&self, message: &NewMessage) -> usize {
+        record_fields(message, 0, 0, 0, self.options.store_host, |fields| {
+            fields.encoded_len()
+        })
+    }
+
+    /// Puts a message into the open batch, which has room for it: its queue offset and its position.
+    fn put_message(
+        &self,
+        state: &mut State,
+        tables: &mut Tables,
+        message: &NewMessage,
+        store_timestamp: u64,
+    ) -> (i64, u64) {
+        let queue_offset = tables.queues.assign(message.queue);
+        let size = self.record_bytes(message);
+        let (at, memory) = state.take(size);
+        record_fields(
+            message,
+            queue_offset,
+            PhysicalOffset::new(self.options.log, Position(at)).0,
+            store_timestamp as i64,
+            self.options.store_host,
+            |fields| fields.encode_into(memory),
+        );
+        state.effects.push_back((
+            at,
+            Effect::Message {
+                queue: message.queue,
+                queue_offset,
+                entry: QueueEntry {
+                    position: at,
+                    size: size as u32,
+                    tags_code: message.tags_code,
+                },
+                store_timestamp: store_timestamp as i64,
+            },
+        ));
+        (queue_offset, at)
+    }
+
+    /// The same for a delayed one: the position of the delayed record.
+    fn put_delayed(
+        &self,
+        state: &mut State,
+        message: &NewMessage,
+        due_ms: u64,
+        store_timestamp: u64,
+    ) -> u64 {
+        let bytes = delayed::RECORD_AT + self.record_bytes(message);
+        let topic_id = message.queue.topic_id;
+        let (at, memory) = state.take(bytes);
+        let inner = Position(at).advance(delayed::RECORD_AT as u64);
+        let memory = delayed::write_head(memory, delayed::Head { due_ms, topic_id });
+        record_fields(
+            message,
+            0,
+            PhysicalOffset::new(self.options.log, inner).0,
+            store_timestamp as i64,
+            self.options.store_host,
+            |fields| fields.encode_into(memory),
+        );
+        let key = TimerKey {
+            due_ms,
+            position: at,
+        };
+        let timer = Timer {
+            bytes: bytes as u32,
+            topic_id,
+        };
+        state
+            .effects
+            .push_back((at, Effect::Delayed { key, timer }));
+        at
+    }
+
+    /// Whether so many bytes of records fit into a segment.
+    fn check_size(&self, bytes: usize) -> Result<(), Refusal> {
         let segment_bytes = self.options.segment_bytes as usize;
         let limit_bytes = segment_bytes - 2 * HEADER_BYTES - SECTOR_BYTES;
         if bytes > limit_bytes {
             return Err(Refusal::TooLarge { bytes, limit_bytes });
         }
+        Ok(())
+    }
+
+    /// Makes sure that `bytes` of records fit into the open batch.
+    fn reserve(&self, state: &mut State, bytes: usize, now_ms: u64) -> Result<(), Refusal> {
+        self.check_size(bytes)?;
         // Where the batch begins if it has to be a new one, and whether it has to.
         let (start, used) = match &state.open {
             Some(open) if open.used + bytes <= BATCH_BYTES_TARGET || open.record_count == 0 => (
@@ -1082,6 +1219,25 @@ impl State {
         memory.copy_from_slice(record);
         position
     }
+}
+
+/// The record that says that a message's topic is open in this log, if nothing has said so before.
+fn opening(state: &State, tables: &Tables, message: &NewMessage) -> Option<(Vec<u8>, Control)> {
+    let id = message.queue.topic_id;
+    if tables.topic_id(&message.topic) == Some(id) {
+        return None;
+    }
+    let pending = state.effects.iter().any(|(_, effect)| {
+        matches!(effect, Effect::Control(Control::TopicOpened { topic_id, .. }) if *topic_id == id)
+    });
+    if pending {
+        return None;
+    }
+    let control = Control::TopicOpened {
+        topic_id: id,
+        name: message.topic.clone(),
+    };
+    Some((control.encode(), control))
 }
 
 fn record_fields<T>(

@@ -1,10 +1,11 @@
 //! Control records: everything durable that is not a message. They stand between message records in the batches.
 //!
 //! Big-endian like the message record, so that one scan reads both: total size u32, magic u32 [`MAGIC`], kind u8, payload.
-//! Text is a u16 length and UTF-8. A kind that this version does not know is skipped by recovery with a warning.
+//! Text is a u16 length and UTF-8. Kind 6 is a delayed message, see [`crate::store::delayed`]. A kind that this version does not know is skipped by recovery with a warning.
 
 use std::sync::Arc;
 
+use crate::store::tables::timers::TimerKey;
 use crate::store::types::QueueKey;
 
 /// Magic of a control record; a message record has `DA A3 20 A7` or `DA A3 20 AB` there.
@@ -32,6 +33,9 @@ pub enum Control {
         key: Arc<str>,
         value: Option<Arc<[u8]>>,
     },
+    /// Delayed messages of this log that are not any more: their messages, or copies elsewhere in the log, stand in the
+    /// same batch, or their topic is gone.
+    TimersDone { timers: Arc<[TimerKey]> },
 }
 
 /// Why a control record cannot be read although its batch's CRC is right: written by a newer version, or our bug.
@@ -51,6 +55,7 @@ impl Control {
             Self::OffsetCommitted { .. } => 3,
             Self::OffsetsDropped { .. } => 4,
             Self::Metadata { .. } => 5,
+            Self::TimersDone { .. } => 7,
         }
     }
 
@@ -80,6 +85,12 @@ impl Control {
                 put_text(&mut out, key);
                 out.push(u8::from(value.is_some()));
                 out.extend_from_slice(value.as_deref().unwrap_or_default());
+            }
+            Self::TimersDone { timers } => {
+                for timer in timers.iter() {
+                    out.extend_from_slice(&timer.due_ms.to_be_bytes());
+                    out.extend_from_slice(&timer.position.to_be_bytes());
+                }
             }
         }
         let total = out.len() as u32;
@@ -117,6 +128,18 @@ impl Control {
                 Self::Metadata {
                     key,
                     value: (present != 0).then(|| Arc::from(value)),
+                }
+            }
+            7 => {
+                let mut timers = Vec::with_capacity(rest.len() / 16);
+                while !rest.is_empty() {
+                    timers.push(TimerKey {
+                        due_ms: take_u64(&mut rest).ok_or(short.clone())?,
+                        position: take_u64(&mut rest).ok_or(short.clone())?,
+                    });
+                }
+                Self::TimersDone {
+                    timers: timers.into(),
                 }
             }
             kind => return Err(ControlError::UnknownKind { kind }),
@@ -186,6 +209,14 @@ mod tests {
                     key: key.into(),
                     value: value.map(Into::into)
                 }),
+            proptest::collection::vec((any::<u64>(), any::<u64>()), 0..20).prop_map(|timers| {
+                let timers = timers.into_iter();
+                Control::TimersDone {
+                    timers: timers
+                        .map(|(due_ms, position)| TimerKey { due_ms, position })
+                        .collect(),
+                }
+            }),
         ]
     }
 

@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod commit_log;
 pub mod control;
+pub mod delayed;
 pub mod group_commit;
 pub mod log_reader;
 pub mod manifest;

@@ -15,9 +15,11 @@ use crate::io::env::{DiskFile, Env};
 use crate::store::batch::{ALIGN_BYTES, BatchHeader, HEADER_BYTES};
 use crate::store::commit_log::LogOptions;
 use crate::store::control::{self, Control};
+use crate::store::delayed;
 use crate::store::planted::{PlantedBug, planted};
 use crate::store::segment::Segments;
 use crate::store::snapshot::{self, Reader};
+use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
 use crate::store::types::{QueueEntry, QueueKey};
 use crate::wire::properties;
@@ -232,6 +234,19 @@ pub fn is_control(record: &[u8]) -> bool {
 
 /// What a record does to the tables, or `None` for one that does nothing.
 pub fn effect_of(record: &[u8], position: u64, tables: &Tables) -> Option<Effect> {
+    if delayed::is_delayed(record) {
+        let head = delayed::head(record).ok()?;
+        return Some(Effect::Delayed {
+            key: TimerKey {
+                due_ms: head.due_ms,
+                position,
+            },
+            timer: Timer {
+                bytes: record.len() as u32,
+                topic_id: head.topic_id,
+            },
+        });
+    }
     if is_control(record) {
         return match Control::decode(record) {
             Ok(control) => Some(Effect::Control(control)),
@@ -392,6 +407,6 @@ fn follows(effect: &Effect, tables: &Tables) -> bool {
             *queue_offset == bounds.max_offset
                 || (bounds.max_offset == bounds.min_offset && *queue_offset > bounds.max_offset)
         }
-        Effect::Control(_) => true,
+        Effect::Delayed { .. } | Effect::Control(_) => true,
     }
 }

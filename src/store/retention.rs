@@ -1,10 +1,28 @@
 //! What may go: whole segments, by age, by bytes, and when the disk fills. Consumption never deletes.
+//!
+//! Delayed messages that are not due yet outlive their segment: they are stored again at the end of the log, in one batch
+//! with the end of their old timers, before the segment goes.
 
 use std::io;
+use std::time::Duration;
 
 use crate::base::offset::Position;
 use crate::io::env::Env;
 use crate::store::commit_log::CommitLog;
+use crate::store::delayed;
+use crate::store::tables::timers::{Timer, TimerKey};
+use crate::store::types::{NewMessage, Refusal};
+
+/// Bytes of delayed records that are carried forward in one batch, unless one alone has more.
+const CARRY_BYTES: u64 = 128 << 10;
+/// So often a record is read in vain before the pass gives up.
+const READ_TRIES: u32 = 5;
+/// Pause between these.
+const READ_PAUSE: Duration = Duration::from_millis(200);
+/// How often is looked whether what was carried is durable.
+const CARRY_POLL: Duration = Duration::from_millis(2);
+/// A pass gives up then: timers of the segment are being fired and the log does not get on.
+const CARRY_POLLS_MAX: u32 = 5_000;
 
 /// Rules of one pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +56,7 @@ pub async fn clean<E: Env>(
         if !expired && !too_many {
             break;
         }
+        carry_timers(log, first_end).await?;
         // The tables forget it first, and a snapshot holds what the segment said of topics and offsets: a crash in
         // between leaves a file that the next pass removes.
         if moved.is_none() {
@@ -58,4 +77,118 @@ pub async fn clean<E: Env>(
         );
     }
     Ok(moved)
+}
+
+/// Stores all delayed messages whose records lie before `end` again, durably. Then no timer points there any more.
+async fn carry_timers<E: Env>(log: &CommitLog<E>, end: u64) -> io::Result<()> {
+    let taken = log.tables().borrow_mut().timers.take_below(end);
+    let count = taken.len();
+    let mut left = &taken[..];
+    while !left.is_empty() {
+        let (carried, rest) = left.split_at(piece(left, log.options().segment_bytes));
+        match carry(log, carried).await {
+            Ok(()) => left = rest,
+            Err(error) => {
+                let keys = left.iter().map(|(key, _)| *key);
+                log.tables().borrow_mut().timers.give_back(keys);
+                return Err(error);
+            }
+        }
+    }
+    let lost = log.tables().borrow().timers.unreadable_below(end);
+    if !lost.is_empty() {
+        for key in &lost {
+            tracing::error!(
+                log = log.id(),
+                position = key.position,
+                due_ms = key.due_ms,
+                "a delayed message that cannot be read goes with its segment"
+            );
+        }
+        log.append_moved(&[], &[], &lost)
+            .map_err(io::Error::other)?;
+    }
+    // Those that are being fired now leave by themselves.
+    for _ in 0..CARRY_POLLS_MAX {
+        if !log.tables().borrow().timers.has_below(end) {
+            if count > 0 {
+                tracing::info!(
+                    log = log.id(),
+                    count,
+                    "delayed messages were carried out of an old segment"
+                );
+            }
+            return Ok(());
+        }
+        if let Some(refusal) = log.refusal() {
+            return Err(io::Error::other(refusal));
+        }
+        log.env().sleep(CARRY_POLL).await;
+    }
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        "delayed messages of the oldest segment are still being moved",
+    ))
+}
+
+/// How many timers go into the next batch.
+fn piece(timers: &[(TimerKey, Timer)], segment_bytes: u64) -> usize {
+    let mut bytes = 0;
+    let fitting = timers.iter().take_while(|(_, timer)| {
+        bytes += u64::from(timer.bytes);
+        bytes <= CARRY_BYTES.min(segment_bytes / 4)
+    });
+    fitting.count().max(1)
+}
+
+async fn read<E: Env>(log: &CommitLog<E>, key: TimerKey, timer: Timer) -> io::Result<NewMessage> {
+    let mut tries = 0;
+    loop {
+        let bytes = timer.bytes as usize;
+        let record = log.reader().read_whole(key.position, bytes).await;
+        tries += 1;
+        match record {
+            Ok(record) => {
+                let message = delayed::message(&record).map_err(io::Error::other);
+                return message.map(|(_, message)| message);
+            }
+            Err(error) if tries == READ_TRIES => return Err(error),
+            Err(_) => log.env().sleep(READ_PAUSE).await,
+        }
+    }
+}
+
+async fn carry<E: Env>(log: &CommitLog<E>, timers: &[(TimerKey, Timer)]) -> io::Result<()> {
+    let mut delayed: Vec<(NewMessage, u64)> = Vec::with_capacity(timers.len());
+    let mut keys = Vec::with_capacity(timers.len());
+    for &(key, timer) in timers {
+        match read(log, key, timer).await {
+            Ok(message) => delayed.push((message, key.due_ms)),
+            Err(error) => {
+                // The segment stays for this pass; at the next one the message goes with it, if nobody has read it.
+                log.tables().borrow_mut().timers.set_unreadable(key);
+                return Err(error);
+            }
+        }
+        keys.push(key);
+    }
+    let mut polls = 0;
+    let position = loop {
+        match log.append_moved(&[], &delayed, &keys) {
+            Err(Refusal::SpaceOnItsWay { .. } | Refusal::Busy { .. })
+                if polls < CARRY_POLLS_MAX =>
+            {
+                polls += 1;
+                log.env().sleep(CARRY_POLL).await;
+            }
+            result => break result.map_err(io::Error::other)?,
+        }
+    };
+    while log.durable() <= position {
+        if let Some(refusal) = log.refusal() {
+            return Err(io::Error::other(refusal));
+        }
+        log.env().sleep(CARRY_POLL).await;
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ use crate::base::offset::LogId;
 use crate::io::env::Env;
 use crate::store::batch::HEADER_BYTES;
 use crate::store::control::Control;
+use crate::store::delayed;
 use crate::store::manifest::Manifest;
 use crate::store::recovery::{Damage, Scanner, Step, is_control, raw_records};
 use crate::store::segment::Segments;
@@ -44,6 +45,7 @@ impl LogReport {
 /// One record of a log, as `dump` shows it.
 enum Shown<'a> {
     Message(RecordView<'a>),
+    Delayed(delayed::Head, RecordView<'a>),
     Control(Control),
     Unreadable(String),
 }
@@ -89,7 +91,13 @@ async fn walk<E: Env>(
         report.batches += 1;
         let mut at = begin;
         for record in raw_records(scanner.records(range)) {
-            let shown = if is_control(record) {
+            let shown = if delayed::is_delayed(record) {
+                report.controls += 1;
+                match delayed::view(record) {
+                    Ok((head, view)) => Shown::Delayed(head, view),
+                    Err(error) => Shown::Unreadable(error.to_string()),
+                }
+            } else if is_control(record) {
                 report.controls += 1;
                 match Control::decode(record) {
                     Ok(control) => Shown::Control(control),
@@ -212,6 +220,16 @@ fn value_of(log: LogId, position: u64, shown: &Shown<'_>) -> serde_json::Value {
             "keys": properties::get(view.properties(), properties::name::KEYS),
             "tags": properties::get(view.properties(), properties::name::TAGS),
         }),
+        Shown::Delayed(head, view) => json!({
+            "log": log,
+            "position": position,
+            "kind": "delayed",
+            "dueMs": head.due_ms,
+            "topic": view.topic(),
+            "queueId": view.queue_id(),
+            "bodyBytes": view.body().len(),
+            "uniqueKey": properties::get(view.properties(), properties::name::UNIQUE_KEY),
+        }),
         Shown::Control(control) => {
             let (kind, detail) = match control {
                 Control::TopicOpened { topic_id, name } => (
@@ -236,6 +254,10 @@ fn value_of(log: LogId, position: u64, shown: &Shown<'_>) -> serde_json::Value {
                     "metadata",
                     json!({"key": &**key, "value": value.as_deref().map(|value| String::from_utf8_lossy(value).into_owned())}),
                 ),
+                Control::TimersDone { timers } => {
+                    let positions: Vec<u64> = timers.iter().map(|key| key.position).collect();
+                    ("timers-done", json!({"positions": positions}))
+                }
             };
             json!({"log": log, "position": position, "kind": kind, "detail": detail})
         }

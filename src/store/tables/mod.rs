@@ -4,6 +4,7 @@ pub mod consume_queue;
 pub mod metadata;
 pub mod offsets;
 pub mod open_topics;
+pub mod timers;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use consume_queue::ConsumeQueues;
 use metadata::Metadata;
 use offsets::ConsumerOffsets;
 use open_topics::OpenTopics;
+use timers::{Timer, TimerKey, Timers};
 
 /// What one durable record does to the tables.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +27,11 @@ pub enum Effect {
         entry: QueueEntry,
         store_timestamp: i64,
     },
+    /// A delayed message, in no queue yet.
+    Delayed {
+        key: TimerKey,
+        timer: Timer,
+    },
     Control(Control),
 }
 
@@ -35,6 +42,7 @@ pub struct Tables {
     pub offsets: ConsumerOffsets,
     pub open_topics: OpenTopics,
     pub metadata: Metadata,
+    pub timers: Timers,
 }
 
 impl Tables {
@@ -51,6 +59,10 @@ impl Tables {
                     .push(queue, queue_offset, entry, store_timestamp);
                 Some(queue)
             }
+            Effect::Delayed { key, timer } => {
+                self.timers.set(key, timer);
+                None
+            }
             Effect::Control(control) => {
                 match control {
                     Control::TopicOpened { topic_id, name } => {
@@ -60,6 +72,7 @@ impl Tables {
                         self.open_topics.drop_topic(topic_id);
                         self.queues.drop_topic(topic_id);
                         self.offsets.drop_topic(topic_id);
+                        self.timers.drop_topic(topic_id);
                     }
                     Control::OffsetCommitted {
                         group,
@@ -68,6 +81,11 @@ impl Tables {
                     } => self.offsets.commit(group, queue, offset),
                     Control::OffsetsDropped { group } => self.offsets.drop_group(&group),
                     Control::Metadata { key, value } => self.metadata.put(key, value),
+                    Control::TimersDone { timers } => {
+                        for &key in timers.iter() {
+                            self.timers.done(key);
+                        }
+                    }
                 }
                 None
             }
@@ -85,6 +103,7 @@ impl Tables {
         self.offsets.write(out);
         self.metadata.write(out);
         self.queues.write(out);
+        self.timers.write(out);
     }
 
     /// Tables from what [`Tables::write`] wrote.
@@ -94,6 +113,7 @@ impl Tables {
             offsets: ConsumerOffsets::read(input)?,
             metadata: Metadata::read(input)?,
             queues: ConsumeQueues::read(input)?,
+            timers: Timers::read(input)?,
         })
     }
 }

@@ -1,0 +1,199 @@
+//! Firing of delayed messages: one task a log, which sleeps until the earliest timer of the log is due.
+//!
+//! A message that is due is read back and stored in its queue, in one batch with the end of its timer, so that a crash fires it
+//! exactly once. Only durable timers fire, never before their time by the wall clock, in the order of their times. What
+//! the log refuses (disk full, too much pending) is tried again; the timer stays. Timers whose record cannot be read are put
+//! aside after some tries, so that they do not hold up the others.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::base::limits::PROPERTIES_BYTES_MAX;
+use crate::base::notify::Notify;
+use crate::base::offset::{LogId, Position};
+use crate::io::env::Env;
+use crate::shard::core::Shard;
+use crate::shard::message::{NewMessage, Refusal};
+use crate::store::CommitLog;
+use crate::store::delayed::{self, DelayedError};
+use crate::store::tables::timers::{Timer, TimerKey};
+use crate::wire::properties::{self, PropertiesBuilder, name};
+
+/// Bytes of delayed records that are moved in one batch, unless one alone has more.
+const FIRE_BYTES_MAX: u64 = 128 << 10;
+/// The wall clock may jump: it is looked at this often while a timer waits.
+const CLOCK_CHECK: Duration = Duration::from_secs(1);
+/// Pause before a refused batch is tried again.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+/// The same while the log's next space is made ready.
+const SPACE_PAUSE: Duration = Duration::from_millis(2);
+/// Pause before a failed read is tried again.
+const UNREADABLE_PAUSE: Duration = Duration::from_millis(500);
+/// So often a record is read in vain before its timer is put aside.
+const READ_TRIES: u32 = 5;
+
+/// How the task of a log is woken.
+#[derive(Default)]
+pub(super) struct TimerBell {
+    bell: Notify,
+    /// Wall clock at which the task wakes by itself; 0 while it is at work.
+    sleeps_until_ms: Cell<u64>,
+    /// It waits for the log to be durable beyond this.
+    awaits: Cell<Option<Position>>,
+}
+
+/// Why a batch of timers was not moved.
+enum Unmoved {
+    Refused(Refusal),
+    Unreadable { key: TimerKey, error: io::Error },
+}
+
+impl<E: Env> Shard<E> {
+    /// A log has got further: its timers' task wakes if that is what it waits for, or if a timer is due before it wakes.
+    pub(super) fn ring_timers(&self, id: LogId, end: Position) {
+        let (Some(bell), Some(log)) = (self.timers.get(&id), self.logs.get(&id)) else {
+            return;
+        };
+        let is_awaited = bell.awaits.get().is_some_and(|position| position < end);
+        let is_earlier = || {
+            let first = log.tables().borrow().timers.first_due_ms();
+            first.is_some_and(|first| first < bell.sleeps_until_ms.get())
+        };
+        if is_awaited || is_earlier() {
+            bell.bell.notify();
+        }
+    }
+
+    /// Wakes the timers' tasks so that they see that they are to end.
+    pub(super) fn ring_all_timers(&self) {
+        for bell in self.timers.values() {
+            bell.bell.notify();
+        }
+    }
+
+    fn log_has_ended(&self, log: &CommitLog<E>) -> bool {
+        self.stopping.get() || log.refusal().is_some()
+    }
+
+    /// The task of one log.
+    pub(super) async fn fire_timers(self: Rc<Self>, log: Rc<CommitLog<E>>, bell: Rc<TimerBell>) {
+        // A topic that is not known yet must not look like a deleted one.
+        self.ready().await;
+        let bytes_max = FIRE_BYTES_MAX.min(log.options().segment_bytes / 4);
+        let mut unread: Option<(TimerKey, u32)> = None;
+        while !self.log_has_ended(&log) {
+            let now_ms = self.env.now_ms();
+            let due = log.tables().borrow_mut().timers.take_due(now_ms, bytes_max);
+            if due.is_empty() {
+                self.sleep_until_due(&log, &bell, now_ms).await;
+                continue;
+            }
+            let pause = match self.fire(&log, &due).await {
+                Ok(position) => {
+                    bell.awaits.set(Some(position));
+                    while log.durable() <= position && !self.log_has_ended(&log) {
+                        bell.bell.notified().await;
+                    }
+                    bell.awaits.set(None);
+                    continue;
+                }
+                Err(Unmoved::Refused(Refusal::SpaceOnItsWay { .. })) => SPACE_PAUSE,
+                Err(Unmoved::Refused(refusal)) => {
+                    tracing::debug!(log = log.id(), %refusal, "delayed messages are late: the log takes none now");
+                    REFUSED_PAUSE
+                }
+                Err(Unmoved::Unreadable { key, error }) => {
+                    let tries = match unread {
+                        Some((last, tries)) if last == key => tries + 1,
+                        _ => 1,
+                    };
+                    unread = Some((key, tries));
+                    if tries >= READ_TRIES {
+                        tracing::error!(log = log.id(), position = key.position, due_ms = key.due_ms, %error, "a delayed message cannot be read; it is tried again at the next start");
+                        log.tables().borrow_mut().timers.set_unreadable(key);
+                    } else {
+                        tracing::warn!(log = log.id(), position = key.position, %error, "a delayed message cannot be read; it is tried again");
+                    }
+                    UNREADABLE_PAUSE
+                }
+            };
+            let keys = due.iter().map(|(key, _)| *key);
+            log.tables().borrow_mut().timers.give_back(keys);
+            self.env.sleep(pause).await;
+        }
+    }
+
+    async fn sleep_until_due(&self, log: &CommitLog<E>, bell: &TimerBell, now_ms: u64) {
+        let first = log.tables().borrow().timers.first_due_ms();
+        bell.sleeps_until_ms.set(first.unwrap_or(u64::MAX));
+        match first {
+            None => bell.bell.notified().await,
+            Some(first) => {
+                let wait = Duration::from_millis(first.saturating_sub(now_ms)).min(CLOCK_CHECK);
+                let sleep = self.env.sleep(wait);
+                futures_lite::future::or(sleep, bell.bell.notified()).await;
+            }
+        }
+        bell.sleeps_until_ms.set(0);
+    }
+
+    /// Moves timers that are due into their queues. Gives the position that has to be durable.
+    async fn fire(
+        &self,
+        log: &Rc<CommitLog<E>>,
+        due: &[(TimerKey, Timer)],
+    ) -> Result<Position, Unmoved> {
+        let mut messages = Vec::with_capacity(due.len());
+        for &(key, timer) in due {
+            let read = log.reader().read_whole(key.position, timer.bytes as usize);
+            let message = read
+                .await
+                .and_then(|record| message_of(&record, key).map_err(io::Error::other))
+                .map_err(|error| Unmoved::Unreadable { key, error })?;
+            messages.push(message);
+        }
+        // Asked last, without a wait until the append: whoever deletes a topic tells the cores before the logs.
+        messages.retain(|message| {
+            let has_queue = self
+                .log_of(message.queue)
+                .is_some_and(|owner| owner.id() == log.id());
+            if !has_queue {
+                tracing::info!(topic = %message.topic, topic_id = message.queue.topic_id, "a delayed message of a deleted topic is dropped");
+            }
+            has_queue
+        });
+        let now_ms = self.env.now_ms();
+        for message in &mut messages {
+            note_firing(message, now_ms);
+        }
+        let keys: Vec<TimerKey> = due.iter().map(|(key, _)| *key).collect();
+        log.append_moved(&messages, &[], &keys)
+            .map_err(Unmoved::Refused)
+    }
+}
+
+fn message_of(record: &[u8], key: TimerKey) -> Result<NewMessage, DelayedError> {
+    let (head, message) = delayed::message(record)?;
+    if head.due_ms == key.due_ms {
+        Ok(message)
+    } else {
+        Err(DelayedError::Kind)
+    }
+}
+
+/// Messages with a chosen time say when they were delivered (`TIMER_DEQUEUE_MS`), those with a level do not.
+fn note_firing(message: &mut NewMessage, now_ms: u64) {
+    if !properties::contains(&message.properties, name::TIMER_OUT_MS) {
+        return;
+    }
+    let mut noted = PropertiesBuilder::from_bytes(&message.properties, 40);
+    noted.set(name::TIMER_DEQUEUE_MS, &now_ms.to_string());
+    if noted.len() <= PROPERTIES_BYTES_MAX {
+        message.properties = noted.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests;
