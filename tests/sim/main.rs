@@ -1,6 +1,6 @@
 //! The simulation: the store and the shards under seeded crashes and faults, with a model of the promise beside them.
 //!
-//! `RINGMQ_SEED=n cargo test --test sim` runs one seed with a trace, `RINGMQ_SIM_SEEDS=n` runs so many. A failure prints
+//! `RINGMQ_SEED=n cargo test --test sim the_shards` runs one seed with a trace, `RINGMQ_SIM_SEEDS=n` so many. A failure prints
 //! its seed. See ARCHITECTURE.md, Simulation.
 #![allow(clippy::unwrap_used)] // A test that meets an error it did not plan for is to fail.
 
@@ -38,7 +38,7 @@ const LOGS_LIMITS: Limits = Limits {
 
 #[test]
 fn the_logs_keep_the_promise() {
-    let counts = run_seeds(&Logs, &LOGS_LIMITS, seeds_from_env(100));
+    let counts = run_seeds(&Logs, &LOGS_LIMITS, seeds_from_env(60));
     assert!(counts.acknowledged > 0 && counts.delivered > 0 && counts.restarts > 0);
 }
 
@@ -52,7 +52,7 @@ const SHARDS_LIMITS: Limits = Limits {
 
 #[test]
 fn the_shards_keep_the_promise() {
-    let counts = run_seeds(&Shards, &SHARDS_LIMITS, seeds_from_env(100));
+    let counts = run_seeds(&Shards, &SHARDS_LIMITS, seeds_from_env(60));
     assert!(counts.acknowledged > 0 && counts.delivered > 0 && counts.restarts > 0);
 }
 
