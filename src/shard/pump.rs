@@ -284,12 +284,12 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    fn committed_offset(&self, group: &str, queue: QueueKey) -> Option<i64> {
-        let dirty = self.dirty_offsets.borrow();
-        let newer = dirty
-            .iter()
-            .find(|((name, key), _)| *key == queue && **name == *group)
-            .map(|(_, &offset)| offset);
+    fn committed_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
+        let newer = self
+            .dirty_offsets
+            .borrow()
+            .get(&(group.clone(), queue))
+            .copied();
         newer.or_else(|| {
             self.log_of(queue)?
                 .tables()

@@ -78,13 +78,6 @@ impl Manifest {
         file.sync().await?;
         env.rename(&new, &directory.join(NAME)).await?;
         env.sync_dir(directory).await?;
-        // The store's own name; a root that is a mount point has nothing above it that is ours.
-        if let Some(above) = directory
-            .parent()
-            .filter(|above| !above.as_os_str().is_empty())
-        {
-            env.sync_dir(above).await?;
-        }
         Ok(manifest)
     }
 
