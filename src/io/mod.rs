@@ -5,6 +5,7 @@ pub mod aligned_buf;
 pub mod body;
 pub mod env;
 pub mod glommio;
+pub mod nudge;
 pub mod preflight;
 pub mod process;
 pub mod rlimit;

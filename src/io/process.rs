@@ -1,7 +1,7 @@
 //! What the process may use and how it is told things: limits, cores, memory of the container, addresses, signals.
 //!
 //! Called at the start and never on a path of messages. Signals are blocked in every thread and taken one at a time by one
-//! thread ([`Signals::next`]), so nothing ever runs inside a signal handler. Facts that are missing are `None`: each caller
+//! thread ([`Signals::next`]), so nothing ever runs inside a signal handler (but for the empty one of `io::nudge`). Facts that are missing are `None`: each caller
 //! has a default, and a start must not fail because a file of /proc looks unusual.
 
 use std::ffi::CStr;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use crate::io::glommio::GlommioEnv;
+use crate::io::nudge::Nudger;
 use crate::shard::mesh::{MeshEnds, mesh};
 
 /// How the executors are started.
@@ -35,6 +36,10 @@ where
 {
     let run = Arc::new(run);
     let mut handles: Vec<ExecutorJoinHandle<Result<(), String>>> = Vec::new();
+    let nudger = Nudger::default();
+    let _nudging = nudger
+        .start()
+        .map_err(|error| format!("the thread that wakes the executors: {error}"))?;
     let pinned = options.pin && options.processors.len() >= options.count;
     for (index, ends) in mesh(options.count).into_iter().enumerate() {
         let placement = if pinned {
@@ -43,10 +48,12 @@ where
             Placement::Unbound
         };
         let run = run.clone();
+        let nudger = nudger.clone();
         let handle = LocalExecutorBuilder::new(placement)
             .name(&format!("shard-{index}"))
             .io_memory(options.io_bytes)
             .spawn(move || async move {
+                nudger.register();
                 run(CoreStart {
                     index,
                     env: GlommioEnv::new(),
