@@ -144,9 +144,17 @@ impl ShardHandle {
     /// The same, and waits until every core knows.
     pub async fn publish_and_wait(&self, change: MetaChange) {
         self.meta.borrow_mut().apply(change.clone());
+        let known = Rc::new(crate::base::notify::Notify::default());
+        // Rings when the last core has answered, or is gone.
+        let guard = Rc::new(RingOnDrop(known.clone()));
         for shard in (0..self.count()).filter(|&shard| shard != self.index()) {
-            self.ask(shard, ShardRequest::Publish(change.clone())).await;
+            let guard = guard.clone();
+            self.call(shard, ShardRequest::Publish(change.clone()), move |_| {
+                drop(guard);
+            });
         }
+        drop(guard);
+        known.notified().await;
     }
 
     /// Runs a task on this core.

@@ -1,10 +1,10 @@
-//! Core 0's writer of topics, groups and settings: one command after the other, each durable in log 0 and known to every
-//! core before it is answered.
+//! Core 0's writer of topics, groups and settings: each command is durable in log 0 and known to every core before it is
+//! answered. Commands that wait and have nothing to do with each other share one flush and one round of the cores.
 //!
 //! Keys in log 0: `topic/<name>` and `group/<name>` (JSON), `settings` (JSON), `versions` (JSON), `next-topic-id` (JSON).
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ const TOPIC: &str = "topic/";
 const GROUP: &str = "group/";
 /// Commands that may wait.
 const COMMANDS_MAX: usize = 16 << 10;
+/// Commands that share a flush.
+const TOGETHER_MAX: usize = 128;
 
 #[derive(Serialize, Deserialize)]
 struct StoredTopic {
@@ -49,7 +51,8 @@ pub struct MetaWriter {
     next_log: std::cell::Cell<u32>,
 }
 
-/// What a command comes to.
+/// What one or more commands come to.
+#[derive(Default)]
 struct Plan {
     /// Into log 0.
     records: Vec<Control>,
@@ -98,20 +101,71 @@ impl<E: Env> Shard<E> {
     pub(super) async fn write_meta(self: Rc<Self>) {
         self.publish_stored().await;
         loop {
-            let next = self.meta_writer.waiting.borrow_mut().pop_front();
-            let Some((command, reply_to)) = next else {
+            let commands = self.take_together();
+            if commands.is_empty() {
                 self.meta_writer.work.notified().await;
                 continue;
+            }
+            let mut plan = Plan::default();
+            let mut versions = None;
+            let mut waiting = Vec::with_capacity(commands.len());
+            for (command, reply_to) in commands {
+                if self.plan(command, &mut plan, &mut versions) {
+                    waiting.push(reply_to);
+                } else {
+                    self.reply(reply_to, LocalReply::Done);
+                }
+            }
+            if let Some(versions) = versions {
+                plan.records.push(put(VERSIONS.into(), &versions));
+                plan.changes.push(MetaChange::Versions {
+                    topics: versions.topics,
+                    groups: versions.groups,
+                });
+            }
+            let refusal = match waiting.is_empty() {
+                true => None,
+                false => self.carry_out(plan).await.err(),
             };
-            let reply = match self.plan(command) {
-                None => LocalReply::Done,
-                Some(plan) => match self.carry_out(plan).await {
-                    Ok(()) => LocalReply::Done,
-                    Err(refusal) => LocalReply::Refused(refusal),
-                },
-            };
-            self.reply(reply_to, reply);
+            for reply_to in waiting {
+                let reply = refusal
+                    .clone()
+                    .map_or(LocalReply::Done, LocalReply::Refused);
+                self.reply(reply_to, reply);
+            }
         }
+    }
+
+    /// The next command, and those behind it as long as they put other topics and groups: planning one of these does not
+    /// depend on what the others change. A deletion or a change of settings goes alone.
+    fn take_together(&self) -> Vec<(MetaCommand, ReplyTo)> {
+        let mut waiting = self.meta_writer.waiting.borrow_mut();
+        let mut taken: Vec<(MetaCommand, ReplyTo)> = Vec::new();
+        let mut names: HashSet<(bool, String)> = HashSet::new();
+        while taken.len() < TOGETHER_MAX {
+            let Some((command, _)) = waiting.front() else {
+                break;
+            };
+            let name = match command {
+                MetaCommand::PutTopic(topic) | MetaCommand::CreateTopicIfAbsent(topic) => {
+                    Some((true, topic.topic_name.clone()))
+                }
+                MetaCommand::PutGroup(group) | MetaCommand::CreateGroupIfAbsent(group) => {
+                    Some((false, group.group_name.clone()))
+                }
+                _ => None,
+            };
+            let alone = name.is_none();
+            let independent = name.is_some_and(|name| names.insert(name));
+            if !independent && !taken.is_empty() {
+                break;
+            }
+            taken.extend(waiting.pop_front());
+            if alone {
+                break;
+            }
+        }
+        taken
     }
 
     async fn carry_out(self: &Rc<Self>, plan: Plan) -> Result<(), Refusal> {
@@ -146,8 +200,14 @@ impl<E: Env> Shard<E> {
                 _ => None,
             })
             .collect();
-        for change in plan.changes {
-            handle.publish_and_wait(change).await;
+        // A core takes changes in the order of publishing, so to wait for the last one is to wait for all.
+        let mut changes = plan.changes;
+        let last = changes.pop();
+        for change in changes {
+            handle.publish(change);
+        }
+        if let Some(last) = last {
+            handle.publish_and_wait(last).await;
         }
         let handler = self.handlers.topics.borrow().clone();
         if let Some(handler) = handler
@@ -179,30 +239,25 @@ impl<E: Env> Shard<E> {
         Ok(())
     }
 
-    /// What to write and publish for a command; `None` if it changes nothing.
-    fn plan(&self, command: MetaCommand) -> Option<Plan> {
+    /// Adds what to write and publish for a command to `plan`; false if it changes nothing. `versions` are those that the
+    /// commands planned before it lead to, if any.
+    fn plan(&self, command: MetaCommand, plan: &mut Plan, versions: &mut Option<Versions>) -> bool {
         let now_ms = self.env.now_ms() as i64;
         let meta = self.meta.borrow();
-        let mut versions = Versions {
+        let mut next = versions.unwrap_or(Versions {
             topics: meta.topics_version,
             groups: meta.groups_version,
-        };
-        let mut plan = Plan {
-            records: Vec::new(),
-            changes: Vec::new(),
-            dropped_topic: None,
-            dropped_group: None,
-        };
+        });
         match command {
             MetaCommand::CreateTopicIfAbsent(config)
                 if meta.topics.contains_key(config.topic_name.as_str()) =>
             {
-                return None;
+                return false;
             }
             MetaCommand::PutTopic(config) | MetaCommand::CreateTopicIfAbsent(config) => {
                 let known = meta.topics.get(config.topic_name.as_str());
                 if known.is_some_and(|known| known.config == config) {
-                    return None;
+                    return false;
                 }
                 let id = known.map_or_else(
                     || {
@@ -216,57 +271,57 @@ impl<E: Env> Shard<E> {
                 let mut logs = known.map(|known| known.logs.clone()).unwrap_or_default();
                 let queues = config.read_queue_nums.max(config.write_queue_nums) as usize;
                 while logs.len() < queues {
-                    let next = self.meta_writer.next_log.get();
-                    logs.push((next % u32::from(self.options.logs)) as LogId);
-                    self.meta_writer.next_log.set(next.wrapping_add(1));
+                    let log = self.meta_writer.next_log.get();
+                    logs.push((log % u32::from(self.options.logs)) as LogId);
+                    self.meta_writer.next_log.set(log.wrapping_add(1));
                 }
-                let topic = self.topic(id, config, logs, &mut plan);
-                versions.topics = versions.topics.next(0, now_ms);
+                let topic = self.topic(id, config, logs, plan);
+                next.topics = next.topics.next(0, now_ms);
                 plan.changes.push(MetaChange::TopicPut(topic));
             }
             MetaCommand::DeleteTopic(name) => {
-                let topic = meta.topics.get(name.as_str())?;
+                let Some(topic) = meta.topics.get(name.as_str()) else {
+                    return false;
+                };
                 plan.records.push(remove(format!("{TOPIC}{name}")));
                 plan.changes.push(MetaChange::TopicDeleted(topic.clone()));
                 plan.dropped_topic = Some(topic.id);
-                versions.topics = versions.topics.next(0, now_ms);
+                next.topics = next.topics.next(0, now_ms);
             }
             MetaCommand::CreateGroupIfAbsent(config)
                 if meta.groups.contains_key(config.group_name.as_str()) =>
             {
-                return None;
+                return false;
             }
             MetaCommand::PutGroup(config) | MetaCommand::CreateGroupIfAbsent(config) => {
                 if meta.groups.get(config.group_name.as_str()).map(|g| &**g) == Some(&config) {
-                    return None;
+                    return false;
                 }
                 plan.records
                     .push(put(format!("{GROUP}{}", config.group_name), &config));
                 plan.changes.push(MetaChange::GroupPut(Arc::new(config)));
-                versions.groups = versions.groups.next(0, now_ms);
+                next.groups = next.groups.next(0, now_ms);
             }
             MetaCommand::DeleteGroup(name) => {
-                meta.groups.get(name.as_str())?;
+                if !meta.groups.contains_key(name.as_str()) {
+                    return false;
+                }
                 plan.records.push(remove(format!("{GROUP}{name}")));
                 plan.changes.push(MetaChange::GroupDeleted(name.into()));
-                versions.groups = versions.groups.next(0, now_ms);
+                next.groups = next.groups.next(0, now_ms);
             }
             MetaCommand::PutSettings(changed) => {
                 let mut settings: BTreeMap<String, String> = (*meta.settings).clone();
                 settings.extend(changed);
                 if settings == *meta.settings {
-                    return None;
+                    return false;
                 }
                 plan.records.push(put(SETTINGS.into(), &settings));
                 plan.changes.push(MetaChange::Settings(Arc::new(settings)));
             }
         }
-        plan.records.push(put(VERSIONS.into(), &versions));
-        plan.changes.push(MetaChange::Versions {
-            topics: versions.topics,
-            groups: versions.groups,
-        });
-        Some(plan)
+        *versions = Some(next);
+        true
     }
 
     fn topic(&self, id: u32, config: TopicConfig, logs: Vec<LogId>, plan: &mut Plan) -> Arc<Topic> {
@@ -371,12 +426,7 @@ impl<E: Env> Shard<E> {
                 write_queue_nums: logs.len() as u32,
                 ..TopicConfig::default()
             };
-            let mut plan = Plan {
-                records: Vec::new(),
-                changes: Vec::new(),
-                dropped_topic: None,
-                dropped_group: None,
-            };
+            let mut plan = Plan::default();
             let next = self.meta_writer.next_topic_id.get().max(id + 1);
             self.meta_writer.next_topic_id.set(next);
             plan.records.push(put(NEXT_TOPIC_ID.into(), &next));
