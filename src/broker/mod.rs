@@ -23,3 +23,4 @@ mod send_plan;
 mod sent_properties;
 mod subscription;
 mod topics;
+mod transaction;
