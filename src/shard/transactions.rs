@@ -253,3 +253,6 @@ async fn read_half<E: Env>(log: &CommitLog<E>, origin: u64) -> std::io::Result<O
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
