@@ -1,7 +1,8 @@
 //! Control records: everything durable that is not a message. They stand between message records in the batches.
 //!
 //! Big-endian like the message record, so that one scan reads both: total size u32, magic u32 [`MAGIC`], kind u8, payload.
-//! Text is a u16 length and UTF-8. Kind 6 is a delayed message, see [`crate::store::delayed`], kind 16 a half message, see [`crate::store::half`]. A kind that this version does not know is skipped by recovery with a warning.
+//! Text is a u16 length and UTF-8. Kind 6 is a delayed message, see [`crate::store::delayed`], kind 16 a half message, see
+//! [`crate::store::half`]. A kind that this version does not know is skipped by recovery with a warning.
 
 use std::sync::Arc;
 
