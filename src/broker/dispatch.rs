@@ -239,6 +239,7 @@ impl Handler for Broker {
             }
 
             request::END_TRANSACTION => self.later(responder, this().end_transaction(command)),
+            request::RINGMQ_TRANSACTIONS => self.later(responder, this().transactions(command)),
             request::SEND_REPLY_MESSAGE | request::SEND_REPLY_MESSAGE_V2 => {
                 let born_host = responder.connection.peer();
                 self.later(responder, this().reply(command, born_host));

@@ -24,3 +24,4 @@ mod sent_properties;
 mod subscription;
 mod topics;
 mod transaction;
+mod transaction_list;

@@ -241,7 +241,7 @@ impl Broker {
     }
 
     /// Ends a transaction at the core that runs its log; how it ended, if that is known.
-    async fn end_half(
+    pub(super) async fn end_half(
         &self,
         log: LogId,
         origin: u64,

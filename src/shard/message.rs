@@ -15,7 +15,7 @@ use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
 use crate::wire::remoting::command::{Command, Outgoing};
 use crate::wire::sql::CompiledFilter;
 
-pub use crate::store::tables::halves::Outcome;
+pub use crate::store::tables::halves::{Half, Outcome};
 pub use crate::store::types::{Appended, NewMessage, QueueBounds, QueueKey, Refusal};
 
 /// Which messages of a queue a consumer wants (`MessageFilter`).
@@ -144,6 +144,10 @@ pub enum ShardRequest {
         log: LogId,
         origin: u64,
         end: Box<HalfEnd>,
+    },
+    /// The oldest open halves of each log of this core, at most `limit` together.
+    OpenHalves {
+        limit: usize,
     },
     Pull(Box<Pull>),
     Bounds(QueueKey),
@@ -353,6 +357,11 @@ pub enum ShardReply<B> {
     Record(Option<B>),
     /// How a transaction ended, now or before; none if that is not known any more.
     HalfEnded(Option<Outcome>),
+    /// How many transactions are open on this core, and logs, origins and places of the oldest.
+    OpenHalves {
+        count: usize,
+        oldest: Vec<(LogId, u64, Half)>,
+    },
     Queues(Vec<QueueKey>),
     Flag(bool),
     Offsets(Vec<CommittedOffset>),
@@ -395,6 +404,7 @@ impl<B> ShardReply<B> {
             Self::Offset(offset) => ShardReply::Offset(offset),
             Self::Record(record) => ShardReply::Record(record.map(convert)),
             Self::HalfEnded(outcome) => ShardReply::HalfEnded(outcome),
+            Self::OpenHalves { count, oldest } => ShardReply::OpenHalves { count, oldest },
             Self::Queues(queues) => ShardReply::Queues(queues),
             Self::Flag(flag) => ShardReply::Flag(flag),
             Self::Offsets(offsets) => ShardReply::Offsets(offsets),

@@ -44,6 +44,7 @@ impl<E: Env> Shard<E> {
             ShardRequest::ReadHalf { log, origin } => {
                 return self.serve_read_half(log, origin, reply_to);
             }
+            ShardRequest::OpenHalves { limit } => self.open_halves(limit),
             ShardRequest::EndHalf { log, origin, end } => {
                 return self.serve_end_half(log, origin, *end, reply_to);
             }

@@ -133,6 +133,18 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// The oldest open halves of each log, at most `limit` together.
+    pub(super) fn open_halves(&self, limit: usize) -> LocalReply {
+        let (mut count, mut oldest) = (0, Vec::new());
+        for log in self.logs.values() {
+            let tables = log.tables().borrow();
+            count += tables.halves.len();
+            let first = tables.halves.all().take(limit - oldest.len());
+            oldest.extend(first.map(|(origin, half)| (log.id(), origin, half)));
+        }
+        LocalReply::OpenHalves { count, oldest }
+    }
+
     /// The task of one log.
     pub(super) async fn check_halves(self: Rc<Self>, log: Rc<CommitLog<E>>, bell: Rc<Bell>) {
         // A topic that is not known yet must not look like a deleted one.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::client::{
     Command, Connection, Encoding, Message, Pull, Sent, answer, code, now_ms, pulled,
 };
-use crate::node::{Node, Setup, store_dir};
+use crate::node::{Node, Setup, binary, store_dir};
 use crate::record::Record;
 
 const GROUP: &str = "blackbox-transactions";
@@ -293,6 +293,50 @@ fn what_nobody_ends_is_given_up_and_kept() {
     let late = producer.ask(&end(&sent[0], COMMIT)).unwrap();
     assert!(late.remark.contains("given up"), "{}", late.remark);
     assert!(read_topic(&mut producer, "orphans", 4).is_empty());
+}
+
+#[test]
+fn the_command_line_shows_what_is_open() {
+    let store = store_dir();
+    let node = Setup::new(store.path(), 4).start();
+    let mut producer = node.connect();
+    producer.create_topic("shown", 4).unwrap();
+    let sent: Vec<Sent> = (0..6)
+        .map(|number| {
+            let message = half("shown", number % 4, &format!("{number}"));
+            producer.send(&message).unwrap()
+        })
+        .collect();
+    producer.call(&end(&sent[0], ROLL_BACK)).unwrap();
+    let tx = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(binary());
+        command.args(["tx", arguments[0], "-b", &node.broker.to_string()]);
+        let output = command.args(&arguments[1..]).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (code, listed, _) = tx(&["list", "--json"]);
+    assert_eq!((code, listed.lines().count()), (Some(0), 5));
+    for (number, sent) in sent.iter().enumerate().skip(1) {
+        let line = listed.lines().find(|line| line.contains(&sent.msg_id));
+        let shown: serde_json::Value = serde_json::from_str(line.unwrap()).unwrap();
+        assert_eq!(shown["topic"], "shown");
+        assert_eq!(shown["producerGroup"], GROUP);
+        assert_eq!(shown["uniqueKey"], format!("KEY-{number}"));
+        assert_eq!(shown["checks"], 0);
+    }
+    let (_, listed, _) = tx(&["list", "--limit", "2"]);
+    assert!(listed.ends_with("5 open, 2 shown\n"), "{listed}");
+    let (code, shown, _) = tx(&["show", &sent[3].msg_id]);
+    assert_eq!(code, Some(0));
+    assert!(shown.contains("property REAL_TOPIC shown\n"), "{shown}");
+    let (code, _, why) = tx(&["show", &sent[0].msg_id]);
+    assert_eq!(code, Some(1));
+    assert!(why.contains("RolledBack"), "{why}");
 }
 
 #[test]

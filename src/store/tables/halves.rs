@@ -200,6 +200,11 @@ impl Halves {
         !self.unreadable.insert(origin)
     }
 
+    /// All open halves, the oldest first.
+    pub fn all(&self) -> impl Iterator<Item = (u64, Half)> {
+        self.open.iter().map(|(&origin, &half)| (origin, half))
+    }
+
     /// How many transactions are open.
     pub fn len(&self) -> usize {
         self.open.len()
