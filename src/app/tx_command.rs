@@ -56,7 +56,7 @@ fn show(id: &str, args: TxArgs) -> Result<(), String> {
     let (mut fields, mut properties) = (Vec::new(), Vec::new());
     for (name, value) in answer.as_object().into_iter().flatten() {
         match value.as_object() {
-            Some(inner) => properties.extend(inner.iter().map(|(name, value)| (name, value))),
+            Some(inner) => properties.extend(inner.iter()),
             None => fields.push((name, value)),
         }
     }

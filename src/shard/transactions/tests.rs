@@ -361,7 +361,10 @@ fn transactions_survive_power_cuts_each_ends_once_as_its_producer_said() {
             let seed = seed.parse().unwrap();
             seed..seed + 1
         }
-        Err(_) => 0..200,
+        Err(_) => {
+            let count = std::env::var("RINGMQ_SIM_SEEDS").ok();
+            0..count.and_then(|count| count.parse().ok()).unwrap_or(200)
+        }
     };
     for seed in seeds {
         let world = world(seed);
