@@ -59,6 +59,9 @@ pub enum Command {
     /// Look into a store that no broker uses at the moment.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Look at the open transactions of a running broker.
+    #[command(subcommand)]
+    Tx(TxCommand),
     /// Show, explain and check configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -183,6 +186,40 @@ pub enum StoreCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TxCommand {
+    /// Open transactions, each log's oldest first, one a line.
+    List {
+        /// Show at most so many, up to 1000
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: i32,
+        #[command(flatten)]
+        args: TxArgs,
+    },
+    /// One open transaction, with the properties of its half message.
+    Show {
+        /// The offset id that `tx list` and the producer have
+        id: String,
+        #[command(flatten)]
+        args: TxArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct TxArgs {
+    /// The broker
+    #[arg(
+        short = 'b',
+        long,
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:10911"
+    )]
+    pub broker: String,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -12,6 +12,7 @@ mod run;
 mod shutdown;
 mod store_command;
 mod try_command;
+mod tx_command;
 
 pub use node::{RunError, start_node};
 pub use run::{Exit, main};

@@ -16,7 +16,7 @@ use crate::app::shutdown::{Phase, Shutdown};
 use crate::base::config::value::FlushDiskType;
 use crate::base::config::{Config, Roles};
 use crate::broker::dispatch::Broker;
-use crate::broker::options::{BrokerOptions, DelayRules};
+use crate::broker::options::{BrokerOptions, DelayRules, TransactionRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
 use crate::io::env::Env;
 use crate::io::glommio::GlommioEnv;
@@ -407,6 +407,12 @@ impl Node {
                 levels_ms: config.store.delay_levels.0.clone(),
                 timer: config.store.timer,
                 timer_delay_max_s: config.store.timer_delay_max_s,
+            },
+            transactions: TransactionRules {
+                reject: keys.reject_transactions,
+                timeout_ms: keys.transaction_timeout_ms,
+                check_period_ms: keys.transaction_check_period_ms,
+                checks_max: keys.transaction_checks_max,
             },
             property_filter: keys.property_filter,
             lite_pull: keys.lite_pull,

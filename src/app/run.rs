@@ -13,7 +13,7 @@ use clap::{CommandFactory, Parser};
 use crate::app::cli::{Cli, Command, CommonArgs, Flag, StoreCommand};
 use crate::app::log::{self, LogHandle};
 use crate::app::shutdown::{Phase, Shutdown};
-use crate::app::{config_command, node, store_command, try_command};
+use crate::app::{config_command, node, store_command, try_command, tx_command};
 use crate::base::config::{
     Config, ConfigError, Machine, Origin, Problem, Roles, Sources, load, properties,
 };
@@ -88,6 +88,7 @@ pub fn main() -> Exit {
         Command::Try(args) => try_command::run(&args),
         Command::Store(StoreCommand::Check { path }) => store_command::check(&path),
         Command::Store(StoreCommand::Dump { path, json }) => store_command::dump(&path, json),
+        Command::Tx(command) => tx_command::run(command),
         Command::Config(command) => config_command::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -106,6 +106,7 @@ impl Broker {
         };
         broker.serve_groups();
         broker.serve_calls();
+        broker.serve_checks();
         broker
     }
 
@@ -237,6 +238,8 @@ impl Handler for Broker {
                 self.later(responder, this().send_back(command));
             }
 
+            request::END_TRANSACTION => self.later(responder, this().end_transaction(command)),
+            request::RINGMQ_TRANSACTIONS => self.later(responder, this().transactions(command)),
             request::SEND_REPLY_MESSAGE | request::SEND_REPLY_MESSAGE_V2 => {
                 let born_host = responder.connection.peer();
                 self.later(responder, this().reply(command, born_host));
@@ -383,14 +386,16 @@ fn code_of(error: &BrokerError) -> i32 {
         BrokerError::NoFilter { .. } => response::FILTER_DATA_NOT_EXIST,
         BrokerError::NoPermission(_) => response::NO_PERMISSION,
         BrokerError::MessageIllegal(_) => response::MESSAGE_ILLEGAL,
+        BrokerError::IllegalOperation(_) => response::ILLEGAL_OPERATION,
         BrokerError::NotFound(_) => response::QUERY_NOT_FOUND,
         BrokerError::NotOnline { .. } => response::CONSUMER_NOT_ONLINE,
         BrokerError::ClientTimeout(_) => response::CONSUME_MSG_TIMEOUT,
         BrokerError::NotSupported { .. } => response::REQUEST_CODE_NOT_SUPPORTED,
         BrokerError::Shard(refusal) => match refusal {
-            Refusal::SpaceOnItsWay { .. } | Refusal::Busy { .. } | Refusal::MeshFull { .. } => {
-                response::SYSTEM_BUSY
-            }
+            Refusal::SpaceOnItsWay { .. }
+            | Refusal::Busy { .. }
+            | Refusal::TooManyTransactions { .. }
+            | Refusal::MeshFull { .. } => response::SYSTEM_BUSY,
             Refusal::DiskFull { .. } | Refusal::Poisoned { .. } | Refusal::Stopping => {
                 response::SERVICE_NOT_AVAILABLE
             }

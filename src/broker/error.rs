@@ -70,6 +70,9 @@ pub enum BrokerError {
     NotOnline { group: String },
     #[error("{0}")]
     ClientTimeout(String),
+    /// Code 604.
+    #[error("{0}")]
+    IllegalOperation(String),
     /// Code 1.
     #[error("{0}")]
     System(String),

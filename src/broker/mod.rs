@@ -23,3 +23,5 @@ mod send_plan;
 mod sent_properties;
 mod subscription;
 mod topics;
+mod transaction;
+mod transaction_list;

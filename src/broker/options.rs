@@ -7,6 +7,7 @@ use crate::base::limits::MESSAGE_BODY_BYTES_MAX;
 use crate::broker::topics::{PERM_READ, PERM_WRITE};
 
 pub use crate::broker::delay::DelayRules;
+pub use crate::broker::transaction::TransactionRules;
 
 /// See the module's page.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub struct BrokerOptions {
     pub message_bytes_max: usize,
     /// Delay levels and timers.
     pub delay: DelayRules,
+    /// Transactions and their checks.
+    pub transactions: TransactionRules,
     /// `enablePropertyFilter`: SQL92 subscriptions are understood. RocketMQ's default is false.
     pub property_filter: bool,
     /// `litePullMessageEnable`.
@@ -70,6 +73,7 @@ impl BrokerOptions {
             default_topic_queues: 8,
             message_bytes_max: MESSAGE_BODY_BYTES_MAX,
             delay: DelayRules::rocketmq(),
+            transactions: TransactionRules::rocketmq(),
             property_filter: true,
             lite_pull: true,
             long_polling: true,

@@ -2,7 +2,8 @@
 //!
 //! `send_plan.rs` decides; the rest is thin. The hot road is one call of [`ShardHandle::append`] whose callback answers: no
 //! task, and no allocation but the properties string and the ids of the answer. What needs another core first (a topic
-//! to create, a retry) becomes a task. A message for later goes the same way as another request. Source: `SendMessageProcessor`, `AbstractSendMessageProcessor`.
+//! to create, a retry) becomes a task. A message for later and a half message go the same way as
+//! another request. Source: `SendMessageProcessor`, `AbstractSendMessageProcessor`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,18 +17,23 @@ use crate::broker::delay::{Due, recall_handle};
 use crate::broker::dispatch::Broker;
 use crate::broker::error::BrokerError;
 use crate::broker::send_plan::{
-    Plan, SendHeader, batch_of, check_body, check_properties, is_dead, plan, refuse_half,
+    Plan, SendHeader, batch_of, begins_transaction, check_body, check_properties, is_dead, plan,
 };
 use crate::broker::sent_properties::{Dropped, Sent};
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
+use crate::broker::transaction::SPARE_BYTES;
 use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
-use crate::shard::message::{Appended, Delayed, LocalReply, NewMessage, ShardReply, ShardRequest};
+use crate::shard::message::{
+    Appended, Delayed, LocalReply, NewHalf, NewMessage, ShardReply, ShardRequest,
+};
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::wire::message_id::MessageId;
 use crate::wire::properties::{PropertiesBuilder, name};
-use crate::wire::record::{SYS_FLAG_BORN_HOST_V6, SYS_FLAG_MULTI_TAGS, SYS_FLAG_STORE_HOST_V6};
+use crate::wire::record::{
+    SYS_FLAG_BORN_HOST_V6, SYS_FLAG_MULTI_TAGS, SYS_FLAG_STORE_HOST_V6, SYS_FLAG_TRANSACTION,
+};
 use crate::wire::remoting::body::TopicConfig;
 use crate::wire::remoting::command::{Command, Outgoing};
 
@@ -67,17 +73,27 @@ struct Prepared {
     unique_key: Option<String>,
     /// Not now. Never of a batch.
     due: Option<Due>,
+    /// A half message, whose producer is asked after so many milliseconds. Never of a batch, nor with `due`.
+    check_after_ms: Option<u64>,
 }
 
 impl Prepared {
     /// The request that stores it.
     fn into_request(self) -> ShardRequest {
         let mut messages = self.messages.into_vec();
-        match self.due {
-            Some(due) if messages.len() == 1 => ShardRequest::AppendDelayed(Box::new(Delayed {
-                message: messages.remove(0),
-                due_ms: due.at_ms,
-            })),
+        match (self.check_after_ms, self.due) {
+            (Some(check_after_ms), _) if messages.len() == 1 => {
+                ShardRequest::AppendHalf(Box::new(NewHalf {
+                    message: messages.remove(0),
+                    check_after_ms,
+                }))
+            }
+            (None, Some(due)) if messages.len() == 1 => {
+                ShardRequest::AppendDelayed(Box::new(Delayed {
+                    message: messages.remove(0),
+                    due_ms: due.at_ms,
+                }))
+            }
             _ => ShardRequest::Append(messages.into_boxed_slice()),
         }
     }
@@ -243,12 +259,15 @@ impl Broker {
                     recall_handle: None,
                 };
                 let broker = self.clone();
-                let Some(due) = prepared.due else {
+                if prepared.due.is_none() && prepared.check_after_ms.is_none() {
                     return self.shard.append(shard, prepared.messages, move |reply| {
                         broker.answer_send(answer, reply)
                     });
-                };
-                if due.is_timer && !names::is_retry_topic(&target.topic.name) {
+                }
+                if let Some(due) = prepared.due
+                    && due.is_timer
+                    && !names::is_retry_topic(&target.topic.name)
+                {
                     let key = prepared.unique_key.as_deref().unwrap_or_default();
                     let (topic, broker_name) = (&target.topic.name, &self.options.broker);
                     answer.recall_handle = Some(recall_handle(topic, broker_name, due.at_ms, key));
@@ -281,9 +300,9 @@ impl Broker {
                 target.topic.name
             )));
         }
-        if !names::is_retry_topic(&target.topic.name) && !target.dead {
-            refuse_half(&sent, header.sys_flag)?;
-        }
+        let is_half = !names::is_retry_topic(&target.topic.name)
+            && !target.dead
+            && begins_transaction(&sent, header, &self.options.transactions)?;
         // Nobody waits for a dead letter.
         let due = match target.dead {
             true => None,
@@ -315,6 +334,7 @@ impl Broker {
                 messages: batch_of(&message)?,
                 unique_key,
                 due: None,
+                check_after_ms: None,
             });
         }
         let (unique_key, added) = match sent.unique_key {
@@ -331,8 +351,24 @@ impl Broker {
                 _ => Dropped::Nothing,
             },
         );
+        let (topic, queue_id) = (&target.topic.name, target.queue_id);
+        if is_half {
+            let properties = half_properties(&properties, topic, queue_id, &unique_key);
+            check_properties(properties.len() + SPARE_BYTES)?;
+            return Ok(Prepared {
+                messages: smallvec![NewMessage {
+                    properties,
+                    sys_flag: message.sys_flag & !SYS_FLAG_TRANSACTION,
+                    ..message
+                }],
+                unique_key: Some(unique_key),
+                // Its delay begins with the commit; what is illegal is refused now.
+                due: None,
+                check_after_ms: Some(self.options.transactions.immunity_ms(&header.properties)),
+            });
+        }
         let properties = match due {
-            Some(due) => delayed_properties(&properties, target, due, now_ms),
+            Some(due) => delayed_properties(&properties, topic, queue_id, due, now_ms),
             None => properties,
         };
         check_properties(properties.len())?;
@@ -344,6 +380,7 @@ impl Broker {
             messages: smallvec![message],
             unique_key: Some(unique_key),
             due,
+            check_after_ms: None,
         })
     }
 
@@ -409,15 +446,30 @@ impl Broker {
 }
 
 /// The properties of a delayed message: also where it goes, as RocketMQ's delivered messages have it, and its times.
-fn delayed_properties(properties: &[u8], target: &Target, due: Due, now_ms: u64) -> Bytes {
+pub(super) fn delayed_properties(
+    properties: &[u8],
+    topic: &str,
+    queue_id: u32,
+    due: Due,
+    now_ms: u64,
+) -> Bytes {
     let mut delayed = PropertiesBuilder::from_bytes(properties, DELAYED_BYTES);
     if due.is_timer {
         delayed.set(name::TIMER_OUT_MS, &due.at_ms.to_string());
         delayed.set(name::TIMER_ENQUEUE_MS, &now_ms.to_string());
     }
-    delayed.set(name::REAL_TOPIC, &target.topic.name);
-    delayed.set(name::REAL_QUEUE_ID, &target.queue_id.to_string());
+    delayed.set(name::REAL_TOPIC, topic);
+    delayed.set(name::REAL_QUEUE_ID, &queue_id.to_string());
     delayed.finish()
+}
+
+/// The properties of a half message: also where it goes, and its transaction. Source: `parseHalfMessageInner`.
+fn half_properties(properties: &[u8], topic: &str, queue_id: u32, unique_key: &str) -> Bytes {
+    let mut half = PropertiesBuilder::from_bytes(properties, DELAYED_BYTES);
+    half.set(name::TRANSACTION_ID, unique_key);
+    half.set(name::REAL_TOPIC, topic);
+    half.set(name::REAL_QUEUE_ID, &queue_id.to_string());
+    half.finish()
 }
 
 /// The offset ids of the messages of one send, joined by commas.

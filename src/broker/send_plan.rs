@@ -15,13 +15,15 @@ use crate::broker::error::BrokerError;
 use crate::broker::options::BrokerOptions;
 use crate::broker::sent_properties::Sent;
 use crate::broker::topics::{self, PERM_INHERIT, PERM_READ, PERM_WRITE};
+use crate::broker::transaction::TransactionRules;
 use crate::shard::message::NewMessage;
 use crate::shard::meta::{Meta, Topic};
+use crate::wire::batch;
+use crate::wire::properties::{self, name};
 use crate::wire::record::{SYS_FLAG_TRANSACTION, SYS_FLAG_TRANSACTION_COMMIT};
 use crate::wire::remoting::body::TopicConfig;
 use crate::wire::remoting::code::request;
 use crate::wire::remoting::command::Command;
-use crate::wire::{batch, properties};
 
 /// From this version on a client's own limit of retries counts (`MQVersion.V3_4_9`).
 const VERSION_OWN_RETRY_LIMIT: i32 = 121;
@@ -240,16 +242,41 @@ pub(super) fn is_dead(
     reconsume_times > limit
 }
 
-/// What half messages are told until the broker can hold them.
-pub(super) fn refuse_half(sent: &Sent<'_>, sys_flag: i32) -> Result<(), BrokerError> {
-    let transaction = sys_flag & SYS_FLAG_TRANSACTION;
-    if sent.half || (transaction != 0 && transaction != SYS_FLAG_TRANSACTION_COMMIT) {
+/// Whether a send begins a transaction, or why it may not. A batch cannot: RocketMQ would show its messages at once.
+/// A retry with a delay, from clients before 4.6.1, is none.
+pub(super) fn begins_transaction(
+    sent: &Sent<'_>,
+    header: &SendHeader<'_>,
+    rules: &TransactionRules,
+) -> Result<bool, BrokerError> {
+    let transaction = header.sys_flag & SYS_FLAG_TRANSACTION;
+    let is_prepared = transaction != 0 && transaction != SYS_FLAG_TRANSACTION_COMMIT;
+    if header.batch && (sent.half || is_prepared) {
         return Err(BrokerError::MessageIllegal(
-            "this broker does not offer transactional messages yet; send it without a transaction"
-                .into(),
+            "a batch cannot be a half message; send its messages one by one".into(),
         ));
     }
-    Ok(())
+    let has_level = sent.delay.level.is_some_and(|level| level != b"0");
+    if !sent.half || (header.reconsume_times > 0 && has_level) {
+        if is_prepared {
+            return Err(BrokerError::MessageIllegal(format!(
+                "the sysFlag {:#x} says that the message is of an open transaction, but it lacks the property TRAN_MSG=true: nobody would ever see it",
+                header.sys_flag
+            )));
+        }
+        return Ok(false);
+    }
+    if rules.reject {
+        return Err(BrokerError::NoPermission(
+            "this broker takes no transactional messages (rejectTransactionMessage is true)".into(),
+        ));
+    }
+    if !properties::contains(&header.properties, name::PRODUCER_GROUP) {
+        return Err(BrokerError::MessageIllegal(
+            "a half message needs the property PGROUP: its producer group is asked how the transaction ended".into(),
+        ));
+    }
+    Ok(true)
 }
 
 pub(super) fn check_body(
@@ -502,14 +529,47 @@ mod tests {
         );
     }
 
+    /// Whether a send with these properties begins a transaction; `None` if it is refused.
+    fn begins(properties: &'static [u8], change: impl Fn(&mut SendHeader<'_>)) -> Option<bool> {
+        let mut header = header("T", 0);
+        header.properties = Bytes::from_static(properties);
+        change(&mut header);
+        let sent = Sent::read(properties);
+        begins_transaction(&sent, &header, &TransactionRules::rocketmq()).ok()
+    }
+
     #[test]
-    fn half_messages_are_refused() {
-        let refused =
-            |properties: &[u8], sys_flag| refuse_half(&Sent::read(properties), sys_flag).is_err();
-        assert!(refused(b"TRAN_MSG\x01true\x02", 0));
-        assert!(refused(b"", 0x4));
-        assert!(refused(b"", 0xC));
-        assert!(!refused(b"", 0x8));
+    fn tran_msg_begins_a_transaction_whatever_the_flags_say() {
+        const HALF: &[u8] = b"TRAN_MSG\x01true\x02PGROUP\x01g\x02";
+        assert_eq!(begins(HALF, |_| ()), Some(true));
+        assert_eq!(begins(HALF, |header| header.sys_flag = 4), Some(true));
+        assert_eq!(begins(b"", |_| ()), Some(false));
+        assert_eq!(begins(b"TRAN_MSG\x01false\x02", |_| ()), Some(false));
+        assert_eq!(begins(b"", |header| header.sys_flag = 8), Some(false));
+        let retry = |header: &mut SendHeader<'_>| header.reconsume_times = 1;
+        assert_eq!(begins(HALF, retry), Some(true));
+        assert_eq!(
+            begins(b"TRAN_MSG\x01true\x02PGROUP\x01g\x02DELAY\x013\x02", retry),
+            Some(false)
+        );
+    }
+
+    #[test]
+    fn a_half_that_nobody_could_end_is_refused() {
+        const HALF: &[u8] = b"TRAN_MSG\x01true\x02PGROUP\x01g\x02";
+        assert_eq!(begins(HALF, |header| header.batch = true), None);
+        assert_eq!(begins(b"TRAN_MSG\x01true\x02", |_| ()), None, "no group");
+        assert_eq!(begins(b"", |header| header.sys_flag = 0x4), None);
+        assert_eq!(begins(b"", |header| header.sys_flag = 0xC), None);
+        let sent = Sent::read(HALF);
+        let rejecting = TransactionRules {
+            reject: true,
+            ..TransactionRules::rocketmq()
+        };
+        let mut header = header("T", 0);
+        header.properties = Bytes::from_static(HALF);
+        let error = begins_transaction(&sent, &header, &rejecting).unwrap_err();
+        assert!(matches!(error, BrokerError::NoPermission(_)), "{error}");
     }
 
     #[test]

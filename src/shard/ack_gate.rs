@@ -33,6 +33,13 @@ impl<T> AckGate<T> {
         self.waiting.push_back((position, answer));
     }
 
+    /// An answer for a record at or before `position` whose own position is not known: it waits with the last one, at least
+    /// until the log is safe beyond `position`.
+    pub fn wait_for_last(&mut self, position: Position, answer: T) {
+        let last = self.waiting.back().map(|(last, _)| *last);
+        self.wait(last.map_or(position, |last| last.max(position)), answer);
+    }
+
     /// The log is durable up to `end`.
     pub fn on_durable(&mut self, end: Position) {
         assert!(end >= self.durable, "what is durable stays so");

@@ -24,12 +24,12 @@ use crate::shard::handle::{CoreApi, Done, Handlers, ShardHandle, Task};
 use crate::shard::hold::Hold;
 use crate::shard::locks::QueueLocks;
 use crate::shard::message::{
-    Delayed, LocalReply, MeshMessage, NewMessage, Pull, QueueKey, Refusal, ShardReply,
+    Delayed, LocalReply, MeshMessage, NewHalf, NewMessage, Pull, QueueKey, Refusal, ShardReply,
     ShardRequest, ShardStats,
 };
 use crate::shard::meta::Meta;
 use crate::shard::meta_writer::MetaWriter;
-use crate::shard::timers::TimerBell;
+use crate::shard::timers::Bell;
 use crate::store::{CommitLog, LogListener, LogOptions};
 
 /// The way to the other cores. Production: bounded channels of the runtime; simulation: queues of the world.
@@ -72,6 +72,7 @@ pub(super) type Line = VecDeque<(Appending, ReplyTo)>;
 pub(super) enum Appending {
     Now(Vec<NewMessage>),
     Later(Delayed),
+    Half(NewHalf),
 }
 
 /// One core. Share it by `Rc`.
@@ -81,7 +82,8 @@ pub struct Shard<E: Env> {
     pub(super) logs: BTreeMap<LogId, Rc<CommitLog<E>>>,
     pub(super) meta: Rc<RefCell<Meta>>,
     pub(super) gates: RefCell<AHashMap<LogId, AckGate<(ReplyTo, LocalReply)>>>,
-    pub(super) timers: BTreeMap<LogId, Rc<TimerBell>>,
+    pub(super) timers: BTreeMap<LogId, Rc<Bell>>,
+    pub(super) halves: BTreeMap<LogId, Rc<Bell>>,
     /// Appends that came before the disk gave their log its next space, oldest first.
     pub(super) stalled: RefCell<AHashMap<LogId, Line>>,
     pub(super) hold: RefCell<Hold<Waiting>>,
@@ -105,6 +107,7 @@ impl<E: Env> Shard<E> {
         let mut logs = BTreeMap::new();
         let mut gates = AHashMap::new();
         let mut timers = BTreeMap::new();
+        let mut halves = BTreeMap::new();
         for id in (0..options.logs).filter(|id| usize::from(*id) % options.count == options.index) {
             let mut log_options = options.log.clone();
             log_options.log = id;
@@ -112,6 +115,7 @@ impl<E: Env> Shard<E> {
             let log = CommitLog::open(env.clone(), log_options).await?;
             gates.insert(id, AckGate::new(log.durable()));
             timers.insert(id, Rc::default());
+            halves.insert(id, Rc::default());
             logs.insert(id, log);
         }
         Ok(Rc::new_cyclic(|me| Self {
@@ -121,6 +125,7 @@ impl<E: Env> Shard<E> {
             meta: Rc::default(),
             gates: RefCell::new(gates),
             timers,
+            halves,
             stalled: RefCell::default(),
             hold: RefCell::default(),
             hold_changed: Notify::default(),
@@ -151,6 +156,9 @@ impl<E: Env> Shard<E> {
             let (shard, log, bell) = (self.clone(), log.clone(), self.timers[id].clone());
             self.env
                 .spawn(async move { shard.fire_timers(log, bell).await });
+            let (shard, log, bell) = (self.clone(), self.logs[id].clone(), self.halves[id].clone());
+            self.env
+                .spawn(async move { shard.check_halves(log, bell).await });
         }
         let shard = self.clone();
         self.env.spawn(async move { shard.expire_pulls().await });

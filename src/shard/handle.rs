@@ -17,6 +17,7 @@ use crate::shard::message::{
     ShardRequest,
 };
 use crate::shard::meta::{Meta, MetaChange, Topic};
+use crate::shard::transactions::{CheckRules, HalfDue};
 
 /// What is called with an answer. One small allocation a request, from the core's own heap.
 pub type Done = Box<dyn FnOnce(LocalReply)>;
@@ -33,7 +34,11 @@ pub(super) struct Handlers {
     pub group: RefCell<Option<GroupHandler>>,
     pub call: RefCell<Option<CallHandler>>,
     pub topics: RefCell<Option<TopicsHandler>>,
+    pub check: RefCell<Option<(CheckRules, CheckHandler)>>,
 }
+
+/// Asks producers how these transactions ended; done when nothing more is to be kept in memory for that.
+pub(super) type CheckHandler = Rc<dyn Fn(Vec<HalfDue>) -> Task>;
 
 /// Core 0: topics were made, changed or deleted, durably and known to every core.
 pub(super) type TopicsHandler = Rc<dyn Fn(&[std::sync::Arc<str>])>;
@@ -193,6 +198,15 @@ impl ShardHandle {
         handler: impl Fn(ClientCall, Box<dyn FnOnce(ClientAnswer)>) + 'static,
     ) {
         *self.core.handlers().call.borrow_mut() = Some(Rc::new(handler));
+    }
+
+    /// Sets how this core asks producers about open transactions of its logs, and when.
+    pub fn set_check_handler(
+        &self,
+        rules: CheckRules,
+        handler: impl Fn(Vec<HalfDue>) -> Task + 'static,
+    ) {
+        *self.core.handlers().check.borrow_mut() = Some((rules, Rc::new(handler)));
     }
 
     /// Core 0: what to do when topics were made, changed or deleted; every core knows of it by then.

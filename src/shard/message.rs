@@ -15,6 +15,7 @@ use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
 use crate::wire::remoting::command::{Command, Outgoing};
 use crate::wire::sql::CompiledFilter;
 
+pub use crate::store::tables::halves::{Half, Outcome};
 pub use crate::store::types::{Appended, NewMessage, QueueBounds, QueueKey, Refusal};
 
 /// Which messages of a queue a consumer wants (`MessageFilter`).
@@ -105,6 +106,25 @@ pub struct Delayed {
     pub due_ms: u64,
 }
 
+/// A half message: invisible until its transaction is committed.
+#[derive(Clone, Debug)]
+pub struct NewHalf {
+    pub message: NewMessage,
+    /// After so many milliseconds its producer is asked how the transaction ended.
+    pub check_after_ms: u64,
+}
+
+/// What is to become of an open half.
+#[derive(Clone, Debug)]
+pub enum HalfEnd {
+    /// The message is stored in its queue, or for the time when it is due, in milliseconds since 1970.
+    Commit(NewMessage, Option<u64>),
+    RollBack,
+    GiveUp,
+    /// Nothing: only how it ended is asked.
+    Ask,
+}
+
 /// To the core that owns a queue, a log, a group or the metadata.
 #[derive(Debug)]
 pub enum ShardRequest {
@@ -112,6 +132,23 @@ pub enum ShardRequest {
     Append(Box<[NewMessage]>),
     /// A message for later; answered as [`ShardRequest::Append`], with queue offset 0, when it is durable.
     AppendDelayed(Box<Delayed>),
+    /// A half message; answered as [`ShardRequest::Append`], with its origin as the queue offset, when it is durable.
+    AppendHalf(Box<NewHalf>),
+    /// The message record of an open half, to the core that runs the log.
+    ReadHalf {
+        log: LogId,
+        origin: u64,
+    },
+    /// Likewise; answered with how the transaction ended, when that is durable.
+    EndHalf {
+        log: LogId,
+        origin: u64,
+        end: Box<HalfEnd>,
+    },
+    /// The oldest open halves of each log of this core, at most `limit` together.
+    OpenHalves {
+        limit: usize,
+    },
     Pull(Box<Pull>),
     Bounds(QueueKey),
     /// Bounds of several queues of this core, in the order asked.
@@ -318,6 +355,13 @@ pub enum ShardReply<B> {
     Offset(Option<i64>),
     /// A stored record, if there is one.
     Record(Option<B>),
+    /// How a transaction ended, now or before; none if that is not known any more.
+    HalfEnded(Option<Outcome>),
+    /// How many transactions are open on this core, and logs, origins and places of the oldest.
+    OpenHalves {
+        count: usize,
+        oldest: Vec<(LogId, u64, Half)>,
+    },
     Queues(Vec<QueueKey>),
     Flag(bool),
     Offsets(Vec<CommittedOffset>),
@@ -359,6 +403,8 @@ impl<B> ShardReply<B> {
             Self::Number(number) => ShardReply::Number(number),
             Self::Offset(offset) => ShardReply::Offset(offset),
             Self::Record(record) => ShardReply::Record(record.map(convert)),
+            Self::HalfEnded(outcome) => ShardReply::HalfEnded(outcome),
+            Self::OpenHalves { count, oldest } => ShardReply::OpenHalves { count, oldest },
             Self::Queues(queues) => ShardReply::Queues(queues),
             Self::Flag(flag) => ShardReply::Flag(flag),
             Self::Offsets(offsets) => ShardReply::Offsets(offsets),

@@ -13,6 +13,7 @@ pub mod meta_writer;
 pub mod pull;
 pub mod pump;
 pub mod timers;
+pub mod transactions;
 
 pub use self::core::{Mesh, Shard, ShardOptions};
 pub use handle::ShardHandle;

@@ -40,6 +40,14 @@ impl<E: Env> Shard<E> {
         let reply = match request {
             ShardRequest::Append(messages) => return self.serve_append(&messages, reply_to),
             ShardRequest::AppendDelayed(delayed) => return self.serve_delayed(*delayed, reply_to),
+            ShardRequest::AppendHalf(half) => return self.serve_half(*half, reply_to),
+            ShardRequest::ReadHalf { log, origin } => {
+                return self.serve_read_half(log, origin, reply_to);
+            }
+            ShardRequest::OpenHalves { limit } => self.open_halves(limit),
+            ShardRequest::EndHalf { log, origin, end } => {
+                return self.serve_end_half(log, origin, *end, reply_to);
+            }
             ShardRequest::Pull(pull) => return self.serve_pull(*pull, reply_to),
             ShardRequest::Bounds(queue) => LocalReply::Bounds(self.bounds(queue)),
             ShardRequest::BoundsOf(queues) => {
@@ -179,7 +187,7 @@ impl<E: Env> Shard<E> {
     }
 
     /// Whoever waits for space goes first: the order of arrival is the order in the queue.
-    fn is_first_in_line(&self, log: &CommitLog<E>) -> bool {
+    pub(super) fn is_first_in_line(&self, log: &CommitLog<E>) -> bool {
         self.stalled
             .borrow()
             .get(&log.id())
@@ -211,7 +219,7 @@ impl<E: Env> Shard<E> {
     }
 
     /// Lets an append wait for space; a task tries again when there is some.
-    fn stall(&self, log: &Rc<CommitLog<E>>, appending: Appending, reply_to: ReplyTo) {
+    pub(super) fn stall(&self, log: &Rc<CommitLog<E>>, appending: Appending, reply_to: ReplyTo) {
         let mut stalled = self.stalled.borrow_mut();
         let line = stalled.entry(log.id()).or_default();
         if line.len() >= MESH_WAITING_MAX {
@@ -239,6 +247,7 @@ impl<E: Env> Shard<E> {
                 let result = match front {
                     Some(Appending::Now(messages)) => shard.try_append(&log, &messages),
                     Some(Appending::Later(delayed)) => shard.try_append_delayed(&log, &delayed),
+                    Some(Appending::Half(half)) => shard.try_append_half(&log, &half),
                     None => return,
                 };
                 if matches!(result, Err(Refusal::SpaceOnItsWay { .. })) {
@@ -261,7 +270,13 @@ impl<E: Env> Shard<E> {
         });
     }
 
-    fn wait_for(&self, log: LogId, position: Position, reply_to: ReplyTo, reply: LocalReply) {
+    pub(super) fn wait_for(
+        &self,
+        log: LogId,
+        position: Position,
+        reply_to: ReplyTo,
+        reply: LocalReply,
+    ) {
         if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
             gate.wait(position, (reply_to, reply));
         }

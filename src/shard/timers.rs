@@ -34,14 +34,46 @@ const UNREADABLE_PAUSE: Duration = Duration::from_millis(500);
 /// So often a record is read in vain before its timer is put aside.
 const READ_TRIES: u32 = 5;
 
-/// How the task of a log is woken.
+/// How a task of a log is woken.
 #[derive(Default)]
-pub(super) struct TimerBell {
+pub(super) struct Bell {
     bell: Notify,
     /// Wall clock at which the task wakes by itself; 0 while it is at work.
     sleeps_until_ms: Cell<u64>,
     /// It waits for the log to be durable beyond this.
     awaits: Cell<Option<Position>>,
+}
+
+impl Bell {
+    /// The log is durable up to `end`: the task wakes if it waits for that, or if what it sleeps for comes earlier now.
+    fn ring_if(&self, end: Position, first_ms: impl FnOnce() -> Option<u64>) {
+        let is_awaited = self.awaits.get().is_some_and(|position| position < end);
+        let is_earlier = || first_ms().is_some_and(|first| first < self.sleeps_until_ms.get());
+        if is_awaited || is_earlier() {
+            self.bell.notify();
+        }
+    }
+
+    /// Completes when it rings.
+    pub(super) async fn rung(&self) {
+        self.bell.notified().await;
+    }
+
+    /// The task is about to sleep until then, or for ever.
+    pub(super) fn sleeps_until(&self, until_ms: Option<u64>) {
+        self.sleeps_until_ms.set(until_ms.unwrap_or(u64::MAX));
+    }
+
+    pub(super) fn is_awake(&self) {
+        self.sleeps_until_ms.set(0);
+    }
+
+    /// Completes when it rings, also because the log is durable beyond `position`.
+    pub(super) async fn rung_beyond(&self, position: Position) {
+        self.awaits.set(Some(position));
+        self.rung().await;
+        self.awaits.set(None);
+    }
 }
 
 /// Why a batch of timers was not moved.
@@ -51,34 +83,34 @@ enum Unmoved {
 }
 
 impl<E: Env> Shard<E> {
-    /// A log has got further: its timers' task wakes if that is what it waits for, or if a timer is due before it wakes.
+    /// A log has got further: the tasks of its timers and of its open transactions wake if that is what they wait for, or if
+    /// something is due before they would wake.
     pub(super) fn ring_timers(&self, id: LogId, end: Position) {
-        let (Some(bell), Some(log)) = (self.timers.get(&id), self.logs.get(&id)) else {
+        let Some(log) = self.logs.get(&id) else {
             return;
         };
-        let is_awaited = bell.awaits.get().is_some_and(|position| position < end);
-        let is_earlier = || {
-            let first = log.tables().borrow().timers.first_due_ms();
-            first.is_some_and(|first| first < bell.sleeps_until_ms.get())
-        };
-        if is_awaited || is_earlier() {
-            bell.bell.notify();
+        let tables = log.tables();
+        if let Some(bell) = self.timers.get(&id) {
+            bell.ring_if(end, || tables.borrow().timers.first_due_ms());
+        }
+        if let Some(bell) = self.halves.get(&id) {
+            bell.ring_if(end, || tables.borrow().halves.first_check_ms());
         }
     }
 
-    /// Wakes the timers' tasks so that they see that they are to end.
+    /// Wakes these tasks so that they see that they are to end.
     pub(super) fn ring_all_timers(&self) {
-        for bell in self.timers.values() {
+        for bell in self.timers.values().chain(self.halves.values()) {
             bell.bell.notify();
         }
     }
 
-    fn log_has_ended(&self, log: &CommitLog<E>) -> bool {
+    pub(super) fn log_has_ended(&self, log: &CommitLog<E>) -> bool {
         self.stopping.get() || log.refusal().is_some()
     }
 
     /// The task of one log.
-    pub(super) async fn fire_timers(self: Rc<Self>, log: Rc<CommitLog<E>>, bell: Rc<TimerBell>) {
+    pub(super) async fn fire_timers(self: Rc<Self>, log: Rc<CommitLog<E>>, bell: Rc<Bell>) {
         // A topic that is not known yet must not look like a deleted one.
         self.ready().await;
         let bytes_max = FIRE_BYTES_MAX.min(log.options().segment_bytes / 4);
@@ -92,11 +124,9 @@ impl<E: Env> Shard<E> {
             }
             let pause = match self.fire(&log, &due).await {
                 Ok(position) => {
-                    bell.awaits.set(Some(position));
                     while log.durable() <= position && !self.log_has_ended(&log) {
-                        bell.bell.notified().await;
+                        bell.rung_beyond(position).await;
                     }
-                    bell.awaits.set(None);
                     continue;
                 }
                 Err(Unmoved::Refused(Refusal::SpaceOnItsWay { .. })) => SPACE_PAUSE,
@@ -125,18 +155,18 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    async fn sleep_until_due(&self, log: &CommitLog<E>, bell: &TimerBell, now_ms: u64) {
+    async fn sleep_until_due(&self, log: &CommitLog<E>, bell: &Bell, now_ms: u64) {
         let first = log.tables().borrow().timers.first_due_ms();
-        bell.sleeps_until_ms.set(first.unwrap_or(u64::MAX));
+        bell.sleeps_until(first);
         match first {
-            None => bell.bell.notified().await,
+            None => bell.rung().await,
             Some(first) => {
                 let wait = Duration::from_millis(first.saturating_sub(now_ms)).min(CLOCK_CHECK);
                 let sleep = self.env.sleep(wait);
-                futures_lite::future::or(sleep, bell.bell.notified()).await;
+                futures_lite::future::or(sleep, bell.rung()).await;
             }
         }
-        bell.sleeps_until_ms.set(0);
+        bell.is_awake();
     }
 
     /// Moves timers that are due into their queues. Gives the position that has to be durable.

@@ -38,6 +38,8 @@ use crate::store::tables::{Effect, Tables};
 use crate::store::types::{Appended, NewMessage, QueueBounds, QueueEntry, QueueKey, Refusal};
 use crate::wire::record::RecordFields;
 
+pub mod halves;
+
 /// First size of a batch's buffer; it doubles up to the target.
 const BATCH_BYTES_FIRST: usize = 8 << 10;
 /// Space is reserved this far ahead of the tail (or two segments, if those are smaller).
@@ -435,14 +437,24 @@ impl<E: Env> CommitLog<E> {
         delayed: &[(NewMessage, u64)],
         timers: &[TimerKey],
     ) -> Result<Position, Refusal> {
+        let done = Control::TimersDone {
+            timers: timers.into(),
+        };
+        self.append_batch(messages, delayed, done)
+    }
+
+    /// Appends all of this to one batch; the record `done` comes last. The topics are open in this log.
+    fn append_batch(
+        &self,
+        messages: &[NewMessage],
+        delayed: &[(NewMessage, u64)],
+        done: Control,
+    ) -> Result<Position, Refusal> {
         let mut state = self.state.borrow_mut();
         if let Some(refusal) = self.refuse(&state) {
             return Err(refusal);
         }
         let store_timestamp = self.env.now_ms();
-        let done = Control::TimersDone {
-            timers: timers.into(),
-        };
         let done_record = done.encode();
         let total = done_record.len()
             + messages

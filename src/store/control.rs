@@ -1,10 +1,12 @@
 //! Control records: everything durable that is not a message. They stand between message records in the batches.
 //!
 //! Big-endian like the message record, so that one scan reads both: total size u32, magic u32 [`MAGIC`], kind u8, payload.
-//! Text is a u16 length and UTF-8. Kind 6 is a delayed message, see [`crate::store::delayed`]. A kind that this version does not know is skipped by recovery with a warning.
+//! Text is a u16 length and UTF-8. Kind 6 is a delayed message, see [`crate::store::delayed`], kind 16 a half message, see
+//! [`crate::store::half`]. A kind that this version does not know is skipped by recovery with a warning.
 
 use std::sync::Arc;
 
+use crate::store::tables::halves::Outcome;
 use crate::store::tables::timers::TimerKey;
 use crate::store::types::QueueKey;
 
@@ -36,6 +38,11 @@ pub enum Control {
     /// Delayed messages of this log that are not any more: their messages, or copies elsewhere in the log, stand in the
     /// same batch, or their topic is gone.
     TimersDone { timers: Arc<[TimerKey]> },
+    /// The producers of these half messages, by origin, were asked how their transactions ended; each with the time of
+    /// its next check in milliseconds.
+    HalvesChecked { halves: Arc<[(u64, u64)]> },
+    /// Transactions of this log, by the origins of their halves, have ended. What was committed stands in the same batch.
+    HalvesEnded { halves: Arc<[(u64, Outcome)]> },
 }
 
 /// Why a control record cannot be read although its batch's CRC is right: written by a newer version, or our bug.
@@ -56,6 +63,8 @@ impl Control {
             Self::OffsetsDropped { .. } => 4,
             Self::Metadata { .. } => 5,
             Self::TimersDone { .. } => 7,
+            Self::HalvesChecked { .. } => 17,
+            Self::HalvesEnded { .. } => 18,
         }
     }
 
@@ -90,6 +99,18 @@ impl Control {
                 for timer in timers.iter() {
                     out.extend_from_slice(&timer.due_ms.to_be_bytes());
                     out.extend_from_slice(&timer.position.to_be_bytes());
+                }
+            }
+            Self::HalvesChecked { halves } => {
+                for (origin, check_at_ms) in halves.iter() {
+                    out.extend_from_slice(&origin.to_be_bytes());
+                    out.extend_from_slice(&check_at_ms.to_be_bytes());
+                }
+            }
+            Self::HalvesEnded { halves } => {
+                for (origin, outcome) in halves.iter() {
+                    out.extend_from_slice(&origin.to_be_bytes());
+                    out.push(outcome.code());
                 }
             }
         }
@@ -140,6 +161,28 @@ impl Control {
                 }
                 Self::TimersDone {
                     timers: timers.into(),
+                }
+            }
+            17 => {
+                let mut halves = Vec::with_capacity(rest.len() / 16);
+                while !rest.is_empty() {
+                    let origin = take_u64(&mut rest).ok_or(short.clone())?;
+                    halves.push((origin, take_u64(&mut rest).ok_or(short.clone())?));
+                }
+                Self::HalvesChecked {
+                    halves: halves.into(),
+                }
+            }
+            18 => {
+                let mut halves = Vec::with_capacity(rest.len() / 9);
+                while !rest.is_empty() {
+                    let origin = take_u64(&mut rest).ok_or(short.clone())?;
+                    let (&outcome, tail) = rest.split_first().ok_or(short.clone())?;
+                    rest = tail;
+                    halves.push((origin, Outcome::of_code(outcome)));
+                }
+                Self::HalvesEnded {
+                    halves: halves.into(),
                 }
             }
             kind => return Err(ControlError::UnknownKind { kind }),
@@ -214,6 +257,19 @@ mod tests {
                 Control::TimersDone {
                     timers: timers
                         .map(|(due_ms, position)| TimerKey { due_ms, position })
+                        .collect(),
+                }
+            }),
+            proptest::collection::vec((any::<u64>(), any::<u64>()), 0..20).prop_map(|halves| {
+                Control::HalvesChecked {
+                    halves: halves.into(),
+                }
+            }),
+            proptest::collection::vec((any::<u64>(), 1..=3u8), 0..20).prop_map(|halves| {
+                let halves = halves.into_iter();
+                Control::HalvesEnded {
+                    halves: halves
+                        .map(|(origin, code)| (origin, Outcome::of_code(code)))
                         .collect(),
                 }
             }),

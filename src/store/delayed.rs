@@ -82,9 +82,14 @@ pub fn view(record: &[u8]) -> Result<(Head, RecordView<'_>), DelayedError> {
 /// The message of a delayed record, to be stored again.
 pub fn message(record: &[u8]) -> Result<(Head, NewMessage), DelayedError> {
     let (head, view) = view(record)?;
-    let message = NewMessage {
+    Ok((head, new_message(&view, head.topic_id)))
+}
+
+/// A stored message of a topic incarnation as one to store.
+pub fn new_message(view: &RecordView<'_>, topic_id: u32) -> NewMessage {
+    NewMessage {
         queue: QueueKey {
-            topic_id: head.topic_id,
+            topic_id,
             queue_id: view.queue_id() as u32,
         },
         topic: Arc::from(view.topic()),
@@ -98,8 +103,7 @@ pub fn message(record: &[u8]) -> Result<(Head, NewMessage), DelayedError> {
         born_host: view.born_host(),
         reconsume_times: view.reconsume_times(),
         prepared_transaction_offset: view.prepared_transaction_offset(),
-    };
-    Ok((head, message))
+    }
 }
 
 #[cfg(test)]

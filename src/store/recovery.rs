@@ -16,9 +16,11 @@ use crate::store::batch::{ALIGN_BYTES, BatchHeader, HEADER_BYTES};
 use crate::store::commit_log::LogOptions;
 use crate::store::control::{self, Control};
 use crate::store::delayed;
+use crate::store::half;
 use crate::store::planted::{PlantedBug, planted};
 use crate::store::segment::Segments;
 use crate::store::snapshot::{self, Reader};
+use crate::store::tables::halves::Half;
 use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
 use crate::store::types::{QueueEntry, QueueKey};
@@ -247,6 +249,19 @@ pub fn effect_of(record: &[u8], position: u64, tables: &Tables) -> Option<Effect
             },
         });
     }
+    if half::is_half(record) {
+        let head = half::head(record).ok()?;
+        return Some(Effect::Half {
+            origin: head.origin,
+            half: Half {
+                position,
+                bytes: record.len() as u32,
+                topic_id: head.topic_id,
+                check_at_ms: head.check_at_ms,
+                checks: head.checks,
+            },
+        });
+    }
     if is_control(record) {
         return match Control::decode(record) {
             Ok(control) => Some(Effect::Control(control)),
@@ -407,6 +422,6 @@ fn follows(effect: &Effect, tables: &Tables) -> bool {
             *queue_offset == bounds.max_offset
                 || (bounds.max_offset == bounds.min_offset && *queue_offset > bounds.max_offset)
         }
-        Effect::Delayed { .. } | Effect::Control(_) => true,
+        Effect::Delayed { .. } | Effect::Half { .. } | Effect::Control(_) => true,
     }
 }

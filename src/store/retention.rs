@@ -1,7 +1,8 @@
 //! What may go: whole segments, by age, by bytes, and when the disk fills. Consumption never deletes.
 //!
 //! Delayed messages that are not due yet outlive their segment: they are stored again at the end of the log, in one batch
-//! with the end of their old timers, before the segment goes.
+//! with the end of their old timers, before the segment goes. So do half messages whose transactions are open; they keep
+//! the origin by which their producers know them.
 
 use std::io;
 use std::time::Duration;
@@ -10,6 +11,8 @@ use crate::base::offset::Position;
 use crate::io::env::Env;
 use crate::store::commit_log::CommitLog;
 use crate::store::delayed;
+use crate::store::half;
+use crate::store::tables::halves::{Half, Outcome};
 use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::types::{NewMessage, Refusal};
 
@@ -57,6 +60,7 @@ pub async fn clean<E: Env>(
             break;
         }
         carry_timers(log, first_end).await?;
+        carry_halves(log, first_end).await?;
         // The tables forget it first, and a snapshot holds what the segment said of topics and offsets: a crash in
         // between leaves a file that the next pass removes.
         if moved.is_none() {
@@ -172,18 +176,30 @@ async fn carry<E: Env>(log: &CommitLog<E>, timers: &[(TimerKey, Timer)]) -> io::
         }
         keys.push(key);
     }
+    let position = append_patiently(log, || log.append_moved(&[], &delayed, &keys)).await?;
+    until_durable(log, position).await
+}
+
+/// Tries again while the log has no room yet.
+async fn append_patiently<E: Env, T>(
+    log: &CommitLog<E>,
+    append: impl Fn() -> Result<T, Refusal>,
+) -> io::Result<T> {
     let mut polls = 0;
-    let position = loop {
-        match log.append_moved(&[], &delayed, &keys) {
+    loop {
+        match append() {
             Err(Refusal::SpaceOnItsWay { .. } | Refusal::Busy { .. })
                 if polls < CARRY_POLLS_MAX =>
             {
                 polls += 1;
                 log.env().sleep(CARRY_POLL).await;
             }
-            result => break result.map_err(io::Error::other)?,
+            result => return result.map_err(io::Error::other),
         }
-    };
+    }
+}
+
+async fn until_durable<E: Env>(log: &CommitLog<E>, position: Position) -> io::Result<()> {
     while log.durable() <= position {
         if let Some(refusal) = log.refusal() {
             return Err(io::Error::other(refusal));
@@ -191,4 +207,102 @@ async fn carry<E: Env>(log: &CommitLog<E>, timers: &[(TimerKey, Timer)]) -> io::
         log.env().sleep(CARRY_POLL).await;
     }
     Ok(())
+}
+
+/// Stores all open half messages whose records lie before `end` again, durably. Then none lies there any more.
+async fn carry_halves<E: Env>(log: &CommitLog<E>, end: u64) -> io::Result<()> {
+    let below = log.tables().borrow().halves.below(end);
+    let count = below.len();
+    let bytes_max = CARRY_BYTES.min(log.options().segment_bytes / 4);
+    let mut carried: Vec<(u64, NewMessage)> = Vec::new();
+    let mut bytes = 0;
+    for (number, &(origin, half)) in below.iter().enumerate() {
+        // It may end while others are carried.
+        let open = log.tables().borrow().halves.get(origin);
+        if open.is_some() {
+            match read_half(log, origin, half).await {
+                Ok(Some(message)) => carried.push((origin, message)),
+                Ok(None) => {}
+                Err(error) => give_up_unreadable(log, origin, half, error).await?,
+            }
+        }
+        bytes += u64::from(half.bytes);
+        let next = below.get(number + 1);
+        let is_full = next.is_none_or(|(_, next)| bytes + u64::from(next.bytes) > bytes_max);
+        if is_full {
+            let position = append_patiently(log, || log.carry_halves(&carried)).await?;
+            if let Some(position) = position {
+                until_durable(log, position).await?;
+            }
+            carried.clear();
+            bytes = 0;
+        }
+    }
+    // Those that are ending now leave by themselves.
+    for _ in 0..CARRY_POLLS_MAX {
+        if !log.tables().borrow().halves.has_below(end) {
+            if count > 0 {
+                tracing::info!(
+                    log = log.id(),
+                    count,
+                    "half messages were carried out of an old segment"
+                );
+            }
+            return Ok(());
+        }
+        if let Some(refusal) = log.refusal() {
+            return Err(io::Error::other(refusal));
+        }
+        log.env().sleep(CARRY_POLL).await;
+    }
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        "transactions of the oldest segment are still ending",
+    ))
+}
+
+/// The message of an open half; none if its transaction ended meanwhile.
+async fn read_half<E: Env>(
+    log: &CommitLog<E>,
+    origin: u64,
+    half: Half,
+) -> io::Result<Option<NewMessage>> {
+    let mut tries = 0;
+    loop {
+        let read = log.reader().read_whole(half.position, half.bytes as usize);
+        let message = read.await.and_then(|record| {
+            let (head, message) = half::message(&record).map_err(io::Error::other)?;
+            match head.origin == origin {
+                true => Ok(message),
+                false => Err(io::Error::other("another half is in its place")),
+            }
+        });
+        tries += 1;
+        match message {
+            Ok(message) => return Ok(Some(message)),
+            Err(_) if log.tables().borrow().halves.get(origin).is_none() => return Ok(None),
+            Err(error) if tries == READ_TRIES => return Err(error),
+            Err(_) => log.env().sleep(READ_PAUSE).await,
+        }
+    }
+}
+
+/// A half that cannot be read keeps its segment for one pass; at the next one it goes with it.
+async fn give_up_unreadable<E: Env>(
+    log: &CommitLog<E>,
+    origin: u64,
+    half: Half,
+    error: io::Error,
+) -> io::Result<()> {
+    if !log.tables().borrow_mut().halves.set_unreadable(origin) {
+        return Err(error);
+    }
+    tracing::error!(
+        log = log.id(),
+        position = half.position,
+        %error,
+        "a half message that cannot be read goes with its segment"
+    );
+    let end = || log.end_half(origin, Outcome::GivenUp, None);
+    append_patiently(log, end).await.map(|_| ())
 }

@@ -10,6 +10,7 @@ use crate::io::env::Env;
 use crate::store::batch::HEADER_BYTES;
 use crate::store::control::Control;
 use crate::store::delayed;
+use crate::store::half;
 use crate::store::manifest::Manifest;
 use crate::store::recovery::{Damage, Scanner, Step, is_control, raw_records};
 use crate::store::segment::Segments;
@@ -46,6 +47,7 @@ impl LogReport {
 enum Shown<'a> {
     Message(RecordView<'a>),
     Delayed(delayed::Head, RecordView<'a>),
+    Half(half::Head, RecordView<'a>),
     Control(Control),
     Unreadable(String),
 }
@@ -95,6 +97,12 @@ async fn walk<E: Env>(
                 report.controls += 1;
                 match delayed::view(record) {
                     Ok((head, view)) => Shown::Delayed(head, view),
+                    Err(error) => Shown::Unreadable(error.to_string()),
+                }
+            } else if half::is_half(record) {
+                report.controls += 1;
+                match half::view(record) {
+                    Ok((head, view)) => Shown::Half(head, view),
                     Err(error) => Shown::Unreadable(error.to_string()),
                 }
             } else if is_control(record) {
@@ -230,6 +238,19 @@ fn value_of(log: LogId, position: u64, shown: &Shown<'_>) -> serde_json::Value {
             "bodyBytes": view.body().len(),
             "uniqueKey": properties::get(view.properties(), properties::name::UNIQUE_KEY),
         }),
+        Shown::Half(head, view) => json!({
+            "log": log,
+            "position": position,
+            "kind": "half",
+            "origin": head.origin,
+            "checks": head.checks,
+            "checkAtMs": head.check_at_ms,
+            "topic": view.topic(),
+            "queueId": view.queue_id(),
+            "producerGroup": properties::get(view.properties(), properties::name::PRODUCER_GROUP),
+            "bodyBytes": view.body().len(),
+            "uniqueKey": properties::get(view.properties(), properties::name::UNIQUE_KEY),
+        }),
         Shown::Control(control) => {
             let (kind, detail) = match control {
                 Control::TopicOpened { topic_id, name } => (
@@ -257,6 +278,17 @@ fn value_of(log: LogId, position: u64, shown: &Shown<'_>) -> serde_json::Value {
                 Control::TimersDone { timers } => {
                     let positions: Vec<u64> = timers.iter().map(|key| key.position).collect();
                     ("timers-done", json!({"positions": positions}))
+                }
+                Control::HalvesChecked { halves } => {
+                    let origins: Vec<u64> = halves.iter().map(|(origin, _)| *origin).collect();
+                    ("halves-checked", json!({"origins": origins}))
+                }
+                Control::HalvesEnded { halves } => {
+                    let ends: Vec<_> = halves
+                        .iter()
+                        .map(|(origin, outcome)| json!([origin, format!("{outcome:?}")]))
+                        .collect();
+                    ("halves-ended", json!({"ends": ends}))
                 }
             };
             json!({"log": log, "position": position, "kind": kind, "detail": detail})

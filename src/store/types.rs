@@ -63,6 +63,14 @@ pub enum Refusal {
     Poisoned { log: LogId, reason: Arc<str> },
     #[error("a record of {bytes} bytes is larger than the limit of {limit_bytes}")]
     TooLarge { bytes: usize, limit_bytes: usize },
+    #[error(
+        "log {log} has {open} open transactions, the limit is {limit}: commit them or roll them back, or send without a transaction"
+    )]
+    TooManyTransactions {
+        log: LogId,
+        open: usize,
+        limit: usize,
+    },
     #[error("the queue is not on this broker any more")]
     NoQueue,
     #[error("core {shard} has {waiting} requests waiting, the limit is {limit}")]

@@ -25,7 +25,9 @@ pub mod code {
     pub const GET_EARLIEST_MSG_STORETIME: i32 = 32;
     pub const HEART_BEAT: i32 = 34;
     pub const UNREGISTER_CLIENT: i32 = 35;
+    pub const END_TRANSACTION: i32 = 37;
     pub const GET_CONSUMER_LIST_BY_GROUP: i32 = 38;
+    pub const CHECK_TRANSACTION_STATE: i32 = 39;
     pub const NOTIFY_CONSUMER_IDS_CHANGED: i32 = 40;
     pub const LOCK_BATCH_MQ: i32 = 41;
     pub const UNLOCK_BATCH_MQ: i32 = 42;
@@ -40,6 +42,7 @@ pub mod code {
 /// Response codes (`ResponseCode`).
 pub mod answer {
     pub const SUCCESS: i32 = 0;
+    pub const SYSTEM_ERROR: i32 = 1;
     pub const REQUEST_CODE_NOT_SUPPORTED: i32 = 3;
     pub const MESSAGE_ILLEGAL: i32 = 13;
     pub const TOPIC_NOT_EXIST: i32 = 17;

@@ -87,9 +87,10 @@ pub fn plant(settings: &Settings) {
 
 pub fn refused(refusal: Refusal) -> Refused {
     match refusal {
-        Refusal::Busy { .. } | Refusal::SpaceOnItsWay { .. } | Refusal::MeshFull { .. } => {
-            Refused::Busy
-        }
+        Refusal::Busy { .. }
+        | Refusal::SpaceOnItsWay { .. }
+        | Refusal::TooManyTransactions { .. }
+        | Refusal::MeshFull { .. } => Refused::Busy,
         Refusal::DiskFull { reason } => Refused::DiskFull(reason.to_string()),
         Refusal::Poisoned { reason, .. } => Refused::Poisoned(reason.to_string()),
         Refusal::NoQueue => Refused::NoQueue,

@@ -60,7 +60,6 @@ pub const NOT_YET: &[&str] = &[
     "recallMessageEnable",
     "registerBrokerTimeoutMills",
     "rejectPullConsumerEnable",
-    "rejectTransactionMessage",
     "retrieveMessageFromPopRetryTopicV1",
     "reviveQueueNum",
     "rocketmq.broker.rebalance.lockMaxLiveTime",
@@ -72,9 +71,6 @@ pub const NOT_YET: &[&str] = &[
     "storeReplyMessageEnable",
     "subscriptionExpiredTimeout",
     "syncFlushTimeout",
-    "transactionCheckInterval",
-    "transactionCheckMax",
-    "transactionTimeOut",
     "useServerSideResetOffset",
     "validateSystemTopicWhenUpdateTopic",
 ];

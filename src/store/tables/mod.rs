@@ -1,6 +1,7 @@
 //! Tables: folds over one log. Each is changed by [`Tables::apply`] only, in the order of the log, with durable records.
 
 pub mod consume_queue;
+pub mod halves;
 pub mod metadata;
 pub mod offsets;
 pub mod open_topics;
@@ -12,6 +13,7 @@ use crate::store::control::Control;
 use crate::store::snapshot::{Reader, Short, Writer};
 use crate::store::types::{QueueEntry, QueueKey};
 use consume_queue::ConsumeQueues;
+use halves::{Half, Halves};
 use metadata::Metadata;
 use offsets::ConsumerOffsets;
 use open_topics::OpenTopics;
@@ -32,6 +34,11 @@ pub enum Effect {
         key: TimerKey,
         timer: Timer,
     },
+    /// A half message, in no queue yet, or its new place.
+    Half {
+        origin: u64,
+        half: Half,
+    },
     Control(Control),
 }
 
@@ -43,6 +50,7 @@ pub struct Tables {
     pub open_topics: OpenTopics,
     pub metadata: Metadata,
     pub timers: Timers,
+    pub halves: Halves,
 }
 
 impl Tables {
@@ -63,6 +71,10 @@ impl Tables {
                 self.timers.set(key, timer);
                 None
             }
+            Effect::Half { origin, half } => {
+                self.halves.put(origin, half);
+                None
+            }
             Effect::Control(control) => {
                 match control {
                     Control::TopicOpened { topic_id, name } => {
@@ -73,6 +85,7 @@ impl Tables {
                         self.queues.drop_topic(topic_id);
                         self.offsets.drop_topic(topic_id);
                         self.timers.drop_topic(topic_id);
+                        self.halves.drop_topic(topic_id);
                     }
                     Control::OffsetCommitted {
                         group,
@@ -84,6 +97,16 @@ impl Tables {
                     Control::TimersDone { timers } => {
                         for &key in timers.iter() {
                             self.timers.done(key);
+                        }
+                    }
+                    Control::HalvesChecked { halves } => {
+                        for &(origin, check_at_ms) in halves.iter() {
+                            self.halves.checked(origin, check_at_ms);
+                        }
+                    }
+                    Control::HalvesEnded { halves } => {
+                        for &(origin, outcome) in halves.iter() {
+                            self.halves.end(origin, outcome);
                         }
                     }
                 }
@@ -104,6 +127,7 @@ impl Tables {
         self.metadata.write(out);
         self.queues.write(out);
         self.timers.write(out);
+        self.halves.write(out);
     }
 
     /// Tables from what [`Tables::write`] wrote.
@@ -114,6 +138,7 @@ impl Tables {
             metadata: Metadata::read(input)?,
             queues: ConsumeQueues::read(input)?,
             timers: Timers::read(input)?,
+            halves: Halves::read(input)?,
         })
     }
 }

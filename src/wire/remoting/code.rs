@@ -16,6 +16,8 @@ macro_rules! codes {
 codes! {
     /// What a peer asks.
     request {
+        // Ours, for the command line; RocketMQ has no request with such a number.
+        RINGMQ_TRANSACTIONS = 31_001,
         SEND_MESSAGE = 10,
         PULL_MESSAGE = 11,
         QUERY_MESSAGE = 12,
