@@ -19,8 +19,8 @@ use crate::broker::dispatch::Broker;
 use crate::broker::options::{BrokerOptions, DelayRules, TransactionRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
 use crate::io::env::Env;
-use crate::io::glommio::GlommioEnv;
 use crate::io::process;
+use crate::io::ring::RingEnv;
 use crate::io::rlimit::raise_locked_memory;
 use crate::io::tcp::Listener;
 use crate::namesrv::handlers::NameServer;
@@ -82,7 +82,7 @@ impl Meeting {
         }
     }
 
-    async fn at(&self, env: &GlommioEnv, place: Place) -> Result<(), String> {
+    async fn at(&self, env: &RingEnv, place: Place) -> Result<(), String> {
         let arrived = &self.arrived[place as usize];
         arrived.fetch_add(1, Ordering::AcqRel);
         while arrived.load(Ordering::Acquire) < self.cores {
@@ -159,7 +159,6 @@ pub fn start_node_with(
         count: cores,
         processors: process::processors(),
         pin: config.node.pin_shards,
-        io_bytes: config.memory.io_bytes as usize,
     };
     let node = Arc::new(Node {
         config,
@@ -188,9 +187,9 @@ pub fn start_node_with(
 
 /// What a core of a broker runs.
 struct BrokerCore {
-    shard: Rc<Shard<GlommioEnv>>,
+    shard: Rc<Shard<RingEnv>>,
     server: Rc<Server>,
-    registrar: Option<Registrar<GlommioEnv, BrokerTopics>>,
+    registrar: Option<Registrar<RingEnv, BrokerTopics>>,
 }
 
 impl Node {
@@ -226,11 +225,11 @@ impl Node {
 
     async fn drain(
         &self,
-        env: &GlommioEnv,
+        env: &RingEnv,
         index: usize,
         servers: Vec<Rc<Server>>,
         broker: Option<BrokerCore>,
-        namesrv: Option<Rc<NameServer<GlommioEnv>>>,
+        namesrv: Option<Rc<NameServer<RingEnv>>>,
     ) -> Result<(), String> {
         if index == 0 {
             tracing::info!("stopping: no new requests are taken");
@@ -264,7 +263,7 @@ impl Node {
         Listener::bind(address).map_err(|error| format!("port {address} cannot be opened: {error}"))
     }
 
-    fn server(&self, env: &GlommioEnv, core: usize, handler: Rc<dyn Handler>) -> Rc<Server> {
+    fn server(&self, env: &RingEnv, core: usize, handler: Rc<dyn Handler>) -> Rc<Server> {
         let options = ServerOptions {
             core: core as u16,
             idle_close: Duration::from_secs(self.config.server.idle_s),
@@ -275,8 +274,8 @@ impl Node {
 
     async fn start_namesrv(
         &self,
-        env: &GlommioEnv,
-    ) -> Result<(Rc<NameServer<GlommioEnv>>, Rc<Server>), String> {
+        env: &RingEnv,
+    ) -> Result<(Rc<NameServer<RingEnv>>, Rc<Server>), String> {
         let keys = &self.config.namesrv;
         let options = NamesrvOptions {
             listen_port: keys.listen_port,
@@ -424,11 +423,7 @@ impl Node {
         }
     }
 
-    fn registrar(
-        &self,
-        env: &GlommioEnv,
-        handle: &ShardHandle,
-    ) -> Registrar<GlommioEnv, BrokerTopics> {
+    fn registrar(&self, env: &RingEnv, handle: &ShardHandle) -> Registrar<RingEnv, BrokerTopics> {
         let keys = &self.config.broker;
         let identity = BrokerIdentity {
             cluster: keys.cluster_name.clone(),
@@ -458,8 +453,8 @@ impl Node {
 
     async fn await_registration(
         &self,
-        env: &GlommioEnv,
-        registrar: &Registrar<GlommioEnv, BrokerTopics>,
+        env: &RingEnv,
+        registrar: &Registrar<RingEnv, BrokerTopics>,
     ) {
         let begin = env.now_ns();
         while !registrar.states().iter().any(|(_, up)| *up) {
@@ -474,7 +469,7 @@ impl Node {
     }
 
     /// Removes segments by age, at the hours of deleteWhen or when the disk fills up, and by bytes at any time.
-    fn keep_retention(&self, env: &GlommioEnv, shard: &Rc<Shard<GlommioEnv>>) {
+    fn keep_retention(&self, env: &RingEnv, shard: &Rc<Shard<RingEnv>>) {
         let store = &self.config.store;
         let period = Duration::from_millis(store.retention_period_ms);
         let (hours, reserved_h) = (store.delete_hours.0.clone(), store.retention_hours);

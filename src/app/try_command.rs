@@ -22,8 +22,8 @@ use crate::base::config::{Config, Roles, Sources};
 use crate::base::names::AUTO_CREATE_TOPIC;
 use crate::client::{ClientError, RemotingClient};
 use crate::io::env::Env;
-use crate::io::glommio::GlommioEnv;
 use crate::io::preflight::{self, Needs, Report};
+use crate::io::ring::RingEnv;
 use crate::shard::executor::run_once;
 use crate::wire::properties::{PropertiesBuilder, name};
 use crate::wire::record::RecordView;
@@ -230,7 +230,7 @@ fn talk(namesrv: String, topic: String, first: u32) -> Result<(), String> {
 }
 
 struct Trial {
-    env: GlommioEnv,
+    env: RingEnv,
     topic: String,
     step: u32,
 }
@@ -396,7 +396,7 @@ impl Trial {
     }
 }
 
-async fn connect(env: &GlommioEnv, address: &str) -> Result<RemotingClient, String> {
+async fn connect(env: &RingEnv, address: &str) -> Result<RemotingClient, String> {
     RemotingClient::connect(env, address, TIMEOUT)
         .await
         .map_err(|error| reason_of(&error))

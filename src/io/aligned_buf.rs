@@ -7,15 +7,13 @@ use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
 
-use crate::io::glommio::{DmaPages, ReadPages};
+use crate::io::ring::Pages;
 
 enum Storage {
     /// Plain memory: the simulator, and small buffers that never meet a disk.
     Heap(Box<[u8]>),
-    /// The runtime's aligned, where possible registered memory.
-    Dma(DmaPages),
-    /// What the runtime read from a file; immutable.
-    Read(ReadPages),
+    /// Aligned memory of the production backend.
+    Pages(Pages),
 }
 
 /// A run of whole sectors for the disk, or what was read from it. See the module's page.
@@ -27,23 +25,17 @@ impl PageBuf {
         Self(Storage::Heap(bytes.into_boxed_slice()))
     }
 
-    /// Wraps memory of the runtime that may be written to.
-    pub fn from_dma(pages: DmaPages) -> Self {
-        Self(Storage::Dma(pages))
+    /// Wraps memory of the production backend.
+    pub fn from_pages(pages: Pages) -> Self {
+        Self(Storage::Pages(pages))
     }
 
-    /// Wraps what the runtime read.
-    pub fn from_read(pages: ReadPages) -> Self {
-        Self(Storage::Read(pages))
-    }
-
-    /// The whole memory for writing. Panics for memory that was read from a file: our own bug.
+    /// The whole memory for writing.
     #[allow(clippy::should_implement_trait)] // AsMut would have to be imported wherever a buffer is filled.
     pub fn as_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Storage::Heap(bytes) => bytes,
-            Storage::Dma(pages) => pages.as_bytes_mut(),
-            Storage::Read(_) => panic!("pages that were read from a file are immutable"),
+            Storage::Pages(pages) => pages.as_bytes_mut(),
         }
     }
 
@@ -55,16 +47,15 @@ impl PageBuf {
                 content.truncate(bytes);
                 *memory = content.into_boxed_slice();
             }
-            Storage::Dma(pages) => pages.trim_to(bytes),
-            Storage::Read(_) => panic!("pages that were read from a file are immutable"),
+            Storage::Pages(pages) => pages.trim_to(bytes),
         }
     }
 
-    /// The runtime's buffer, if this is one.
-    pub fn as_dma(&self) -> Option<&DmaPages> {
+    /// The aligned memory, if this is some.
+    pub fn as_pages(&self) -> Option<&Pages> {
         match &self.0 {
-            Storage::Dma(pages) => Some(pages),
-            _ => None,
+            Storage::Pages(pages) => Some(pages),
+            Storage::Heap(_) => None,
         }
     }
 }
@@ -75,8 +66,7 @@ impl Deref for PageBuf {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Storage::Heap(bytes) => bytes,
-            Storage::Dma(pages) => pages.as_bytes(),
-            Storage::Read(pages) => pages,
+            Storage::Pages(pages) => pages.as_bytes(),
         }
     }
 }

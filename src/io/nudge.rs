@@ -1,7 +1,7 @@
 //! A heartbeat from outside: it takes every registered thread out of a wait in the kernel, a few times a second.
 //!
 //! An executor sleeps in `io_uring_enter` until something completes. About one start in 1,500 on a busy machine (Linux
-//! 6.18, glommio-ng 0.12) showed an executor that slept although its timer was due; nothing ends such a sleep but another
+//! 6.18, with an earlier executor) showed one that slept although its timer was due; nothing ends such a sleep but another
 //! completion. A signal ends every wait with EINTR, wherever the wakeup was lost, and the executor's loop then looks at all
 //! its timers, rings and queues again. So a lost wakeup costs at most one [`INTERVAL`] and never a node. The handler does
 //! nothing; the wake costs an idle core about 20 microseconds a second (see the README's idle figures).

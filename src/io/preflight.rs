@@ -281,7 +281,7 @@ fn check_store(needs: &StoreNeeds, report: &mut Report) {
             "messages are lost with the machine: use a disk for anything but a test",
         ));
     }
-    if let Ok(space) = crate::io::glommio::disk_space(root)
+    if let Ok(space) = crate::io::ring::disk_space(root)
         && space.available_bytes < needs.new_bytes
     {
         let what = format!(

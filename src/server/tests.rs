@@ -12,8 +12,8 @@ use crate::base::limits::{CONNECTION_REQUESTS_MAX, CONNECTION_RESPONSE_BYTES_MAX
 use crate::client::{ClientError, Reconnecting, RemotingClient};
 use crate::io::body::Body;
 use crate::io::env::Env;
-use crate::io::glommio::GlommioEnv;
-use crate::io::glommio::testing::on_executor;
+use crate::io::ring::RingEnv;
+use crate::io::ring::testing::on_executor;
 use crate::io::tcp::Listener;
 use crate::server::Handler;
 use crate::server::connection::{Connection, InvokeError, Responder};
@@ -71,7 +71,7 @@ fn echo(responder: Responder, body: Bytes) {
 }
 
 struct World {
-    env: GlommioEnv,
+    env: RingEnv,
     handler: Rc<TestHandler>,
     server: Rc<Server>,
     address: SocketAddr,

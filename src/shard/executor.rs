@@ -3,10 +3,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-
-use crate::io::glommio::GlommioEnv;
 use crate::io::nudge::Nudger;
+use crate::io::ring::{Executor, Placement, RingEnv};
 use crate::shard::mesh::{MeshEnds, mesh};
 
 /// How the executors are started.
@@ -16,14 +14,12 @@ pub struct ExecutorOptions {
     /// Processors that this process may use, in order. Executor *i* is pinned to the *i*-th if there are enough.
     pub processors: Vec<usize>,
     pub pin: bool,
-    /// Memory for O_DIRECT that each executor registers, in bytes.
-    pub io_bytes: usize,
 }
 
 /// What runs on one core.
 pub struct CoreStart {
     pub index: usize,
-    pub env: GlommioEnv,
+    pub env: RingEnv,
     pub mesh: MeshEnds,
 }
 
@@ -35,7 +31,7 @@ where
     R: Future<Output = Result<(), String>> + 'static,
 {
     let run = Arc::new(run);
-    let mut handles: Vec<ExecutorJoinHandle<Result<(), String>>> = Vec::new();
+    let mut handles = Vec::new();
     let nudger = Nudger::default();
     let _nudging = nudger
         .start()
@@ -49,26 +45,24 @@ where
         };
         let run = run.clone();
         let nudger = nudger.clone();
-        let handle = LocalExecutorBuilder::new(placement)
-            .name(&format!("shard-{index}"))
-            .io_memory(options.io_bytes)
-            .spawn(move || async move {
-                nudger.register();
-                run(CoreStart {
-                    index,
-                    env: GlommioEnv::new(),
-                    mesh: ends,
-                })
-                .await
+        let handle = Executor::spawn(&format!("shard-{index}"), placement, move || async move {
+            nudger.register();
+            run(CoreStart {
+                index,
+                env: RingEnv::new(),
+                mesh: ends,
             })
-            .map_err(|error| format!("shard {index}: {error}"))?;
+            .await
+        })
+        .map_err(|error| format!("shard {index}: {error}"))?;
         handles.push(handle);
     }
     let mut result = Ok(());
     for (index, handle) in handles.into_iter().enumerate() {
         let ended = match handle.join() {
-            Ok(ended) => ended,
-            Err(error) => Err(format!("shard {index} ended: {error}")),
+            Ok(Ok(ended)) => ended,
+            Ok(Err(error)) => Err(format!("shard {index} has no executor: {error}")),
+            Err(_) => Err(format!("shard {index} ended by a panic")),
         };
         if result.is_ok() {
             result = ended;
@@ -79,16 +73,17 @@ where
 
 /// Runs one future on an executor of its own and waits for it: what has to be done before the cores start.
 pub fn run_once<T: Send + 'static, R>(
-    run: impl FnOnce(GlommioEnv) -> R + Send + 'static,
+    run: impl FnOnce(RingEnv) -> R + Send + 'static,
 ) -> Result<T, String>
 where
     R: Future<Output = T> + 'static,
 {
-    LocalExecutorBuilder::new(Placement::Unbound)
-        .name("start")
-        .io_memory(64 << 10)
-        .spawn(move || async move { run(GlommioEnv::new()).await })
-        .map_err(|error| error.to_string())?
-        .join()
-        .map_err(|error| error.to_string())
+    let handle = Executor::spawn("start", Placement::Unbound, move || async move {
+        run(RingEnv::new()).await
+    })
+    .map_err(|error| error.to_string())?;
+    match handle.join() {
+        Ok(ran) => ran.map_err(|error| error.to_string()),
+        Err(_) => Err("a panic at the start".into()),
+    }
 }

@@ -9,8 +9,8 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::*;
-use crate::io::glommio::GlommioEnv;
-use crate::io::glommio::testing::on_executor;
+use crate::io::ring::RingEnv;
+use crate::io::ring::testing::on_executor;
 use crate::io::tcp::Listener;
 use crate::server::listener::{Server, ServerOptions};
 use crate::wire::remoting::command::FieldValue;
@@ -495,7 +495,7 @@ impl Handler for Scripted {
 }
 
 impl Scripted {
-    fn serve(env: &GlommioEnv, port: u16) -> (Rc<Self>, Rc<Server>, String) {
+    fn serve(env: &RingEnv, port: u16) -> (Rc<Self>, Rc<Server>, String) {
         let handler = Rc::new(Self::default());
         let server = Server::new(env, ServerOptions::default(), handler.clone());
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, port).into()).unwrap();
@@ -509,7 +509,7 @@ impl Scripted {
     }
 }
 
-async fn until(env: &GlommioEnv, what: &str, so: impl Fn() -> bool) {
+async fn until(env: &RingEnv, what: &str, so: impl Fn() -> bool) {
     let started = Instant::now();
     while !so() {
         assert!(

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::client::RemotingClient;
-use crate::io::glommio::GlommioEnv;
-use crate::io::glommio::testing::on_executor;
+use crate::io::ring::RingEnv;
+use crate::io::ring::testing::on_executor;
 use crate::io::tcp::Listener;
 use crate::server::listener::{Server, ServerOptions};
 use crate::wire::remoting::body::{
@@ -65,8 +65,8 @@ fn field(header: &Outgoing, name: &str) -> Option<String> {
 }
 
 struct World {
-    env: GlommioEnv,
-    server: Rc<NameServer<GlommioEnv>>,
+    env: RingEnv,
+    server: Rc<NameServer<RingEnv>>,
     directory: tempfile::TempDir,
 }
 
@@ -673,7 +673,7 @@ fn a_change_that_cannot_be_written_is_refused_with_the_file() {
 
 #[test]
 fn a_damaged_file_stops_the_start_and_is_named() {
-    on_executor(async |env: GlommioEnv| {
+    on_executor(async |env: RingEnv| {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kvConfig.json");
         for text in ["", "{", "{\"configTable\":[1]}", "[]", "{}x", "\u{0}"] {

@@ -1,0 +1,562 @@
+//! The executor of one thread: its queues, its turn, and how other threads wake it.
+//!
+//! Tasks are local (`!Send`); their wakers may be used from any thread. A wake on the executor's own thread appends to a
+//! queue; one from elsewhere goes through [`Remote`] and costs a system call only if the executor sleeps.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use async_task::Runnable;
+use io_uring::{cqueue, opcode, squeue, types};
+use slab::Slab;
+
+use crate::io::ring::helper::Helper;
+use crate::io::ring::op::{Completion, Op, Readiness};
+use crate::io::ring::timers::Timers;
+use crate::io::ring::uring::Ring;
+
+/// Tasks that run between two looks at the ring.
+const TURN_TASKS_MAX: usize = 512;
+/// Of so many turns with other work, one has a background task: about what a share of 50 to 1000 gives.
+const BACKGROUND_TURNS: u32 = 16;
+/// `user_data` of entries whose result nobody needs.
+const IGNORED: u64 = u64::MAX;
+/// How long the end waits for what the kernel still has.
+const END_WAIT: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
+}
+
+/// Which task queue.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    Foreground,
+    Background,
+}
+
+/// What other threads know of an executor.
+pub(super) struct Remote {
+    woken: Mutex<Vec<(Urgency, Runnable)>>,
+    /// There is something in `woken`.
+    any_woken: AtomicBool,
+    /// The main future has something to do.
+    main_woken: AtomicBool,
+    /// It waits in the kernel, or is about to.
+    sleeping: AtomicBool,
+    bell: OwnedFd,
+}
+
+impl Remote {
+    fn new() -> io::Result<Self> {
+        // SAFETY: plain system call.
+        let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if bell < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            woken: Mutex::default(),
+            any_woken: AtomicBool::new(false),
+            main_woken: AtomicBool::new(true),
+            sleeping: AtomicBool::new(false),
+            // SAFETY: a new descriptor that nobody else owns.
+            bell: unsafe { OwnedFd::from_raw_fd(bell) },
+        })
+    }
+
+    /// Ends its sleep. Call it after what it shall see was written.
+    pub fn wake(&self) {
+        // Pairs with the fence in `Core::sleep_unless`: either we see that it sleeps, or it sees what we wrote.
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::SeqCst) {
+            let one = 1u64;
+            // SAFETY: eight bytes of a local. An error is only possible at 2^64 wakes.
+            unsafe {
+                libc::write(
+                    self.bell.as_raw_fd(),
+                    (&raw const one).cast(),
+                    size_of::<u64>(),
+                );
+            }
+        }
+    }
+
+    fn push(&self, urgency: Urgency, runnable: Runnable) {
+        self.woken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((urgency, runnable));
+        self.any_woken.store(true, Ordering::SeqCst);
+        Remote::wake(self);
+    }
+}
+
+/// Wakes the main future.
+impl Wake for Remote {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.main_woken.store(true, Ordering::SeqCst);
+        Remote::wake(self);
+    }
+}
+
+/// Where messages from other executors arrive.
+pub(super) trait Inbox {
+    fn is_waiting(&self) -> bool;
+    /// Hands over some of what waits.
+    fn take(&self);
+}
+
+/// One executor.
+pub struct Core {
+    ring: RefCell<Ring>,
+    pub(super) ops: RefCell<Slab<Op>>,
+    pub(super) timers: Timers,
+    foreground: RefCell<VecDeque<Runnable>>,
+    background: RefCell<VecDeque<Runnable>>,
+    /// A waker of each task that has not ended, to find them all at the end.
+    alive: RefCell<Slab<Waker>>,
+    inboxes: RefCell<Vec<Rc<dyn Inbox>>>,
+    remote: Arc<Remote>,
+    pub(super) helper: Helper,
+    turns: Cell<u32>,
+    completions: RefCell<Vec<cqueue::Entry>>,
+}
+
+/// Removes a task from `alive` when it ends or is dropped.
+struct Alive {
+    core: Rc<Core>,
+    key: Rc<Cell<Option<usize>>>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            let waker = self.core.alive.borrow_mut().try_remove(key);
+            drop(waker);
+        }
+    }
+}
+
+impl Core {
+    fn new(name: &str) -> io::Result<Rc<Self>> {
+        let core = Rc::new(Self {
+            ring: RefCell::new(Ring::new()?),
+            ops: RefCell::default(),
+            timers: Timers::default(),
+            foreground: RefCell::default(),
+            background: RefCell::default(),
+            alive: RefCell::default(),
+            inboxes: RefCell::default(),
+            remote: Arc::new(Remote::new()?),
+            helper: Helper::start(name)?,
+            turns: Cell::new(0),
+            completions: RefCell::default(),
+        });
+        Ok(core)
+    }
+
+    /// The executor of this thread. Panics where there is none: our own bug.
+    pub(super) fn current() -> Rc<Self> {
+        let Some(core) = CURRENT.with_borrow(Option::clone) else {
+            panic!("this thread runs no executor");
+        };
+        core
+    }
+
+    pub(super) fn remote(&self) -> Arc<Remote> {
+        self.remote.clone()
+    }
+
+    pub(super) fn add_inbox(&self, inbox: Rc<dyn Inbox>) {
+        self.inboxes.borrow_mut().push(inbox);
+    }
+
+    /// Runs a task until it ends or the executor does.
+    pub(super) fn spawn(
+        self: &Rc<Self>,
+        urgency: Urgency,
+        task: impl Future<Output = ()> + 'static,
+    ) {
+        let key = Rc::new(Cell::new(None));
+        let alive = Alive {
+            core: self.clone(),
+            key: key.clone(),
+        };
+        let remote = self.remote.clone();
+        let (runnable, task) = async_task::spawn_local(
+            async move {
+                let _alive = alive;
+                task.await;
+            },
+            move |runnable| schedule(&remote, urgency, runnable),
+        );
+        key.set(Some(self.alive.borrow_mut().insert(runnable.waker())));
+        runnable.schedule();
+        task.detach();
+    }
+
+    fn queue(&self, urgency: Urgency) -> &RefCell<VecDeque<Runnable>> {
+        match urgency {
+            Urgency::Foreground => &self.foreground,
+            Urgency::Background => &self.background,
+        }
+    }
+
+    /// Gives an entry to the ring and its result to whoever awaits the future.
+    ///
+    /// # Safety
+    /// `held` owns all memory and descriptors that `entry` names, at addresses that do not change.
+    pub(super) unsafe fn submit(
+        self: &Rc<Self>,
+        entry: squeue::Entry,
+        held: Box<dyn Any>,
+    ) -> Completion {
+        let mut ops = self.ops.borrow_mut();
+        let key = ops.insert(Op::Waiting { waker: None, held });
+        let entry = entry.user_data(key as u64);
+        // SAFETY: `held` stays in the table of entries until the completion.
+        if let Err(error) = unsafe { self.ring.borrow_mut().push(&entry) } {
+            ops[key] = Op::Done(-error.raw_os_error().unwrap_or(libc::EIO));
+        }
+        drop(ops);
+        Completion::new(self.clone(), key)
+    }
+
+    /// Begins to watch a descriptor for `events` (of poll(2)); `every` time, or once.
+    pub(super) fn watch(
+        &self,
+        descriptor: RawFd,
+        events: libc::c_short,
+        every: bool,
+        readiness: &Rc<Readiness>,
+    ) {
+        if readiness.armed.get().is_some() {
+            return;
+        }
+        let mut ops = self.ops.borrow_mut();
+        let key = ops.insert(Op::Watch(readiness.clone()));
+        let entry = opcode::PollAdd::new(types::Fd(descriptor), events as u32)
+            .multi(every)
+            .build()
+            .user_data(key as u64);
+        // SAFETY: a poll names no memory. If the descriptor is closed before the kernel sees the entry, the poll fails,
+        // or watches a stranger until the removal behind it: a needless wake.
+        match unsafe { self.ring.borrow_mut().push(&entry) } {
+            Ok(()) => readiness.armed.set(Some(key)),
+            Err(error) => {
+                tracing::error!(%error, "a socket cannot be watched");
+                ops.remove(key);
+                readiness.ended.set(true);
+            }
+        }
+    }
+
+    /// Ends the watch, which holds the descriptor's file open.
+    pub(super) fn unwatch(&self, readiness: &Readiness) {
+        let Some(key) = readiness.armed.take() else {
+            return;
+        };
+        let entry = opcode::PollRemove::new(key as u64)
+            .build()
+            .user_data(IGNORED);
+        // SAFETY: it names no memory.
+        if let Err(error) = unsafe { self.ring.borrow_mut().push(&entry) } {
+            tracing::error!(%error, "the watch of a socket cannot be ended");
+        }
+    }
+
+    fn complete(&self, entry: &cqueue::Entry) {
+        if entry.user_data() == IGNORED {
+            return;
+        }
+        let key = entry.user_data() as usize;
+        let more = cqueue::more(entry.flags());
+        let mut ops = self.ops.borrow_mut();
+        let Some(op) = ops.get_mut(key) else { return };
+        match op {
+            Op::Waiting { .. } => {
+                let Op::Waiting { waker, held } = std::mem::replace(op, Op::Done(entry.result()))
+                else {
+                    return;
+                };
+                drop(ops);
+                drop(held);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            Op::Abandoned { .. } => {
+                let op = ops.remove(key);
+                drop(ops);
+                drop(op);
+            }
+            Op::Watch(readiness) => {
+                let readiness = readiness.clone();
+                if !more {
+                    ops.remove(key);
+                    if readiness.armed.get() == Some(key) {
+                        readiness.armed.set(None);
+                    }
+                }
+                drop(ops);
+                let ended = i32::from(libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR);
+                match entry.result() {
+                    result if result == -libc::ECANCELED => {}
+                    result if result < 0 || result & ended != 0 => readiness.ended.set(true),
+                    _ => {}
+                }
+                readiness.ready.set(true);
+                readiness.wake();
+            }
+            Op::Done(_) => {}
+        }
+    }
+
+    /// One call into the kernel, and everything that it completes.
+    fn enter(&self, wait: Option<Duration>) {
+        let mut completions = self.completions.take();
+        {
+            let mut ring = self.ring.borrow_mut();
+            if let Err(error) = ring.enter(wait) {
+                // Nothing can be done without the ring; the process must not spin silently.
+                panic!("io_uring_enter: {error}");
+            }
+            ring.take(&mut completions);
+        }
+        for entry in completions.drain(..) {
+            self.complete(&entry);
+        }
+        self.completions.replace(completions);
+    }
+
+    fn take_inboxes(&self) {
+        let mut at = 0;
+        loop {
+            // The borrow ends before the messages are handled.
+            let inbox = self.inboxes.borrow().get(at).cloned();
+            let Some(inbox) = inbox else { return };
+            if inbox.is_waiting() {
+                inbox.take();
+            }
+            at += 1;
+        }
+    }
+
+    fn take_woken(&self) {
+        if !self.remote.any_woken.load(Ordering::Acquire) {
+            return;
+        }
+        self.remote.any_woken.store(false, Ordering::SeqCst);
+        let woken = std::mem::take(
+            &mut *self
+                .remote
+                .woken
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for (urgency, runnable) in woken {
+            self.queue(urgency).borrow_mut().push_back(runnable);
+        }
+    }
+
+    fn run_tasks(&self) {
+        for _ in 0..TURN_TASKS_MAX {
+            let runnable = self.foreground.borrow_mut().pop_front();
+            let Some(runnable) = runnable else { break };
+            runnable.run();
+        }
+        let turn = self.turns.get().wrapping_add(1);
+        self.turns.set(turn);
+        if self.foreground.borrow().is_empty() || turn.is_multiple_of(BACKGROUND_TURNS) {
+            let runnable = self.background.borrow_mut().pop_front();
+            if let Some(runnable) = runnable {
+                runnable.run();
+            }
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.foreground.borrow().is_empty()
+            || !self.background.borrow().is_empty()
+            || self.remote.any_woken.load(Ordering::SeqCst)
+            || self.remote.main_woken.load(Ordering::SeqCst)
+            || self.inboxes.borrow().iter().any(|inbox| inbox.is_waiting())
+    }
+
+    /// The end of a turn: on to the next one, or to sleep until something happens.
+    fn wait(&self) {
+        if self.has_work() {
+            return self.enter(Some(Duration::ZERO));
+        }
+        self.remote.sleeping.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let wait = if self.has_work() {
+            Some(Duration::ZERO)
+        } else {
+            self.timers.next_in()
+        };
+        self.enter(wait);
+        self.remote.sleeping.store(false, Ordering::SeqCst);
+    }
+
+    fn turn(&self) {
+        self.take_woken();
+        self.take_inboxes();
+        self.run_tasks();
+        if !self.timers.is_empty() {
+            self.timers.fire(Instant::now());
+        }
+    }
+
+    /// Drops all tasks and waits until the kernel uses none of our memory.
+    fn end(self: &Rc<Self>) {
+        self.inboxes.take();
+        loop {
+            let alive: Vec<Waker> = self.alive.borrow_mut().drain().collect();
+            for waker in alive {
+                waker.wake();
+            }
+            self.take_woken();
+            let mut dropped = false;
+            for urgency in [Urgency::Foreground, Urgency::Background] {
+                loop {
+                    let runnable = self.queue(urgency).borrow_mut().pop_front();
+                    let Some(runnable) = runnable else { break };
+                    dropped = true;
+                    drop(runnable);
+                }
+            }
+            if !dropped && self.alive.borrow().is_empty() {
+                break;
+            }
+        }
+        let watched: Vec<Rc<Readiness>> = self
+            .ops
+            .borrow()
+            .iter()
+            .filter_map(|(_, op)| match op {
+                Op::Watch(readiness) => Some(readiness.clone()),
+                _ => None,
+            })
+            .collect();
+        for readiness in watched {
+            self.unwatch(&readiness);
+        }
+        let begun = Instant::now();
+        let in_kernel = |op: &Op| !matches!(op, Op::Done(_));
+        while self.ops.borrow().iter().any(|(_, op)| in_kernel(op)) {
+            if begun.elapsed() > END_WAIT {
+                // Memory that the kernel may still write to must not be used again.
+                std::mem::forget(self.ops.take());
+                break;
+            }
+            self.enter(Some(Duration::from_millis(100)));
+        }
+    }
+}
+
+fn schedule(remote: &Arc<Remote>, urgency: Urgency, runnable: Runnable) {
+    let mut runnable = Some(runnable);
+    // A thread that ends has no executor any more.
+    let _ = CURRENT.try_with(|current| {
+        if let Some(core) = &*current.borrow()
+            && Arc::ptr_eq(&core.remote, remote)
+        {
+            core.queue(urgency).borrow_mut().extend(runnable.take());
+        }
+    });
+    if let Some(runnable) = runnable {
+        remote.push(urgency, runnable);
+    }
+}
+
+/// Where an executor runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    Unbound,
+    /// On this processor only.
+    Fixed(usize),
+}
+
+/// Starts executors.
+pub struct Executor;
+
+impl Executor {
+    /// Runs `main` on this thread, and all that it spawns until it ends. Errors: there is no io_uring.
+    pub fn run<F: Future>(name: &str, main: impl FnOnce() -> F) -> io::Result<F::Output> {
+        let core = Core::new(name)?;
+        let outer = CURRENT.replace(Some(core.clone()));
+        assert!(outer.is_none(), "an executor inside of another one");
+        let bell = Readiness::new();
+        let value = {
+            let waker = Waker::from(core.remote.clone());
+            let mut cx = Context::from_waker(&waker);
+            let mut main = pin!(main());
+            loop {
+                core.watch(core.remote.bell.as_raw_fd(), libc::POLLIN, true, &bell);
+                if core.remote.main_woken.swap(false, Ordering::SeqCst)
+                    && let Poll::Ready(value) = main.as_mut().poll(&mut cx)
+                {
+                    break value;
+                }
+                core.turn();
+                core.wait();
+            }
+        };
+        core.end();
+        CURRENT.take();
+        Ok(value)
+    }
+
+    /// The same on a thread of its own, which has the name.
+    pub fn spawn<T, F>(
+        name: &str,
+        placement: Placement,
+        main: impl FnOnce() -> F + Send + 'static,
+    ) -> io::Result<JoinHandle<io::Result<T>>>
+    where
+        T: Send + 'static,
+        F: Future<Output = T>,
+    {
+        let own = name.to_owned();
+        thread::Builder::new().name(own.clone()).spawn(move || {
+            if let Placement::Fixed(processor) = placement {
+                pin(processor)?;
+            }
+            Self::run(&own, main)
+        })
+    }
+}
+
+/// Binds the calling thread, and those it starts, to one processor.
+fn pin(processor: usize) -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: an all-zero set is valid and empty; CPU_SET checks nothing, so the bound is checked here.
+    let result = unsafe {
+        if processor >= libc::CPU_SETSIZE as usize {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        libc::CPU_SET(processor, set.assume_init_mut());
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set.as_ptr())
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

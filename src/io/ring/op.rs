@@ -1,0 +1,119 @@
+//! What an entry of the ring stands for, and the future of one that completes once.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use crate::io::ring::core::Core;
+
+/// What waits for a completion; the number of the entry in the table of these is the `user_data`.
+pub(super) enum Op {
+    /// Somebody waits. `held` is what the kernel uses meanwhile: memory, the file.
+    Waiting {
+        waker: Option<Waker>,
+        held: Box<dyn Any>,
+    },
+    /// Nobody waits any more; the kernel is not finished with `_held`.
+    Abandoned { _held: Box<dyn Any> },
+    /// The result, not yet fetched.
+    Done(i32),
+    /// A poll of a socket or of the eventfd.
+    Watch(Rc<Readiness>),
+}
+
+/// What a poll has told about one direction of a descriptor.
+pub(super) struct Readiness {
+    /// Worth a try. A system call that would block clears it.
+    pub ready: Cell<bool>,
+    /// The other side has ended, or the socket failed: tries never block again.
+    pub ended: Cell<bool>,
+    /// The entry of the poll in the ring, while there is one.
+    pub armed: Cell<Option<usize>>,
+    pub waker: RefCell<Option<Waker>>,
+}
+
+impl Readiness {
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self {
+            ready: Cell::new(true),
+            ended: Cell::new(false),
+            armed: Cell::new(None),
+            waker: RefCell::new(None),
+        })
+    }
+
+    pub fn wake(&self) {
+        let waker = self.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Remembers whom to wake.
+    pub fn wait(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        match &mut *waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+    }
+}
+
+/// The result of one entry: what the system call returns, negative numbers are errors.
+pub(super) struct Completion {
+    core: Rc<Core>,
+    key: Option<usize>,
+}
+
+impl Completion {
+    pub fn new(core: Rc<Core>, key: usize) -> Self {
+        Self {
+            core,
+            key: Some(key),
+        }
+    }
+}
+
+impl Future for Completion {
+    type Output = i32;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<i32> {
+        let Some(key) = self.key else {
+            panic!("polled after its end");
+        };
+        let mut ops = self.core.ops.borrow_mut();
+        match &mut ops[key] {
+            Op::Waiting { waker, .. } => {
+                match waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    None => *waker = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
+            Op::Done(result) => {
+                let result = *result;
+                ops.remove(key);
+                drop(ops);
+                self.key = None;
+                Poll::Ready(result)
+            }
+            Op::Abandoned { .. } | Op::Watch(_) => panic!("an entry of somebody else"),
+        }
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        let Some(key) = self.key else { return };
+        let mut ops = self.core.ops.borrow_mut();
+        match std::mem::replace(&mut ops[key], Op::Done(0)) {
+            Op::Waiting { held, .. } => ops[key] = Op::Abandoned { _held: held },
+            _ => {
+                ops.remove(key);
+            }
+        }
+    }
+}
