@@ -294,7 +294,6 @@ pub fn needs(config: &Config) -> Needs<'_> {
     }
     Needs {
         shards: config.node.shards,
-        io_bytes_per_shard: config.memory.io_bytes,
         store,
         ports,
     }

@@ -52,7 +52,6 @@ pub fn run(args: &TryArgs) -> Exit {
         Some(addresses) => {
             let nothing = Needs {
                 shards: 1,
-                io_bytes_per_shard: 0,
                 store: None,
                 ports: Vec::new(),
             };

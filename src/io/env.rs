@@ -1,6 +1,6 @@
 //! The seam: disk, clock, tasks and randomness as the store and the shards see them.
 //!
-//! Two backends implement it: `io/glommio` (production) and `io/sim` (one thread, one seed, faults at will).
+//! Two backends implement it: `io/ring` (production) and `io/sim` (one thread, one seed, faults at will).
 //! All futures are local to their core (`!Send`). No lock, no thread and no real time is visible above this line.
 
 use std::future::Future;

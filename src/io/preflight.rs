@@ -18,12 +18,10 @@ use crate::base::config::value::size;
 use crate::base::limits::SECTOR_BYTES;
 use crate::io::process::{self, Limit, Resource};
 
-/// Oldest kernel that the runtime works on.
-const KERNEL_MIN: (u32, u32) = (5, 8);
-/// Locked memory of the three rings of one executor, without their buffers: measured between 45 and 64 KiB, doubled.
-const RING_BYTES_PER_SHARD: u64 = 128 << 10;
-/// Rings of one executor, each of which registers the executor's buffers for itself.
-const RINGS_PER_SHARD: u64 = 3;
+/// Oldest kernel that the executor works on: timed waits (5.11) and multishot polls (5.13).
+const KERNEL_MIN: (u32, u32) = (5, 13);
+/// Locked memory of the ring of one executor: 256 submissions of 64 bytes and 4096 completions of 16 are 80 KiB; with room.
+const RING_BYTES_PER_SHARD: u64 = 192 << 10;
 /// Descriptors without those of connections: rings, segments, listeners, logs.
 const OPEN_FILES_MIN: u64 = 1024;
 /// Below this a busy broker will run out.
@@ -54,8 +52,6 @@ fn obstacle(what: impl Into<String>, remedy: impl Into<String>) -> Obstacle {
 /// What a process is about to need.
 pub struct Needs<'a> {
     pub shards: usize,
-    /// Buffers that each executor registers.
-    pub io_bytes_per_shard: u64,
     /// Directory of the store, if there is one.
     pub store: Option<StoreNeeds<'a>>,
     /// Ports to open: what for, and where.
@@ -166,13 +162,10 @@ fn locked_memory(needs: &Needs, report: &mut Report) {
     }
     let shards = needs.shards.max(1) as u64;
     let rings = RING_BYTES_PER_SHARD * shards;
-    let wanted = rings + RINGS_PER_SHARD * needs.io_bytes_per_shard * shards;
-    match process::raise(Resource::LockedBytes, wanted) {
-        Ok(limit) => match locked_memory_obstacle(limit, rings, wanted, shards) {
-            Some((true, obstacle)) => report.obstacles.push(obstacle),
-            Some((false, obstacle)) => report.warnings.push(obstacle),
-            None => {}
-        },
+    match process::raise(Resource::LockedBytes, rings) {
+        Ok(limit) => report
+            .obstacles
+            .extend(locked_memory_obstacle(limit, rings, shards)),
         Err(error) => report.warnings.push(obstacle(
             format!("the limit of locked memory cannot be read ({error})"),
             MEMLOCK_REMEDY,
@@ -180,33 +173,16 @@ fn locked_memory(needs: &Needs, report: &mut Report) {
     }
 }
 
-/// Whether too little memory may be locked to start (`true`) or to be fast (`false`).
-fn locked_memory_obstacle(
-    limit: Limit,
-    rings: u64,
-    wanted: u64,
-    shards: u64,
-) -> Option<(bool, Obstacle)> {
-    let have = size(limit.soft);
-    if limit.soft < rings {
+/// Too little memory may be locked to start.
+fn locked_memory_obstacle(limit: Limit, rings: u64, shards: u64) -> Option<Obstacle> {
+    (limit.soft < rings).then(|| {
         let what = format!(
-            "only {have} of memory may be locked, and the rings of {shards} shards need {}",
+            "only {} of memory may be locked, and the rings of {shards} shards need {}",
+            size(limit.soft),
             size(rings)
         );
-        return Some((true, obstacle(what, MEMLOCK_REMEDY)));
-    }
-    (limit.soft < wanted).then(|| {
-        let what = format!(
-            "only {have} of memory may be locked: {shards} shards work without registered buffers, for which they need {}",
-            mib(wanted)
-        );
-        (false, obstacle(what, MEMLOCK_REMEDY))
+        obstacle(what, MEMLOCK_REMEDY)
     })
-}
-
-/// Whole MiB, rounded up.
-fn mib(bytes: u64) -> String {
-    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 fn open_files(report: &mut Report) {
@@ -541,17 +517,14 @@ mod tests {
     fn too_little_locked_memory_stops_us_only_when_no_ring_fits() {
         let of = |soft| {
             let limit = Limit { soft, hard: soft };
-            locked_memory_obstacle(limit, 256 << 10, 61 << 20, 2)
-                .map(|(stops, obstacle)| (stops, one_line(&obstacle)))
+            locked_memory_obstacle(limit, 256 << 10, 2).map(|obstacle| one_line(&obstacle))
         };
-        let (stops, line) = of(64 << 10).unwrap();
+        let line = of(64 << 10).unwrap();
         assert!(
-            stops && line.contains("64 KiB") && line.contains("--ulimit memlock=-1"),
+            line.contains("64 KiB") && line.contains("--ulimit memlock=-1"),
             "{line}"
         );
-        let (stops, line) = of(8 << 20).unwrap();
-        assert!(!stops && line.contains("61 MiB"), "{line}");
-        assert_eq!(of(u64::MAX), None);
+        assert_eq!(of(8 << 20), None);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! One memory budget and its shares: a pure function, so that the figures can be shown and tested.
 
-/// Memory that each executor of the runtime registers for O_DIRECT buffers. It is resident from the start, so it is small;
-/// more comes from the heap.
+/// Returned O_DIRECT buffers that each executor keeps for the next writes and reads.
 pub const IO_BYTES_PER_SHARD: u64 = 2 << 20;
 /// The least that one shard can work with.
 pub const SHARD_BYTES_MIN: u64 = 24 << 20;
@@ -11,7 +10,7 @@ pub const DEFAULT_BYTES_MAX: u64 = 1 << 30;
 /// Shares of one shard in bytes. Their sum times the shards never exceeds the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryShares {
-    /// Buffers that the runtime registers.
+    /// Returned buffers that wait for their next use.
     pub io_bytes: u64,
     /// The newest bytes of the shard's logs, from which consumers that keep up are served.
     pub tail_cache_bytes: u64,

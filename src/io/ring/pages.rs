@@ -4,13 +4,15 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::ptr::NonNull;
 
+use crate::base::config::memory::IO_BYTES_PER_SHARD;
+
 /// Alignment of every buffer: that of the strictest block device we know.
 const ALIGN_BYTES: usize = 4096;
 /// Buffers up to this size are kept, by their number of pages; larger ones go back to the allocator.
 const KEPT_BYTES_MAX: usize = 2 << 20;
 const CLASSES: usize = KEPT_BYTES_MAX / ALIGN_BYTES;
 /// Kept in all, per thread.
-const STORE_BYTES_MAX: usize = 4 << 20;
+const STORE_BYTES_MAX: usize = IO_BYTES_PER_SHARD as usize;
 
 struct Store {
     /// By number of pages less one.
