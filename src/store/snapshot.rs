@@ -14,7 +14,7 @@ use crate::base::limits::SECTOR_BYTES;
 use crate::io::env::{DiskFile, Env, OpenMode};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RMQS");
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 64;
 const PREFIX: &str = "snapshot-";
 const TEMPORARY: &str = "snapshot.new";

@@ -4,6 +4,7 @@ pub mod consume_queue;
 pub mod metadata;
 pub mod offsets;
 pub mod open_topics;
+pub mod pop;
 pub mod timers;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use consume_queue::ConsumeQueues;
 use metadata::Metadata;
 use offsets::ConsumerOffsets;
 use open_topics::OpenTopics;
+use pop::PopQueues;
 use timers::{Timer, TimerKey, Timers};
 
 /// What one durable record does to the tables.
@@ -43,6 +45,7 @@ pub struct Tables {
     pub open_topics: OpenTopics,
     pub metadata: Metadata,
     pub timers: Timers,
+    pub pop: PopQueues,
 }
 
 impl Tables {
@@ -73,19 +76,52 @@ impl Tables {
                         self.queues.drop_topic(topic_id);
                         self.offsets.drop_topic(topic_id);
                         self.timers.drop_topic(topic_id);
+                        self.pop.drop_topic(topic_id);
                     }
                     Control::OffsetCommitted {
                         group,
                         queue,
                         offset,
-                    } => self.offsets.commit(group, queue, offset),
-                    Control::OffsetsDropped { group } => self.offsets.drop_group(&group),
+                    } => {
+                        self.pop.forget(&group, queue);
+                        self.offsets.commit(group, queue, offset);
+                    }
+                    Control::OffsetsDropped { group } => {
+                        self.pop.drop_group(&group);
+                        self.offsets.drop_group(&group);
+                    }
                     Control::Metadata { key, value } => self.metadata.put(key, value),
                     Control::TimersDone { timers } => {
                         for &key in timers.iter() {
                             self.timers.done(key);
                         }
                     }
+                    // The committed offset of a group that pops is its lowest unacknowledged one.
+                    Control::Popped {
+                        group,
+                        queue,
+                        next,
+                        min,
+                        messages,
+                    } => {
+                        let committed = self.pop.popped(&group, queue, next, min, &messages);
+                        self.offsets.commit(group, queue, committed);
+                    }
+                    Control::PopAcked {
+                        group,
+                        queue,
+                        offsets,
+                    } => {
+                        if let Some(committed) = self.pop.acked(&group, queue, &offsets) {
+                            self.offsets.commit(group, queue, committed);
+                        }
+                    }
+                    Control::PopChanged {
+                        group,
+                        queue,
+                        offset,
+                        state,
+                    } => self.pop.changed(&group, queue, offset, state),
                 }
                 None
             }
@@ -104,6 +140,7 @@ impl Tables {
         self.metadata.write(out);
         self.queues.write(out);
         self.timers.write(out);
+        self.pop.write(out);
     }
 
     /// Tables from what [`Tables::write`] wrote.
@@ -114,6 +151,7 @@ impl Tables {
             metadata: Metadata::read(input)?,
             queues: ConsumeQueues::read(input)?,
             timers: Timers::read(input)?,
+            pop: PopQueues::read(input)?,
         })
     }
 }
