@@ -237,6 +237,28 @@ impl Handler for Broker {
                 self.later(responder, this().send_back(command));
             }
 
+            request::POP_MESSAGE => {
+                let connection = responder.connection.clone();
+                self.later(responder, this().pop(command, connection));
+            }
+            request::ACK_MESSAGE => self.later(responder, this().ack(command)),
+            request::BATCH_ACK_MESSAGE => self.later(responder, this().batch_ack(command)),
+            request::CHANGE_MESSAGE_INVISIBLETIME => {
+                self.later(responder, this().change_invisible_time(command));
+            }
+            request::PEEK_MESSAGE => self.later(responder, this().peek(command)),
+            request::NOTIFICATION => self.later(responder, this().pop_notification(command)),
+            request::POLLING_INFO => self.later(responder, this().polling_info(command)),
+            request::QUERY_ASSIGNMENT => {
+                self.later(responder, this().query_assignment(command));
+            }
+            request::SET_MESSAGE_REQUEST_MODE => {
+                self.later(responder, this().set_request_mode(command));
+            }
+            request::GET_ALL_MESSAGE_REQUEST_MODE => {
+                self.finish(responder, self.all_request_modes());
+            }
+
             request::SEND_REPLY_MESSAGE | request::SEND_REPLY_MESSAGE_V2 => {
                 let born_host = responder.connection.peer();
                 self.later(responder, this().reply(command, born_host));

@@ -69,8 +69,7 @@ impl Live {
         if self.busy || (order && self.is_blocked(now_ms)) {
             return false;
         }
-        let has_new =
-            self.queue.next() < bounds.max_offset && self.queue.len() < POP_IN_FLIGHT_MAX;
+        let has_new = self.queue.next() < bounds.max_offset && self.queue.len() < POP_IN_FLIGHT_MAX;
         has_new
             || self
                 .queue
@@ -102,7 +101,8 @@ impl Pops {
     /// Whether a group pops from a queue in this life of the process.
     pub fn has(&self, group: &str, queue: QueueKey) -> bool {
         let live = self.live.borrow();
-        live.get(group).is_some_and(|queues| queues.contains_key(&queue))
+        live.get(group)
+            .is_some_and(|queues| queues.contains_key(&queue))
     }
 
     /// Somebody set the group's offset.
@@ -208,7 +208,10 @@ impl<E: Env> Drop for Busy<'_, E> {
 
 /// The bytes of a record with another number of tries.
 fn tried_again(record: &[PageSlice], deliveries: u32) -> Option<(i32, PageSlice)> {
-    let bytes: Vec<u8> = record.iter().flat_map(|part| part.iter().copied()).collect();
+    let bytes: Vec<u8> = record
+        .iter()
+        .flat_map(|part| part.iter().copied())
+        .collect();
     let view = RecordView::parse(&bytes).ok()?;
     let times = i32::try_from(deliveries).unwrap_or(i32::MAX);
     let reconsume_times = view.reconsume_times().saturating_add(times);
@@ -431,7 +434,10 @@ impl<E: Env> Shard<E> {
             live.busy = true;
             Some(Plan {
                 due,
-                next: live.queue.next().clamp(bounds.min_offset, bounds.max_offset),
+                next: live
+                    .queue
+                    .next()
+                    .clamp(bounds.min_offset, bounds.max_offset),
                 room: POP_IN_FLIGHT_MAX.saturating_sub(live.queue.len()),
                 generation: live.generation,
                 bounds,
@@ -634,7 +640,9 @@ impl<E: Env> Shard<E> {
                 };
                 found.messages.retain(is_same);
                 found.dead.retain(|(read, _)| is_same(read));
-                found.done.retain(|&offset| live.queue.get(offset).is_some());
+                found
+                    .done
+                    .retain(|&offset| live.queue.get(offset).is_some());
                 for (read, _) in &found.dead {
                     if let Some(before) = read.before {
                         let state = InFlight {
@@ -681,10 +689,12 @@ impl<E: Env> Shard<E> {
         };
         match durable {
             Ok(Some(durable)) => gathered.durable.push(durable),
-            Ok(None) if is_reset => *found = Found {
-                next: plan.next,
-                ..Found::default()
-            },
+            Ok(None) if is_reset => {
+                *found = Found {
+                    next: plan.next,
+                    ..Found::default()
+                }
+            }
             Ok(None) => {}
             Err(refusal) => return Err(refusal),
         }
@@ -872,7 +882,8 @@ impl<E: Env> Shard<E> {
     fn wake_pop(&self, group: &Arc<str>, queue: QueueKey) {
         let first = {
             let hold = self.pops.hold.borrow();
-            hold.first(group, queue).map(|first| (first.id, first.order))
+            hold.first(group, queue)
+                .map(|first| (first.id, first.order))
         };
         let Some((id, order)) = first else {
             return;
@@ -899,7 +910,11 @@ impl<E: Env> Shard<E> {
         loop {
             let mono_ms = self.env.now_ns() / 1_000_000;
             let now_ms = self.env.now_ms();
-            let until_ms = if self.stopping.get() { u64::MAX } else { mono_ms };
+            let until_ms = if self.stopping.get() {
+                u64::MAX
+            } else {
+                mono_ms
+            };
             let expired = self.pops.hold.borrow_mut().take_expired(until_ms);
             for waiter in expired {
                 self.reply(waiter.reply_to, LocalReply::Pop(PopReply::Woken(false)));

@@ -263,7 +263,13 @@ impl<E: Env> Shard<E> {
     }
 
     /// Must follow the append at once: the gate wants its answers in the order of their positions.
-    pub(super) fn wait_for(&self, log: LogId, position: Position, reply_to: ReplyTo, reply: LocalReply) {
+    pub(super) fn wait_for(
+        &self,
+        log: LogId,
+        position: Position,
+        reply_to: ReplyTo,
+        reply: LocalReply,
+    ) {
         if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
             gate.wait(position, (reply_to, reply));
         }

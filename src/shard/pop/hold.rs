@@ -80,7 +80,11 @@ impl<T> PopHold<T> {
 
     /// The one that has waited for longest for a queue of a group.
     pub fn first(&self, group: &str, queue: QueueKey) -> Option<&Waiter<T>> {
-        let (_, ids) = self.by_queue.get(&queue)?.iter().find(|(name, _)| **name == *group)?;
+        let (_, ids) = self
+            .by_queue
+            .get(&queue)?
+            .iter()
+            .find(|(name, _)| **name == *group)?;
         self.waiters.get(ids.front()?)
     }
 

@@ -115,13 +115,24 @@ pub enum PopReply<B> {
     /// Too many wait already.
     Full,
     /// The queue has no such offset.
-    NoOffset { offset: i64, min: i64, max: i64 },
+    NoOffset {
+        offset: i64,
+        min: i64,
+        max: i64,
+    },
     /// The offset was not given out.
-    NotGiven { offset: i64 },
+    NotGiven {
+        offset: i64,
+    },
     /// The message was acknowledged, or given out again, since the receipt was made.
-    Stale { offset: i64 },
+    Stale {
+        offset: i64,
+    },
     /// Times of the new receipt.
-    Changed { pop_ms: u64, visible_ms: u64 },
+    Changed {
+        pop_ms: u64,
+        visible_ms: u64,
+    },
     Waiting(usize),
 }
 

@@ -52,7 +52,9 @@ impl PopQueue {
 
     /// The messages in flight, in the order of the queue.
     pub fn in_flight(&self) -> impl Iterator<Item = (i64, InFlight)> {
-        self.in_flight.iter().map(|(offset, state)| (*offset, *state))
+        self.in_flight
+            .iter()
+            .map(|(offset, state)| (*offset, *state))
     }
 
     /// One message, if it is in flight.
