@@ -18,6 +18,7 @@ use crate::base::config::{Config, Roles};
 use crate::broker::dispatch::Broker;
 use crate::broker::options::{BrokerOptions, DelayRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
+use crate::broker::routes::NameServers;
 use crate::io::env::Env;
 use crate::io::glommio::GlommioEnv;
 use crate::io::process;
@@ -351,6 +352,10 @@ impl Node {
         shard.start();
         shard.ready().await;
         let broker = Broker::start(shard.handle(), self.broker_options());
+        let name_servers = &self.config.broker.namesrv_addresses.0;
+        if !name_servers.is_empty() {
+            broker.set_routes(Rc::new(NameServers::new(env.clone(), name_servers)));
+        }
         let server = self.server(&env, index, Rc::new(broker.clone()));
         {
             let server = server.clone();

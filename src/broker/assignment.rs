@@ -190,19 +190,29 @@ impl Broker {
         })
     }
 
-    /// Which brokers have which queues of a topic.
+    /// Which brokers have which queues of a topic; for this broker's own it asks nobody.
     async fn route_of(&self, topic: &str) -> Option<TopicRouteData> {
-        let known = self.known_topic(topic)?;
-        Some(TopicRouteData {
-            queue_datas: vec![QueueData {
-                broker_name: self.options.broker.to_string(),
-                perm: known.config.perm,
-                read_queue_nums: known.config.read_queue_nums,
-                topic_sys_flag: known.config.topic_sys_flag,
-                write_queue_nums: known.config.write_queue_nums,
-            }],
-            ..TopicRouteData::default()
-        })
+        let source = self.routes.borrow().clone();
+        let asked = match source {
+            Some(source) => source.route(topic).await,
+            None => None,
+        };
+        let own = self.known_topic(topic).map(|known| QueueData {
+            broker_name: self.options.broker.to_string(),
+            perm: known.config.perm & self.options.permission,
+            read_queue_nums: known.config.read_queue_nums,
+            topic_sys_flag: known.config.topic_sys_flag,
+            write_queue_nums: known.config.write_queue_nums,
+        });
+        if asked.is_none() && own.is_none() {
+            return None;
+        }
+        let mut route = asked.unwrap_or_default();
+        route
+            .queue_datas
+            .retain(|data| *data.broker_name != *self.options.broker);
+        route.queue_datas.extend(own);
+        Some(route)
     }
 
     /// 401.

@@ -18,6 +18,7 @@ use crate::broker::error::BrokerError;
 use crate::broker::filters::Filters;
 use crate::broker::ids::UniqueKeys;
 use crate::broker::options::BrokerOptions;
+use crate::broker::routes::RouteSource;
 use crate::broker::sent_properties::BrokerProperties;
 use crate::broker::topics;
 use crate::io::body::Body;
@@ -83,6 +84,8 @@ pub struct Broker {
     /// Compiled subscriptions.
     pub(super) filters: Rc<Filters>,
     pub(super) unique_keys: Rc<RefCell<UniqueKeys>>,
+    /// Routes of topics that other brokers have too.
+    pub(super) routes: Rc<RefCell<Option<Rc<dyn RouteSource>>>>,
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
     /// Connections of this core that ever sent a heartbeat: they are pushed to.
@@ -101,12 +104,18 @@ impl Broker {
             broker_properties: Rc::new(properties),
             filters: Rc::default(),
             unique_keys: Rc::new(RefCell::new(keys)),
+            routes: Rc::default(),
             clients: Rc::default(),
             connections: Rc::default(),
         };
         broker.serve_groups();
         broker.serve_calls();
         broker
+    }
+
+    /// Sets where this core asks for routes; without it the broker knows of itself only.
+    pub fn set_routes(&self, source: Rc<dyn RouteSource>) {
+        *self.routes.borrow_mut() = Some(source);
     }
 
     /// Makes the topics that a broker has from its start. Once, on one core, when the shards run.

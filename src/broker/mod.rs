@@ -21,6 +21,7 @@ mod pull;
 mod receipt;
 pub mod registration;
 mod reply;
+pub mod routes;
 mod send;
 mod send_back;
 mod send_plan;

@@ -417,6 +417,13 @@ fn check_folds(shard: &Shard<SimEnv>) {
     }
 }
 
+/// A world whose disk takes its time, so that many crashes find something that is not durable yet.
+fn slow_world(seed: u64) -> SimWorld {
+    let mut options = SimOptions::default();
+    options.disk.latency.flush_ns = 100_000..8_000_000;
+    SimWorld::new(seed, options)
+}
+
 #[test]
 fn random_consumers_and_crashes_lose_nothing_and_bring_nothing_back() {
     let steps_max: u32 = match std::env::var("RINGMQ_POP_STEPS") {
@@ -434,12 +441,12 @@ fn random_consumers_and_crashes_lose_nothing_and_bring_nothing_back() {
     let (mut given_again, mut delivered) = (0, 0);
     for seed in seeds {
         println!("seed {seed}");
-        let world = SimWorld::new(seed, SimOptions::default());
+        let world = slow_world(seed);
         let logs = 1 + (seed % 2) as u8;
         let model = Rc::new(Model::default());
         live(&world.env(), logs, &model, STEPS_PER_SEED);
         while model.steps.get() < STEPS_PER_SEED {
-            world.run_for(Duration::from_millis(100 + world.random_u64() % 900));
+            world.run_for(Duration::from_millis(40 + world.random_u64() % 400));
             if model.steps.get() >= STEPS_PER_SEED {
                 break;
             }
