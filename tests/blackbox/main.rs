@@ -25,4 +25,5 @@ mod everyday;
 mod ledger;
 mod malformed;
 mod many_queues;
+mod pop;
 mod process;
