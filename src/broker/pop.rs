@@ -226,7 +226,7 @@ impl Broker {
             };
             let request = ShardRequest::Pop(Box::new(PopRequest::Take(take)));
             let taken = match self.ask(core, request).await {
-                Ok(ShardReply::Pop(PopReply::Taken(taken))) => taken,
+                Ok(ShardReply::Pop(PopReply::Taken(taken))) => *taken,
                 Ok(other) => return Err(BrokerError::unexpected(&other)),
                 // What the others gave is hidden by now: better to deliver it.
                 Err(_) if popped.messages > 0 => break,

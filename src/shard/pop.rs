@@ -235,7 +235,7 @@ impl<E: Env> Shard<E> {
         match request {
             PopRequest::Take(take) => run_or_spawn(&self.env, async move {
                 let reply = match shard.take(&take).await {
-                    Ok(taken) => LocalReply::Pop(PopReply::Taken(taken)),
+                    Ok(taken) => LocalReply::Pop(PopReply::Taken(Box::new(taken))),
                     Err(refusal) => LocalReply::Refused(refusal),
                 };
                 shard.reply(reply_to, reply);

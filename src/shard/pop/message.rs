@@ -109,7 +109,7 @@ pub struct PopChange {
 /// Answer to a [`PopRequest`]; acknowledged is `ShardReply::Done`. `B` as in [`crate::shard::message::Pulled`].
 #[derive(Debug)]
 pub enum PopReply<B> {
-    Taken(Taken<B>),
+    Taken(Box<Taken<B>>),
     /// There may be something to take (true), or the time is up.
     Woken(bool),
     /// Too many wait already.
@@ -166,24 +166,27 @@ pub struct Dead<B> {
     pub record: B,
 }
 
+impl<B> Taken<B> {
+    fn map<C>(self, convert: impl Fn(B) -> C) -> Taken<C> {
+        let dead = self.dead.into_iter().map(|dead| Dead {
+            queue: dead.queue,
+            receipt: dead.receipt,
+            record: convert(dead.record),
+        });
+        Taken {
+            dead: dead.collect(),
+            queues: self.queues,
+            records: convert(self.records),
+            rest: self.rest,
+            more: self.more,
+        }
+    }
+}
+
 impl<B> PopReply<B> {
     pub(in crate::shard) fn map<C>(self, convert: impl Fn(B) -> C) -> PopReply<C> {
         match self {
-            Self::Taken(taken) => PopReply::Taken(Taken {
-                queues: taken.queues,
-                records: convert(taken.records),
-                rest: taken.rest,
-                more: taken.more,
-                dead: taken
-                    .dead
-                    .into_iter()
-                    .map(|dead| Dead {
-                        queue: dead.queue,
-                        receipt: dead.receipt,
-                        record: convert(dead.record),
-                    })
-                    .collect(),
-            }),
+            Self::Taken(taken) => PopReply::Taken(Box::new(taken.map(convert))),
             Self::Woken(found) => PopReply::Woken(found),
             Self::Full => PopReply::Full,
             Self::NoOffset { offset, min, max } => PopReply::NoOffset { offset, min, max },

@@ -148,7 +148,7 @@ fn given(taken: Taken<Body>) -> Vec<(QueueKey, i64, i32)> {
 
 async fn take(core: &ShardHandle, take: PopTake) -> Vec<(QueueKey, i64, i32)> {
     match ask(core, PopRequest::Take(take)).await {
-        ShardReply::Pop(PopReply::Taken(taken)) => given(taken),
+        ShardReply::Pop(PopReply::Taken(taken)) => given(*taken),
         ShardReply::Refused(_) => Vec::new(),
         other => panic!("{other:?}"),
     }
