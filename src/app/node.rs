@@ -13,11 +13,12 @@ use std::time::Duration;
 use crate::app::boot;
 use crate::app::run::print;
 use crate::app::shutdown::{Phase, Shutdown};
-use crate::base::config::value::FlushDiskType;
+use crate::base::config::value::{FlushDiskType, MessageRequestMode};
 use crate::base::config::{Config, Roles};
 use crate::broker::dispatch::Broker;
 use crate::broker::options::{BrokerOptions, DelayRules, TransactionRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
+use crate::broker::routes::NameServers;
 use crate::io::env::Env;
 use crate::io::process;
 use crate::io::ring::RingEnv;
@@ -350,6 +351,10 @@ impl Node {
         shard.start();
         shard.ready().await;
         let broker = Broker::start(shard.handle(), self.broker_options());
+        let name_servers = &self.config.broker.namesrv_addresses.0;
+        if !name_servers.is_empty() {
+            broker.set_routes(Rc::new(NameServers::new(env.clone(), name_servers)));
+        }
         let server = self.server(&env, index, Rc::new(broker.clone()));
         {
             let server = server.clone();
@@ -417,6 +422,11 @@ impl Node {
             lite_pull: keys.lite_pull,
             long_polling: keys.long_polling,
             short_polling_ms: keys.short_polling_ms,
+            pop_polling_per_queue_max: keys.pop_polling_per_queue_max as usize,
+            pop_polling_max: keys.pop_polling_max as usize,
+            default_mode_is_pop: keys.request_mode == MessageRequestMode::Pop,
+            default_pop_share_queues: keys.pop_share_queues,
+            server_load_balancer: keys.server_load_balancer,
             boot_ms: self.started_ms,
             settings: settings.into(),
             ..BrokerOptions::new(&keys.cluster_name, &keys.broker_name, self.store_host())

@@ -30,6 +30,10 @@ pub const PULL_BYTES_MAX: usize = 256 << 10;
 pub const PULL_SCAN_ENTRIES_MAX: u64 = 800;
 /// Bytes that one filtered pull may look at before it answers: records it reads and work of its SQL92 filter.
 pub const PULL_SCAN_BYTES_MAX: usize = 4 << 20;
+/// Messages of one POP answer (`PopMessageProcessor`).
+pub const POP_MESSAGES_MAX: u32 = 32;
+/// Messages of one queue that one group may have in flight: more are given out when some are acknowledged.
+pub const POP_IN_FLIGHT_MAX: usize = 10_000;
 /// Bytes of a SQL92 expression.
 pub const SQL_BYTES_MAX: usize = 32 << 10;
 /// How deep a SQL92 expression may be nested by parentheses and signs.

@@ -172,6 +172,11 @@ pub fn pop_retry_topic(group: &str, topic: &str) -> String {
     format!("{RETRY_PREFIX}{group}_{topic}")
 }
 
+/// The same as newer brokers may name it (`KeyBuilder.buildPopRetryTopicV2`).
+pub fn pop_retry_topic_v2(group: &str, topic: &str) -> String {
+    format!("{RETRY_PREFIX}{group}+{topic}")
+}
+
 /// The topic that answers of request-reply are sent to.
 pub fn reply_topic(cluster: &str) -> String {
     format!("{cluster}_REPLY_TOPIC")

@@ -18,6 +18,7 @@ use crate::broker::error::BrokerError;
 use crate::broker::filters::Filters;
 use crate::broker::ids::UniqueKeys;
 use crate::broker::options::BrokerOptions;
+use crate::broker::routes::RouteSource;
 use crate::broker::sent_properties::BrokerProperties;
 use crate::broker::topics;
 use crate::io::body::Body;
@@ -83,6 +84,8 @@ pub struct Broker {
     /// Compiled subscriptions.
     pub(super) filters: Rc<Filters>,
     pub(super) unique_keys: Rc<RefCell<UniqueKeys>>,
+    /// Routes of topics that other brokers have too.
+    pub(super) routes: Rc<RefCell<Option<Rc<dyn RouteSource>>>>,
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
     /// Connections of this core that ever sent a heartbeat: they are pushed to.
@@ -101,6 +104,7 @@ impl Broker {
             broker_properties: Rc::new(properties),
             filters: Rc::default(),
             unique_keys: Rc::new(RefCell::new(keys)),
+            routes: Rc::default(),
             clients: Rc::default(),
             connections: Rc::default(),
         };
@@ -108,6 +112,11 @@ impl Broker {
         broker.serve_calls();
         broker.serve_checks();
         broker
+    }
+
+    /// Sets where this core asks for routes; without it the broker knows of itself only.
+    pub fn set_routes(&self, source: Rc<dyn RouteSource>) {
+        *self.routes.borrow_mut() = Some(source);
     }
 
     /// Makes the topics that a broker has from its start. Once, on one core, when the shards run.
@@ -240,6 +249,28 @@ impl Handler for Broker {
 
             request::END_TRANSACTION => self.later(responder, this().end_transaction(command)),
             request::RINGMQ_TRANSACTIONS => self.later(responder, this().transactions(command)),
+            request::POP_MESSAGE => {
+                let connection = responder.connection.clone();
+                self.later(responder, this().pop(command, connection));
+            }
+            request::ACK_MESSAGE => self.later(responder, this().ack(command)),
+            request::BATCH_ACK_MESSAGE => self.later(responder, this().batch_ack(command)),
+            request::CHANGE_MESSAGE_INVISIBLETIME => {
+                self.later(responder, this().change_invisible_time(command));
+            }
+            request::PEEK_MESSAGE => self.later(responder, this().peek(command)),
+            request::NOTIFICATION => self.later(responder, this().pop_notification(command)),
+            request::POLLING_INFO => self.later(responder, this().polling_info(command)),
+            request::QUERY_ASSIGNMENT => {
+                self.later(responder, this().query_assignment(command));
+            }
+            request::SET_MESSAGE_REQUEST_MODE => {
+                self.later(responder, this().set_request_mode(command));
+            }
+            request::GET_ALL_MESSAGE_REQUEST_MODE => {
+                self.finish(responder, self.all_request_modes());
+            }
+
             request::SEND_REPLY_MESSAGE | request::SEND_REPLY_MESSAGE_V2 => {
                 let born_host = responder.connection.peer();
                 self.later(responder, this().reply(command, born_host));

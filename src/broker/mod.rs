@@ -1,6 +1,7 @@
 //! What requests mean. One file per request family; it talks to the shards by message only.
 
 mod admin;
+mod assignment;
 mod clients;
 mod delay;
 pub mod dispatch;
@@ -13,10 +14,14 @@ mod ids;
 mod lock;
 mod offset;
 pub mod options;
+mod pop;
+mod pop_ack;
 mod progress;
 mod pull;
+mod receipt;
 pub mod registration;
 mod reply;
+pub mod routes;
 mod send;
 mod send_back;
 mod send_plan;

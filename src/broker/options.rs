@@ -50,6 +50,16 @@ pub struct BrokerOptions {
     pub short_polling_ms: u64,
     /// Longest time that a pull is held, whatever the client asks for, in milliseconds.
     pub suspend_ms_max: u64,
+    /// `popPollingSize`: POP requests of one group that may wait for one queue.
+    pub pop_polling_per_queue_max: usize,
+    /// `maxPopPollingSize`: POP requests that may wait on one core.
+    pub pop_polling_max: usize,
+    /// `defaultMessageRequestMode` is POP.
+    pub default_mode_is_pop: bool,
+    /// `defaultPopShareQueueNum`.
+    pub default_pop_share_queues: i32,
+    /// `serverLoadBalancerEnable`: without it everybody is assigned every queue.
+    pub server_load_balancer: bool,
     /// When the broker started, milliseconds since 1970.
     pub boot_ms: u64,
     /// All configuration keys with their values as text, for GET_BROKER_CONFIG; sorted, without secrets.
@@ -79,6 +89,11 @@ impl BrokerOptions {
             long_polling: true,
             short_polling_ms: 1_000,
             suspend_ms_max: 120_000,
+            pop_polling_per_queue_max: 1_024,
+            pop_polling_max: 100_000,
+            default_mode_is_pop: false,
+            default_pop_share_queues: -1,
+            server_load_balancer: true,
             boot_ms: 0,
             settings: Arc::from([]),
         }

@@ -16,7 +16,8 @@ use crate::broker::send_plan::check_properties;
 use crate::broker::topics::{self, PERM_WRITE};
 use crate::io::body::Body;
 use crate::shard::ShardHandle;
-use crate::shard::message::{Delayed, NewMessage, ShardReply, ShardRequest};
+use crate::shard::message::{Delayed, NewMessage, QueueKey, ShardReply, ShardRequest};
+use crate::shard::meta::Topic;
 use crate::wire::message_id::MessageId;
 use crate::wire::properties::{self, PropertiesBuilder, name};
 use crate::wire::record::{RecordView, SYS_FLAG_BORN_HOST_V6, SYS_FLAG_STORE_HOST_V6};
@@ -100,6 +101,30 @@ fn copied_properties(record: &RecordView<'_>, fate: Fate, topic: &str, queue_id:
     copy.finish()
 }
 
+/// A stored message once more, for a queue of another topic.
+fn copy_of(
+    record: &RecordView<'_>,
+    queue: QueueKey,
+    topic: &Topic,
+    properties: Bytes,
+    reconsume_times: i32,
+) -> NewMessage {
+    NewMessage {
+        queue,
+        topic: topic.name.clone(),
+        // A copy of the body: the record may be a slice of a page that another core owns.
+        body: Bytes::copy_from_slice(record.body()),
+        properties,
+        tags_code: properties::tags_code_of(record.properties()),
+        flag: record.flag(),
+        sys_flag: record.sys_flag() & !(SYS_FLAG_BORN_HOST_V6 | SYS_FLAG_STORE_HOST_V6),
+        born_timestamp: record.born_timestamp(),
+        born_host: record.born_host(),
+        reconsume_times,
+        prepared_transaction_offset: 0,
+    }
+}
+
 impl Broker {
     pub(super) async fn send_back(self, command: Command) -> Outcome {
         let group = command.required_text("group")?.into_owned();
@@ -147,20 +172,14 @@ impl Broker {
             .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
         let properties = copied_properties(&record, fate, &topic.name, queue_id);
         check_properties(properties.len())?;
-        let copy = NewMessage {
-            queue: ShardHandle::key(&topic, queue_id),
-            topic: topic.name.clone(),
-            // A copy of the body: the record may be a slice of a page that another core owns.
-            body: Bytes::copy_from_slice(record.body()),
+        let times = times.saturating_add(1);
+        let copy = copy_of(
+            &record,
+            ShardHandle::key(&topic, queue_id),
+            &topic,
             properties,
-            tags_code: properties::tags_code_of(record.properties()),
-            flag: record.flag(),
-            sys_flag: record.sys_flag() & !(SYS_FLAG_BORN_HOST_V6 | SYS_FLAG_STORE_HOST_V6),
-            born_timestamp: record.born_timestamp(),
-            born_host: record.born_host(),
-            reconsume_times: record.reconsume_times().saturating_add(1),
-            prepared_transaction_offset: 0,
-        };
+            times,
+        );
         let request = match fate {
             Fate::Dead => ShardRequest::Append(Box::new([copy])),
             Fate::Retry { delay_ms, .. } | Fate::RetryByPolicy { delay_ms } => {
@@ -172,6 +191,34 @@ impl Broker {
         };
         match self.ask(core, request).await? {
             ShardReply::Appended(_) => Answer::done(),
+            other => Err(BrokerError::unexpected(&other)),
+        }
+    }
+
+    /// Puts a message that a POP consumer failed to process too often into the group's dead letter topic.
+    pub(super) async fn bury(&self, group: &str, record: &[u8]) -> Result<(), BrokerError> {
+        let record = RecordView::parse(record)
+            .map_err(|error| BrokerError::System(format!("the stored message: {error}")))?;
+        let topic = self.dead_letter_topic(group).await?;
+        let core = self
+            .shard
+            .shard_of_queue(&topic, 0)
+            .ok_or_else(|| topics::no_queue(&topic.name, 0))?;
+        let properties = copied_properties(&record, Fate::Dead, &topic.name, 0);
+        check_properties(properties.len())?;
+        let times = record.reconsume_times();
+        let copy = copy_of(
+            &record,
+            ShardHandle::key(&topic, 0),
+            &topic,
+            properties,
+            times,
+        );
+        match self
+            .ask(core, ShardRequest::Append(Box::new([copy])))
+            .await?
+        {
+            ShardReply::Appended(_) => Ok(()),
             other => Err(BrokerError::unexpected(&other)),
         }
     }

@@ -29,6 +29,7 @@ use crate::shard::message::{
 };
 use crate::shard::meta::Meta;
 use crate::shard::meta_writer::MetaWriter;
+use crate::shard::pop::Pops;
 use crate::shard::timers::Bell;
 use crate::store::{CommitLog, LogListener, LogOptions};
 
@@ -88,6 +89,7 @@ pub struct Shard<E: Env> {
     pub(super) stalled: RefCell<AHashMap<LogId, Line>>,
     pub(super) hold: RefCell<Hold<Waiting>>,
     pub(super) hold_changed: Notify,
+    pub(super) pops: Pops,
     pub(super) locks: RefCell<QueueLocks>,
     /// Offsets that pulls brought along and that are not in the log yet.
     pub(super) dirty_offsets: RefCell<AHashMap<(Arc<str>, QueueKey), i64>>,
@@ -129,6 +131,7 @@ impl<E: Env> Shard<E> {
             stalled: RefCell::default(),
             hold: RefCell::default(),
             hold_changed: Notify::default(),
+            pops: Pops::default(),
             locks: RefCell::default(),
             dirty_offsets: RefCell::default(),
             offsets_timer: Cell::new(false),
@@ -162,6 +165,8 @@ impl<E: Env> Shard<E> {
         }
         let shard = self.clone();
         self.env.spawn(async move { shard.expire_pulls().await });
+        let shard = self.clone();
+        self.env.spawn(async move { shard.expire_pops().await });
         if self.options.index == 0 {
             let shard = self.clone();
             self.env.spawn(async move { shard.write_meta().await });
@@ -262,6 +267,7 @@ impl<E: Env> Shard<E> {
             self.answer_empty(parked.waiter);
         }
         self.hold_changed.notify();
+        self.release_pops();
         self.ring_all_timers();
     }
 }
@@ -330,6 +336,7 @@ impl<E: Env> LogListener for Shard<E> {
         }
         for &queue in touched {
             self.wake_pulls(queue);
+            self.wake_pops(queue);
         }
         self.ring_timers(log, end);
     }

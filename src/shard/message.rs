@@ -11,6 +11,7 @@ use crate::base::id::ConnectionId;
 use crate::base::offset::{LogId, Position};
 use crate::io::body::Body;
 use crate::shard::meta::{MetaChange, MetaCommand, OnlineGroup};
+use crate::shard::pop::message::{PopReply, PopRequest};
 use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
 use crate::wire::remoting::command::{Command, Outgoing};
 use crate::wire::sql::CompiledFilter;
@@ -150,6 +151,8 @@ pub enum ShardRequest {
         limit: usize,
     },
     Pull(Box<Pull>),
+    /// Of POP consumers.
+    Pop(Box<PopRequest>),
     Bounds(QueueKey),
     /// Bounds of several queues of this core, in the order asked.
     BoundsOf(Vec<QueueKey>),
@@ -347,6 +350,7 @@ pub struct ClientInfo {
 pub enum ShardReply<B> {
     Appended(Appended),
     Pulled(Pulled<B>),
+    Pop(PopReply<B>),
     Bounds(QueueBounds),
     BoundsOf(Vec<QueueBounds>),
     /// An offset, or a timestamp in milliseconds.
@@ -387,7 +391,7 @@ impl ShardReply<Bytes> {
 }
 
 impl<B> ShardReply<B> {
-    fn map<C>(self, convert: impl FnOnce(B) -> C) -> ShardReply<C> {
+    fn map<C>(self, convert: impl Fn(B) -> C) -> ShardReply<C> {
         match self {
             Self::Appended(appended) => ShardReply::Appended(appended),
             Self::Pulled(pulled) => ShardReply::Pulled(Pulled {
@@ -398,6 +402,7 @@ impl<B> ShardReply<B> {
                 records: convert(pulled.records),
                 message_count: pulled.message_count,
             }),
+            Self::Pop(reply) => ShardReply::Pop(reply.map(convert)),
             Self::Bounds(bounds) => ShardReply::Bounds(bounds),
             Self::BoundsOf(bounds) => ShardReply::BoundsOf(bounds),
             Self::Number(number) => ShardReply::Number(number),

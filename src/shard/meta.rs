@@ -11,7 +11,9 @@ use ahash::AHashMap;
 use crate::base::id::ConnectionId;
 use crate::base::offset::LogId;
 use crate::shard::message::ClientInfo;
-use crate::wire::remoting::body::{SubscriptionData, SubscriptionGroupConfig, TopicConfig};
+use crate::wire::remoting::body::{
+    SetMessageRequestModeRequestBody, SubscriptionData, SubscriptionGroupConfig, TopicConfig,
+};
 
 /// One incarnation of a topic.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +69,8 @@ pub enum MetaChange {
     ProducersOnline(Arc<OnlineGroup>),
     /// All configuration values that were changed at run time.
     Settings(Arc<BTreeMap<String, String>>),
+    /// How a group consumes a topic.
+    RequestMode(Arc<SetMessageRequestModeRequestBody>),
     /// After a start: all topics, groups and settings that log 0 has were published before this.
     Complete,
 }
@@ -85,6 +89,8 @@ pub enum MetaCommand {
     DeleteGroup(String),
     /// Configuration values that change at run time, added to those changed before.
     PutSettings(BTreeMap<String, String>),
+    /// How a group consumes a topic: by pulling or by popping.
+    PutRequestMode(SetMessageRequestModeRequestBody),
 }
 
 /// What a core knows. Lookups borrow; changes come through [`Meta::apply`] only.
@@ -99,6 +105,8 @@ pub struct Meta {
     pub groups_version: DataVersion,
     /// Configuration values that were changed at run time; they go before the configuration file.
     pub settings: Arc<BTreeMap<String, String>>,
+    /// By topic, then by group.
+    pub request_modes: BTreeMap<String, BTreeMap<String, Arc<SetMessageRequestModeRequestBody>>>,
     /// Log 0 has been read: what is not here does not exist.
     pub complete: bool,
 }
@@ -135,6 +143,12 @@ impl Meta {
             MetaChange::ConsumersOnline(group) => publish_online(&mut self.consumers, group),
             MetaChange::ProducersOnline(group) => publish_online(&mut self.producers, group),
             MetaChange::Settings(settings) => self.settings = settings,
+            MetaChange::RequestMode(mode) => {
+                self.request_modes
+                    .entry(mode.topic.clone())
+                    .or_default()
+                    .insert(mode.consumer_group.clone(), mode);
+            }
             MetaChange::Complete => self.complete = true,
         }
     }

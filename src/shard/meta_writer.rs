@@ -1,7 +1,8 @@
 //! Core 0's writer of topics, groups and settings: each command is durable in log 0 and known to every core before it is
 //! answered. Commands that wait and have nothing to do with each other share one flush and one round of the cores.
 //!
-//! Keys in log 0: `topic/<name>` and `group/<name>` (JSON), `settings` (JSON), `versions` (JSON), `next-topic-id` (JSON).
+//! Keys in log 0: `topic/<name>` and `group/<name>` (JSON), `settings` (JSON), `versions` (JSON), `next-topic-id` (JSON),
+//! `request-mode/<topic>/<group>` (JSON).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -17,13 +18,16 @@ use crate::shard::core::{ReplyTo, Shard};
 use crate::shard::message::{LocalReply, Orphan, Refusal, ShardReply, ShardRequest};
 use crate::shard::meta::{DataVersion, MetaChange, MetaCommand, Topic};
 use crate::store::control::Control;
-use crate::wire::remoting::body::{SubscriptionGroupConfig, TopicConfig};
+use crate::wire::remoting::body::{
+    SetMessageRequestModeRequestBody, SubscriptionGroupConfig, TopicConfig,
+};
 
 const NEXT_TOPIC_ID: &str = "next-topic-id";
 const VERSIONS: &str = "versions";
 const SETTINGS: &str = "settings";
 const TOPIC: &str = "topic/";
 const GROUP: &str = "group/";
+const REQUEST_MODE: &str = "request-mode/";
 /// Commands that may wait.
 const COMMANDS_MAX: usize = 16 << 10;
 /// Commands that share a flush.
@@ -319,6 +323,11 @@ impl<E: Env> Shard<E> {
                 plan.records.push(put(SETTINGS.into(), &settings));
                 plan.changes.push(MetaChange::Settings(Arc::new(settings)));
             }
+            MetaCommand::PutRequestMode(mode) => {
+                let key = format!("{REQUEST_MODE}{}/{}", mode.topic, mode.consumer_group);
+                plan.records.push(put(key, &mode));
+                plan.changes.push(MetaChange::RequestMode(Arc::new(mode)));
+            }
         }
         *versions = Some(next);
         true
@@ -373,6 +382,14 @@ impl<E: Env> Shard<E> {
                     Ok(group) => changes.push(MetaChange::GroupPut(Arc::new(group))),
                     Err(error) => {
                         tracing::error!(key, %error, "a group cannot be read: a newer version wrote it");
+                    }
+                }
+            }
+            for (key, value) in metadata.with_prefix(REQUEST_MODE) {
+                match serde_json::from_slice::<SetMessageRequestModeRequestBody>(value) {
+                    Ok(mode) => changes.push(MetaChange::RequestMode(Arc::new(mode))),
+                    Err(error) => {
+                        tracing::error!(key, %error, "a request mode cannot be read: a newer version wrote it");
                     }
                 }
             }

@@ -10,6 +10,7 @@ pub mod mesh;
 pub mod message;
 pub mod meta;
 pub mod meta_writer;
+pub mod pop;
 pub mod pull;
 pub mod pump;
 pub mod timers;

@@ -45,7 +45,7 @@ fn empty(status: PullStatus, next_offset: i64, bounds: QueueBounds) -> Pulled<Bo
 
 /// Whether a SQL92 filter wants a record, and the bytes of work that this took. Only what is in front of and behind the
 /// body is looked at; a record over the border of two reads is joined first.
-fn wanted(filter: &CompiledFilter, record: &[PageSlice]) -> (bool, usize) {
+pub(super) fn wanted(filter: &CompiledFilter, record: &[PageSlice]) -> (bool, usize) {
     let joined;
     let bytes: &[u8] = match record {
         [one] => one,

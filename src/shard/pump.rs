@@ -49,6 +49,7 @@ impl<E: Env> Shard<E> {
                 return self.serve_end_half(log, origin, *end, reply_to);
             }
             ShardRequest::Pull(pull) => return self.serve_pull(*pull, reply_to),
+            ShardRequest::Pop(request) => return self.serve_pop(*request, reply_to),
             ShardRequest::Bounds(queue) => LocalReply::Bounds(self.bounds(queue)),
             ShardRequest::BoundsOf(queues) => {
                 LocalReply::BoundsOf(queues.into_iter().map(|queue| self.bounds(queue)).collect())
@@ -299,7 +300,7 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    fn committed_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
+    pub(super) fn committed_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
         let newer = self
             .dirty_offsets
             .borrow()
@@ -327,17 +328,27 @@ impl<E: Env> Shard<E> {
             return self.reply(reply_to, LocalReply::Done);
         }
         let control = Control::OffsetCommitted {
-            group,
+            group: group.clone(),
             queue,
             offset,
         };
-        self.append_control(log, &[control], reply_to, LocalReply::Done);
+        match log.append_control(&[control]) {
+            Ok(position) => {
+                self.pops.reset(&group, queue, offset);
+                self.wait_for(log.id(), position, reply_to, LocalReply::Done);
+            }
+            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+        }
     }
 
     /// An offset that came with a pull: nobody waits for it, so it goes to the log with others, a little later.
     pub(super) fn remember_offset(&self, group: Arc<str>, queue: QueueKey, offset: i64) {
         if self.committed_offset(&group, queue) == Some(offset) {
             return;
+        }
+        if self.pops.has(&group, queue) {
+            // It ends what is in flight: written later, it would do so to what came in between.
+            return self.serve_commit(group, queue, offset, ReplyTo::Local(Box::new(|_| {})));
         }
         self.dirty_offsets
             .borrow_mut()
@@ -412,6 +423,7 @@ impl<E: Env> Shard<E> {
 
     fn drop_topic(&self, topic_id: u32, reply_to: ReplyTo) {
         self.locks.borrow_mut().drop_topic(topic_id);
+        self.pops.drop_topic(topic_id);
         self.dirty_offsets
             .borrow_mut()
             .retain(|(_, queue), _| queue.topic_id != topic_id);
@@ -437,6 +449,7 @@ impl<E: Env> Shard<E> {
     }
 
     fn drop_group(&self, group: &Arc<str>, reply_to: ReplyTo) {
+        self.pops.drop_group(group);
         self.dirty_offsets
             .borrow_mut()
             .retain(|(name, _), _| name != group);

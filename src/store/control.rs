@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::store::tables::halves::Outcome;
+use crate::store::tables::pop::InFlight;
 use crate::store::tables::timers::TimerKey;
 use crate::store::types::QueueKey;
 
@@ -43,6 +44,29 @@ pub enum Control {
     HalvesChecked { halves: Arc<[(u64, u64)]> },
     /// Transactions of this log, by the origins of their halves, have ended. What was committed stands in the same batch.
     HalvesEnded { halves: Arc<[(u64, Outcome)]> },
+    /// Messages of a queue of this log were given to a POP consumer of a group.
+    Popped {
+        group: Arc<str>,
+        queue: QueueKey,
+        /// The first offset that the group has not looked at yet.
+        next: i64,
+        /// What is in flight below this is gone by retention.
+        min: i64,
+        messages: Arc<[(i64, InFlight)]>,
+    },
+    /// Messages that were given out are done with.
+    PopAcked {
+        group: Arc<str>,
+        queue: QueueKey,
+        offsets: Arc<[i64]>,
+    },
+    /// A message that was given out becomes visible at another time.
+    PopChanged {
+        group: Arc<str>,
+        queue: QueueKey,
+        offset: i64,
+        state: InFlight,
+    },
 }
 
 /// Why a control record cannot be read although its batch's CRC is right: written by a newer version, or our bug.
@@ -65,6 +89,9 @@ impl Control {
             Self::TimersDone { .. } => 7,
             Self::HalvesChecked { .. } => 17,
             Self::HalvesEnded { .. } => 18,
+            Self::Popped { .. } => 20,
+            Self::PopAcked { .. } => 21,
+            Self::PopChanged { .. } => 22,
         }
     }
 
@@ -112,6 +139,44 @@ impl Control {
                     out.extend_from_slice(&origin.to_be_bytes());
                     out.push(outcome.code());
                 }
+            }
+            Self::Popped {
+                group,
+                queue,
+                next,
+                min,
+                messages,
+            } => {
+                put_queue(&mut out, *queue);
+                put_text(&mut out, group);
+                out.extend_from_slice(&next.to_be_bytes());
+                out.extend_from_slice(&min.to_be_bytes());
+                for (offset, state) in messages.iter() {
+                    out.extend_from_slice(&offset.to_be_bytes());
+                    put_in_flight(&mut out, *state);
+                }
+            }
+            Self::PopAcked {
+                group,
+                queue,
+                offsets,
+            } => {
+                put_queue(&mut out, *queue);
+                put_text(&mut out, group);
+                for offset in offsets.iter() {
+                    out.extend_from_slice(&offset.to_be_bytes());
+                }
+            }
+            Self::PopChanged {
+                group,
+                queue,
+                offset,
+                state,
+            } => {
+                put_queue(&mut out, *queue);
+                put_text(&mut out, group);
+                out.extend_from_slice(&offset.to_be_bytes());
+                put_in_flight(&mut out, *state);
             }
         }
         let total = out.len() as u32;
@@ -185,6 +250,43 @@ impl Control {
                     halves: halves.into(),
                 }
             }
+            20 => {
+                let queue = take_queue(&mut rest).ok_or(short.clone())?;
+                let group = take_text(&mut rest).ok_or(short.clone())?;
+                let next = take_u64(&mut rest).ok_or(short.clone())? as i64;
+                let min = take_u64(&mut rest).ok_or(short.clone())? as i64;
+                let mut messages = Vec::with_capacity(rest.len() / 28);
+                while !rest.is_empty() {
+                    let offset = take_u64(&mut rest).ok_or(short.clone())? as i64;
+                    messages.push((offset, take_in_flight(&mut rest).ok_or(short.clone())?));
+                }
+                Self::Popped {
+                    group,
+                    queue,
+                    next,
+                    min,
+                    messages: messages.into(),
+                }
+            }
+            21 => {
+                let queue = take_queue(&mut rest).ok_or(short.clone())?;
+                let group = take_text(&mut rest).ok_or(short.clone())?;
+                let mut offsets = Vec::with_capacity(rest.len() / 8);
+                while !rest.is_empty() {
+                    offsets.push(take_u64(&mut rest).ok_or(short.clone())? as i64);
+                }
+                Self::PopAcked {
+                    group,
+                    queue,
+                    offsets: offsets.into(),
+                }
+            }
+            22 => Self::PopChanged {
+                queue: take_queue(&mut rest).ok_or(short.clone())?,
+                group: take_text(&mut rest).ok_or(short.clone())?,
+                offset: take_u64(&mut rest).ok_or(short.clone())? as i64,
+                state: take_in_flight(&mut rest).ok_or(short)?,
+            },
             kind => return Err(ControlError::UnknownKind { kind }),
         };
         Ok(control)
@@ -195,6 +297,32 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     let bytes = &text.as_bytes()[..text.len().min(u16::MAX as usize)];
     out.extend_from_slice(&(bytes.len() as u16).to_be_bytes());
     out.extend_from_slice(bytes);
+}
+
+fn put_queue(out: &mut Vec<u8>, queue: QueueKey) {
+    out.extend_from_slice(&queue.topic_id.to_be_bytes());
+    out.extend_from_slice(&queue.queue_id.to_be_bytes());
+}
+
+fn put_in_flight(out: &mut Vec<u8>, state: InFlight) {
+    out.extend_from_slice(&state.pop_ms.to_be_bytes());
+    out.extend_from_slice(&state.visible_ms.to_be_bytes());
+    out.extend_from_slice(&state.deliveries.to_be_bytes());
+}
+
+fn take_queue(rest: &mut &[u8]) -> Option<QueueKey> {
+    Some(QueueKey {
+        topic_id: take_u32(rest)?,
+        queue_id: take_u32(rest)?,
+    })
+}
+
+fn take_in_flight(rest: &mut &[u8]) -> Option<InFlight> {
+    Some(InFlight {
+        pop_ms: take_u64(rest)?,
+        visible_ms: take_u64(rest)?,
+        deliveries: take_u32(rest)?,
+    })
 }
 
 fn take_u32(rest: &mut &[u8]) -> Option<u32> {
@@ -226,9 +354,51 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn any_in_flight() -> impl Strategy<Value = InFlight> {
+        (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(pop_ms, visible_ms, deliveries)| {
+            InFlight {
+                pop_ms,
+                visible_ms,
+                deliveries,
+            }
+        })
+    }
+
+    fn any_pop() -> impl Strategy<Value = Control> {
+        let key = ("[a-zA-Z0-9%_-]{0,40}", any::<u32>(), any::<u32>());
+        let messages = proptest::collection::vec((any::<i64>(), any_in_flight()), 0..20);
+        let numbers = (any::<i64>(), any::<i64>());
+        (key, numbers, messages, 0..3).prop_map(
+            |((group, topic_id, queue_id), (next, min), messages, kind)| {
+                let (group, queue) = (Arc::from(group), QueueKey { topic_id, queue_id });
+                match (kind, messages.first()) {
+                    (0, Some(&(offset, state))) => Control::PopChanged {
+                        group,
+                        queue,
+                        offset,
+                        state,
+                    },
+                    (1, _) => Control::PopAcked {
+                        group,
+                        queue,
+                        offsets: messages.iter().map(|(offset, _)| *offset).collect(),
+                    },
+                    _ => Control::Popped {
+                        group,
+                        queue,
+                        next,
+                        min,
+                        messages: messages.into(),
+                    },
+                }
+            },
+        )
+    }
+
     fn any_control() -> impl Strategy<Value = Control> {
         let text = "[a-zA-Z0-9%_-]{0,40}";
         prop_oneof![
+            any_pop(),
             (any::<u32>(), text).prop_map(|(topic_id, name)| Control::TopicOpened {
                 topic_id,
                 name: name.into()

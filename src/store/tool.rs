@@ -290,6 +290,39 @@ fn value_of(log: LogId, position: u64, shown: &Shown<'_>) -> serde_json::Value {
                         .collect();
                     ("halves-ended", json!({"ends": ends}))
                 }
+                Control::Popped {
+                    group,
+                    queue,
+                    next,
+                    min,
+                    messages,
+                } => {
+                    let messages: Vec<_> = messages
+                        .iter()
+                        .map(|(offset, state)| json!({"offset": offset, "popMs": state.pop_ms, "visibleMs": state.visible_ms, "deliveries": state.deliveries}))
+                        .collect();
+                    (
+                        "popped",
+                        json!({"group": &**group, "topicId": queue.topic_id, "queueId": queue.queue_id, "next": next, "min": min, "messages": messages}),
+                    )
+                }
+                Control::PopAcked {
+                    group,
+                    queue,
+                    offsets,
+                } => (
+                    "pop-acked",
+                    json!({"group": &**group, "topicId": queue.topic_id, "queueId": queue.queue_id, "offsets": &**offsets}),
+                ),
+                Control::PopChanged {
+                    group,
+                    queue,
+                    offset,
+                    state,
+                } => (
+                    "pop-changed",
+                    json!({"group": &**group, "topicId": queue.topic_id, "queueId": queue.queue_id, "offset": offset, "popMs": state.pop_ms, "visibleMs": state.visible_ms, "deliveries": state.deliveries}),
+                ),
             };
             json!({"log": log, "position": position, "kind": kind, "detail": detail})
         }

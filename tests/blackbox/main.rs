@@ -25,5 +25,6 @@ mod everyday;
 mod ledger;
 mod malformed;
 mod many_queues;
+mod pop;
 mod process;
 mod transactions;

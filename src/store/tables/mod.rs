@@ -5,6 +5,7 @@ pub mod halves;
 pub mod metadata;
 pub mod offsets;
 pub mod open_topics;
+pub mod pop;
 pub mod timers;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use halves::{Half, Halves};
 use metadata::Metadata;
 use offsets::ConsumerOffsets;
 use open_topics::OpenTopics;
+use pop::PopQueues;
 use timers::{Timer, TimerKey, Timers};
 
 /// What one durable record does to the tables.
@@ -51,6 +53,7 @@ pub struct Tables {
     pub metadata: Metadata,
     pub timers: Timers,
     pub halves: Halves,
+    pub pop: PopQueues,
 }
 
 impl Tables {
@@ -86,13 +89,20 @@ impl Tables {
                         self.offsets.drop_topic(topic_id);
                         self.timers.drop_topic(topic_id);
                         self.halves.drop_topic(topic_id);
+                        self.pop.drop_topic(topic_id);
                     }
                     Control::OffsetCommitted {
                         group,
                         queue,
                         offset,
-                    } => self.offsets.commit(group, queue, offset),
-                    Control::OffsetsDropped { group } => self.offsets.drop_group(&group),
+                    } => {
+                        self.pop.forget(&group, queue);
+                        self.offsets.commit(group, queue, offset);
+                    }
+                    Control::OffsetsDropped { group } => {
+                        self.pop.drop_group(&group);
+                        self.offsets.drop_group(&group);
+                    }
                     Control::Metadata { key, value } => self.metadata.put(key, value),
                     Control::TimersDone { timers } => {
                         for &key in timers.iter() {
@@ -109,6 +119,32 @@ impl Tables {
                             self.halves.end(origin, outcome);
                         }
                     }
+                    // The committed offset of a group that pops is its lowest unacknowledged one.
+                    Control::Popped {
+                        group,
+                        queue,
+                        next,
+                        min,
+                        messages,
+                    } => {
+                        let committed = self.pop.popped(&group, queue, next, min, &messages);
+                        self.offsets.commit(group, queue, committed);
+                    }
+                    Control::PopAcked {
+                        group,
+                        queue,
+                        offsets,
+                    } => {
+                        if let Some(committed) = self.pop.acked(&group, queue, &offsets) {
+                            self.offsets.commit(group, queue, committed);
+                        }
+                    }
+                    Control::PopChanged {
+                        group,
+                        queue,
+                        offset,
+                        state,
+                    } => self.pop.changed(&group, queue, offset, state),
                 }
                 None
             }
@@ -128,6 +164,7 @@ impl Tables {
         self.queues.write(out);
         self.timers.write(out);
         self.halves.write(out);
+        self.pop.write(out);
     }
 
     /// Tables from what [`Tables::write`] wrote.
@@ -139,6 +176,7 @@ impl Tables {
             queues: ConsumeQueues::read(input)?,
             timers: Timers::read(input)?,
             halves: Halves::read(input)?,
+            pop: PopQueues::read(input)?,
         })
     }
 }
