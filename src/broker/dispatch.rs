@@ -259,6 +259,7 @@ impl Handler for Broker {
             request::GET_ALL_CONSUMER_OFFSET => {
                 self.later(responder, this().all_offsets());
             }
+            request::QUERY_MESSAGE => self.later(responder, this().query_message(command)),
             request::VIEW_MESSAGE_BY_ID => self.later(responder, this().view_message(command)),
 
             request::HEART_BEAT => self.heartbeat(command, responder),

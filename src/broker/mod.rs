@@ -15,6 +15,7 @@ mod offset;
 pub mod options;
 mod progress;
 mod pull;
+mod query;
 pub mod registration;
 mod reply;
 mod send;

@@ -15,6 +15,8 @@ use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
 use crate::wire::remoting::command::{Command, Outgoing};
 use crate::wire::sql::CompiledFilter;
 
+pub use crate::shard::query::newest_first;
+pub use crate::store::keys::entry::KeyKind;
 pub use crate::store::types::{Appended, NewMessage, QueueBounds, QueueKey, Refusal};
 
 /// Which messages of a queue a consumer wants (`MessageFilter`).
@@ -97,6 +99,30 @@ pub enum Boundary {
     Upper,
 }
 
+/// A question for messages by key, in all logs of a core.
+#[derive(Clone, Debug)]
+pub struct KeyQuery {
+    pub topic: Arc<str>,
+    pub topic_id: u32,
+    pub key: Arc<str>,
+    /// Which keys: KEYS, UNIQ_KEY or both.
+    pub kinds: Vec<KeyKind>,
+    /// Store times in milliseconds, both inclusive.
+    pub begin_ms: i64,
+    pub end_ms: i64,
+    pub messages_max: usize,
+}
+
+/// Answer to a [`KeyQuery`]. `B` as in [`Pulled`].
+#[derive(Clone, Debug)]
+pub struct KeyFinds<B> {
+    /// Store time in milliseconds and whole record, the newest first.
+    pub found: Vec<(i64, B)>,
+    /// Physical offset and store time of the newest message that is in an index of this core; 0 if there is none.
+    pub newest_offset: i64,
+    pub newest_ms: i64,
+}
+
 /// A message that becomes visible at a time.
 #[derive(Clone, Debug)]
 pub struct Delayed {
@@ -128,6 +154,8 @@ pub enum ShardRequest {
         log: LogId,
         position: Position,
     },
+    /// Messages with a key, from the logs of this core.
+    FindByKey(Box<KeyQuery>),
     CommitOffset {
         group: Arc<str>,
         queue: QueueKey,
@@ -318,6 +346,7 @@ pub enum ShardReply<B> {
     Offset(Option<i64>),
     /// A stored record, if there is one.
     Record(Option<B>),
+    Found(KeyFinds<B>),
     Queues(Vec<QueueKey>),
     Flag(bool),
     Offsets(Vec<CommittedOffset>),
@@ -343,7 +372,7 @@ impl ShardReply<Bytes> {
 }
 
 impl<B> ShardReply<B> {
-    fn map<C>(self, convert: impl FnOnce(B) -> C) -> ShardReply<C> {
+    fn map<C>(self, convert: impl Fn(B) -> C) -> ShardReply<C> {
         match self {
             Self::Appended(appended) => ShardReply::Appended(appended),
             Self::Pulled(pulled) => ShardReply::Pulled(Pulled {
@@ -359,6 +388,15 @@ impl<B> ShardReply<B> {
             Self::Number(number) => ShardReply::Number(number),
             Self::Offset(offset) => ShardReply::Offset(offset),
             Self::Record(record) => ShardReply::Record(record.map(convert)),
+            Self::Found(finds) => ShardReply::Found(KeyFinds {
+                found: finds
+                    .found
+                    .into_iter()
+                    .map(|(time_ms, record)| (time_ms, convert(record)))
+                    .collect(),
+                newest_offset: finds.newest_offset,
+                newest_ms: finds.newest_ms,
+            }),
             Self::Queues(queues) => ShardReply::Queues(queues),
             Self::Flag(flag) => ShardReply::Flag(flag),
             Self::Offsets(offsets) => ShardReply::Offsets(offsets),

@@ -12,6 +12,7 @@ pub mod meta;
 pub mod meta_writer;
 pub mod pull;
 pub mod pump;
+mod query;
 pub mod timers;
 
 pub use self::core::{Mesh, Shard, ShardOptions};

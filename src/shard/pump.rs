@@ -54,6 +54,7 @@ impl<E: Env> Shard<E> {
             ShardRequest::ReadRecord { log, position } => {
                 return self.serve_record(log, position, reply_to);
             }
+            ShardRequest::FindByKey(query) => return self.serve_query(*query, reply_to),
             ShardRequest::CommitOffset {
                 group,
                 queue,
@@ -580,7 +581,10 @@ impl<E: Env> Shard<E> {
 }
 
 /// The message record at a position that a client names; `None` for anything that is not exactly one.
-async fn read_record<E: Env>(log: &Rc<CommitLog<E>>, position: Position) -> Option<Body> {
+pub(super) async fn read_record<E: Env>(
+    log: &Rc<CommitLog<E>>,
+    position: Position,
+) -> Option<Body> {
     let (start, end) = (log.start_position().0, log.durable().0);
     if position.0 < start || position.0 + 8 > end {
         return None;

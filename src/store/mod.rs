@@ -8,6 +8,7 @@ pub mod commit_log;
 pub mod control;
 pub mod delayed;
 pub mod group_commit;
+pub mod keys;
 pub mod log_reader;
 pub mod manifest;
 pub mod planted;
