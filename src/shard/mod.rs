@@ -13,6 +13,8 @@ pub mod meta_writer;
 pub mod pull;
 pub mod pump;
 mod query;
+#[cfg(test)]
+mod tests;
 pub mod timers;
 
 pub use self::core::{Mesh, Shard, ShardOptions};

@@ -21,6 +21,8 @@ use crate::wire::record::RecordView;
 
 /// Offsets that pulls bring along go to the log together, at most this late.
 const OFFSETS_DELAY: Duration = Duration::from_millis(500);
+/// So many offsets that are being committed are remembered before those that are durable are forgotten.
+const COMMITTING_MAX: usize = 4_096;
 /// What of a record has to be read for its store time.
 const TIME_PREFIX_BYTES: usize = 80;
 
@@ -292,12 +294,32 @@ impl<E: Env> Shard<E> {
             .get(&(group.clone(), queue))
             .copied();
         newer.or_else(|| {
-            self.log_of(queue)?
-                .tables()
-                .borrow()
-                .offsets
-                .get(group, queue)
+            let log = self.log_of(queue)?;
+            let committing = self.committing.borrow();
+            match committing.get(&(group.clone(), queue)) {
+                Some((offset, position)) if log.durable() <= *position => Some(*offset),
+                _ => log.tables().borrow().offsets.get(group, queue),
+            }
         })
+    }
+
+    /// Remembers an offset until its record is durable.
+    fn remember_commit(&self, control: &Control, position: Position) {
+        let Control::OffsetCommitted {
+            group,
+            queue,
+            offset,
+        } = control
+        else {
+            return;
+        };
+        let mut committing = self.committing.borrow_mut();
+        if committing.len() >= COMMITTING_MAX && committing.len().is_power_of_two() {
+            committing.retain(|(_, queue), (_, at)| {
+                self.log_of(*queue).is_some_and(|log| log.durable() <= *at)
+            });
+        }
+        committing.insert((group.clone(), *queue), (*offset, position));
     }
 
     fn serve_commit(&self, group: Arc<str>, queue: QueueKey, offset: i64, reply_to: ReplyTo) {
@@ -317,7 +339,13 @@ impl<E: Env> Shard<E> {
             queue,
             offset,
         };
-        self.append_control(log, &[control], reply_to, LocalReply::Done);
+        match log.append_control(std::slice::from_ref(&control)) {
+            Ok(position) => {
+                self.remember_commit(&control, position);
+                self.wait_for(log.id(), position, reply_to, LocalReply::Done);
+            }
+            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+        }
     }
 
     /// An offset that came with a pull: nobody waits for it, so it goes to the log with others, a little later.
@@ -360,8 +388,15 @@ impl<E: Env> Shard<E> {
         for (id, controls) in by_log {
             // Many small records: in pieces, so that none comes near a batch's size.
             for piece in controls.chunks(256) {
-                if let Err(refusal) = self.logs[&id].append_control(piece) {
-                    tracing::debug!(log = id, %refusal, "offsets of pulls are not stored; consumers commit them again");
+                match self.logs[&id].append_control(piece) {
+                    Ok(position) => {
+                        for control in piece {
+                            self.remember_commit(control, position);
+                        }
+                    }
+                    Err(refusal) => {
+                        tracing::debug!(log = id, %refusal, "offsets of pulls are not stored; consumers commit them again");
+                    }
                 }
             }
         }
@@ -401,6 +436,9 @@ impl<E: Env> Shard<E> {
         self.dirty_offsets
             .borrow_mut()
             .retain(|(_, queue), _| queue.topic_id != topic_id);
+        self.committing
+            .borrow_mut()
+            .retain(|(_, queue), _| queue.topic_id != topic_id);
         // Its queues are gone: whoever waits for them hears so now.
         let parked = {
             let mut hold = self.hold.borrow_mut();
@@ -424,6 +462,9 @@ impl<E: Env> Shard<E> {
 
     fn drop_group(&self, group: &Arc<str>, reply_to: ReplyTo) {
         self.dirty_offsets
+            .borrow_mut()
+            .retain(|(name, _), _| name != group);
+        self.committing
             .borrow_mut()
             .retain(|(name, _), _| name != group);
         self.control_to_logs(reply_to, |_| {

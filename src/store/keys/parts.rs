@@ -407,3 +407,144 @@ impl Parts {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn entry(position: u64) -> Entry {
+        Entry {
+            hash: position,
+            position,
+            seconds: 0,
+        }
+    }
+
+    fn run(id: u64, from: u64, to: u64, entries: u64) -> Run {
+        Run {
+            id,
+            from,
+            to,
+            entries,
+            blocks: 1,
+            filter_bytes: 64,
+            first_seconds: 0,
+            last_seconds: 0,
+            fences_crc: 0,
+            filter_crc: 0,
+        }
+    }
+
+    /// Parts as text, the oldest first; they have to follow each other without a hole.
+    fn shown(parts: &Parts) -> String {
+        let mut text = String::new();
+        for part in &parts.parts {
+            text += &match part {
+                Part::Run(run) => format!("run{} ", run.to),
+                Part::Sealed(sealed) => format!("sealed{} ", sealed.to),
+                Part::Gap { from, to } => format!("gap{from}-{to} "),
+            };
+        }
+        text + &format!("tail{}", parts.tail_from)
+    }
+
+    #[test]
+    fn what_no_file_stands_for_is_a_gap_and_what_was_merged_is_garbage() {
+        let runs = vec![
+            run(1, 0, 20, 5),
+            run(2, 20, 30, 5),
+            run(3, 20, 40, 5),
+            run(4, 60, 80, 5),
+            run(5, 90, 120, 5),
+        ];
+        let mut parts = Parts::new(10, 100, runs, 4);
+        assert_eq!(
+            shown(&parts),
+            "run20 run40 gap40-60 run80 gap80-100 tail100"
+        );
+        assert_eq!(parts.take_garbage(), [2, 5]);
+        assert!(parts.on_damaged(4) && !parts.on_damaged(4));
+        assert_eq!(shown(&parts), "run20 run40 gap40-100 tail100");
+        parts.trim(50);
+        assert_eq!(shown(&parts), "gap50-100 tail100");
+        assert_eq!(parts.take_garbage(), [4, 1, 3]);
+    }
+
+    #[test]
+    fn only_durable_entries_are_shown_and_a_full_tail_is_sealed() {
+        let mut parts = Parts::new(0, 0, Vec::new(), 2);
+        parts.stage(entry(5));
+        parts.stage(entry(15));
+        parts.stage(entry(25));
+        assert!(!parts.commit(10));
+        assert_eq!(parts.in_tail(|_| true).collect::<Vec<_>>(), [5]);
+        assert!(parts.commit(20));
+        assert_eq!(shown(&parts), "sealed20 tail20");
+        parts.forget_staged();
+        parts.commit(30);
+        assert_eq!(parts.in_tail(|_| true).count(), 0);
+    }
+
+    #[test]
+    fn what_finds_no_room_in_memory_is_read_from_the_log_later() {
+        let mut parts = Parts::new(0, 0, Vec::new(), usize::MAX);
+        parts.stage(entry(5));
+        parts.commit(10);
+        let room = KEY_ENTRIES_STAGED_MAX as u64;
+        (0..room).for_each(|n| parts.stage(entry(20 + n / room)));
+        parts.stage(entry(30));
+        parts.stage(entry(50));
+        assert!(parts.commit(40));
+        assert_eq!(shown(&parts), "sealed10 gap10-40 tail40");
+        assert!(parts.commit(60), "the last one that was lost lay there");
+        assert_eq!(shown(&parts), "sealed10 gap10-60 tail60");
+        parts.stage(entry(65));
+        assert!(!parts.commit(70));
+        assert_eq!(parts.in_tail(|_| true).collect::<Vec<_>>(), [65]);
+    }
+
+    #[test]
+    fn the_oldest_part_in_memory_gives_way_when_the_disk_does_not_keep_up() {
+        let mut parts = Parts::new(0, 0, Vec::new(), 1);
+        for n in 0..KEY_PARTS_SEALED_MAX as u64 + 2 {
+            parts.stage(entry(n));
+            parts.commit(n + 1);
+        }
+        assert_eq!(parts.last_gap(), Some((0, 2)));
+        assert_eq!(parts.first_sealed().unwrap().from, 2);
+        let sealed = parts.first_sealed().unwrap();
+        parts.on_written(&sealed, Rc::new(run(9, 2, 3, 1)));
+        assert!(shown(&parts).starts_with("gap0-2 run3 sealed4"));
+        parts.on_folded(0, 1, Some(vec![entry(0)]));
+        assert!(shown(&parts).starts_with("sealed1 gap1-2 run3"));
+        parts.on_folded(1, 2, None);
+        assert!(shown(&parts).starts_with("sealed1 run3"));
+    }
+
+    #[test]
+    fn neighbours_of_one_size_are_merged_unless_one_of_them_went_away() {
+        let runs = |count: u64| -> Vec<Run> {
+            (0..count)
+                .map(|n| run(n + 1, n * 10, n * 10 + 10, 3))
+                .collect()
+        };
+        assert!(Parts::new(0, 70, runs(7), 3).mergeable().is_empty());
+        let mut parts = Parts::new(0, 80, runs(8), 3);
+        let group = parts.mergeable();
+        assert_eq!(group.len(), MERGE_RUNS);
+        assert_eq!((group[0].id, group[7].id), (1, 8));
+        let merged = Rc::new(run(20, 0, 80, 24));
+        parts.on_merged(&group, merged.clone());
+        assert_eq!(shown(&parts), "run80 tail80");
+        assert_eq!(parts.take_garbage().len(), 8);
+        let mut parts = Parts::new(0, 80, runs(8), 3);
+        parts.on_damaged(4);
+        assert!(parts.mergeable().is_empty(), "a gap lies between");
+        parts.on_merged(&group, merged);
+        assert_eq!(parts.take_garbage(), [4, 20]);
+        let mut large = runs(8);
+        large[2].entries = 30;
+        assert!(Parts::new(0, 80, large, 3).mergeable().is_empty());
+    }
+}
