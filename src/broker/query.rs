@@ -67,11 +67,13 @@ impl Broker {
             return Err(not_found());
         }
         let (mut found, mut newest_ms, mut newest_offset) = (Vec::new(), 0, 0);
+        let mut missing_bytes = 0;
         for core in 0..self.shard.count() {
             let request = ShardRequest::FindByKey(Box::new(query.clone()));
             match self.ask(core, request).await? {
                 ShardReply::Found(finds) => {
                     found.extend(finds.found);
+                    missing_bytes += finds.missing_bytes;
                     if finds.newest_ms > newest_ms {
                         newest_ms = finds.newest_ms;
                         newest_offset = finds.newest_offset;
@@ -79,6 +81,13 @@ impl Broker {
                 }
                 other => return Err(BrokerError::unexpected(&other)),
             }
+        }
+        if found.is_empty() && missing_bytes > 0 {
+            // Not "not found": nobody knows yet.
+            return Err(BrokerError::System(format!(
+                "the key index is being made again from the log, {} MiB are left: ask again later",
+                missing_bytes.div_ceil(1 << 20)
+            )));
         }
         if found.is_empty() {
             return Err(not_found());

@@ -121,6 +121,8 @@ pub struct KeyFinds<B> {
     /// Physical offset and store time of the newest message that is in an index of this core; 0 if there is none.
     pub newest_offset: i64,
     pub newest_ms: i64,
+    /// Bytes of the logs that are being read for the index and were not looked at.
+    pub missing_bytes: u64,
 }
 
 /// A message that becomes visible at a time.
@@ -396,6 +398,7 @@ impl<B> ShardReply<B> {
                     .collect(),
                 newest_offset: finds.newest_offset,
                 newest_ms: finds.newest_ms,
+                missing_bytes: finds.missing_bytes,
             }),
             Self::Queues(queues) => ShardReply::Queues(queues),
             Self::Flag(flag) => ShardReply::Flag(flag),

@@ -30,6 +30,7 @@ impl<E: Env> Shard<E> {
                 found: Vec::new(),
                 newest_offset: 0,
                 newest_ms: 0,
+                missing_bytes: 0,
             };
             for log in shard.logs.values() {
                 let newest = log.keys().newest();
@@ -38,7 +39,10 @@ impl<E: Env> Shard<E> {
                     all.newest_offset = PhysicalOffset::new(log.id(), Position(newest.position)).0;
                 }
                 match find(log, &query).await {
-                    Ok(found) => all.found.extend(found),
+                    Ok(found) => {
+                        all.found.extend(found);
+                        all.missing_bytes += log.keys().gap_bytes();
+                    }
                     Err(error) => {
                         tracing::error!(log = log.id(), %error, "a query by key cannot be read");
                         let refusal = LocalReply::Refused(read_refusal(&error));

@@ -26,3 +26,4 @@ mod ledger;
 mod malformed;
 mod many_queues;
 mod process;
+mod query;

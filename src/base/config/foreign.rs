@@ -49,7 +49,6 @@ pub const NOT_YET: &[&str] = &[
     "forceRegister",
     "initPopOffsetByCheckMsgInMem",
     "maxPopPollingSize",
-    "messageIndexEnable",
     "msgTraceTopicName",
     "notifyConsumerIdsChangedEnable",
     "popFromRetryProbability",

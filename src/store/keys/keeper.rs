@@ -12,7 +12,7 @@ use crate::store::batch::HEADER_BYTES;
 use crate::store::keys::entry::{self, Entry};
 use crate::store::keys::files::{self, Loaded, RunReader, RunWriter};
 use crate::store::keys::parts::{Run, Sealed};
-use crate::store::keys::{KeyIndex, KeyIndexOptions};
+use crate::store::keys::{KeyIndex, KeyIndexOptions, Newest};
 use crate::store::recovery::{Scanner, Step, is_control, raw_records};
 use crate::wire::record::RecordView;
 
@@ -275,6 +275,14 @@ impl<E: Env> KeyIndex<E> {
                 at += record.len() as u64;
             }
             yield_now().await;
+        }
+        if let Some(last) = entries.last()
+            && last.position > self.newest.get().position
+        {
+            self.newest.set(Newest {
+                position: last.position,
+                store_ms: u64::from(last.seconds) * 1_000,
+            });
         }
         let position = scanner.position.min(to);
         if position > from {
