@@ -58,6 +58,8 @@ pub const CONNECTION_REQUESTS_MAX: usize = 4096;
 pub const CONNECTION_REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Response bytes of one connection that may wait for the peer to read, likewise.
 pub const CONNECTION_RESPONSE_BYTES_MAX: usize = 32 << 20;
+/// Rows of statistics (topics, and groups of topics) that a core keeps.
+pub const STATISTICS_ROWS_MAX: usize = 4096;
 /// Messages in flight between two cores.
 pub const MESH_SLOTS: usize = 1024;
 /// Messages to another core that may wait for a slot, before requests are refused with SYSTEM_BUSY.

@@ -19,6 +19,7 @@ use crate::broker::filters::Filters;
 use crate::broker::ids::UniqueKeys;
 use crate::broker::options::BrokerOptions;
 use crate::broker::sent_properties::BrokerProperties;
+use crate::broker::statistics::Statistics;
 use crate::broker::topics;
 use crate::io::body::Body;
 use crate::server::Handler;
@@ -82,6 +83,7 @@ pub struct Broker {
     pub(super) broker_properties: Rc<BrokerProperties>,
     /// Compiled subscriptions.
     pub(super) filters: Rc<Filters>,
+    pub(super) statistics: Rc<RefCell<Statistics>>,
     pub(super) unique_keys: Rc<RefCell<UniqueKeys>>,
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
@@ -100,6 +102,7 @@ impl Broker {
             options: Rc::new(options),
             broker_properties: Rc::new(properties),
             filters: Rc::default(),
+            statistics: Rc::default(),
             unique_keys: Rc::new(RefCell::new(keys)),
             clients: Rc::default(),
             connections: Rc::default(),
@@ -352,6 +355,9 @@ impl Handler for Broker {
             request::GET_BROKER_CONFIG => self.finish(responder, self.config_text()),
             request::UPDATE_BROKER_CONFIG => {
                 self.later(responder, this().update_config(command));
+            }
+            request::VIEW_BROKER_STATS_DATA => {
+                self.later(responder, this().view_statistics(command));
             }
             request::GET_BROKER_HA_STATUS => self.later(responder, this().ha_status()),
             // What these clean is cleaned in the background all the time.

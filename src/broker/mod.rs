@@ -22,5 +22,6 @@ mod send;
 mod send_back;
 mod send_plan;
 mod sent_properties;
+mod statistics;
 mod subscription;
 mod topics;

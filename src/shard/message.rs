@@ -322,6 +322,8 @@ pub enum GroupCommand {
         producer_group: Option<Arc<str>>,
         consumer_group: Option<Arc<str>>,
     },
+    /// To every core: what it has counted for a name and key of VIEW_BROKER_STATS_DATA; the answer is numbers.
+    Statistics { name: Arc<str>, key: Arc<str> },
     /// To every core: a connection is gone.
     ConnectionClosed { connection: ConnectionId },
 }
@@ -351,6 +353,7 @@ pub enum ShardReply<B> {
     Found(KeyFinds<B>),
     Queues(Vec<QueueKey>),
     Flag(bool),
+    Numbers(Vec<u64>),
     Offsets(Vec<CommittedOffset>),
     Stats(Box<ShardStats>),
     Called(ClientAnswer),
@@ -402,6 +405,7 @@ impl<B> ShardReply<B> {
             }),
             Self::Queues(queues) => ShardReply::Queues(queues),
             Self::Flag(flag) => ShardReply::Flag(flag),
+            Self::Numbers(numbers) => ShardReply::Numbers(numbers),
             Self::Offsets(offsets) => ShardReply::Offsets(offsets),
             Self::Stats(stats) => ShardReply::Stats(stats),
             Self::Called(answer) => ShardReply::Called(answer),
