@@ -33,6 +33,12 @@ impl<T> AckGate<T> {
         self.waiting.push_back((position, answer));
     }
 
+    /// An answer that tells of the record at `position`, which others may wait for already: behind all of them.
+    pub fn wait_behind(&mut self, position: Position, answer: T) {
+        let last = self.waiting.back().map_or(position, |(last, _)| *last);
+        self.waiting.push_back((last.max(position), answer));
+    }
+
     /// The log is durable up to `end`.
     pub fn on_durable(&mut self, end: Position) {
         assert!(end >= self.durable, "what is durable stays so");

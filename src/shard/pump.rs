@@ -63,7 +63,7 @@ impl<E: Env> Shard<E> {
                 offset,
             } => return self.serve_commit(group, queue, offset, reply_to),
             ShardRequest::QueryOffset { group, queue } => {
-                LocalReply::Offset(self.committed_offset(&group, queue))
+                return self.serve_offset(&group, queue, reply_to);
             }
             ShardRequest::LockQueues {
                 group,
@@ -287,20 +287,43 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// The offset of a record that is not durable yet, with its position.
+    fn committing_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<(i64, Position)> {
+        let log = self.log_of(queue)?;
+        let committing = self.committing.borrow();
+        let found = committing.get(&(group.clone(), queue)).copied();
+        found.filter(|(_, position)| log.durable() <= *position)
+    }
+
+    fn dirty_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
+        let dirty = self.dirty_offsets.borrow();
+        dirty.get(&(group.clone(), queue)).copied()
+    }
+
     fn committed_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
         let newer = self
-            .dirty_offsets
-            .borrow()
-            .get(&(group.clone(), queue))
-            .copied();
+            .dirty_offset(group, queue)
+            .or_else(|| Some(self.committing_offset(group, queue)?.0));
         newer.or_else(|| {
-            let log = self.log_of(queue)?;
-            let committing = self.committing.borrow();
-            match committing.get(&(group.clone(), queue)) {
-                Some((offset, position)) if log.durable() <= *position => Some(*offset),
-                _ => log.tables().borrow().offsets.get(group, queue),
-            }
+            let tables = self.log_of(queue)?.tables().borrow();
+            tables.offsets.get(group, queue)
         })
+    }
+
+    /// A committed offset. One that is on its way to the disk is told when it is there: whoever hears it relies on it.
+    fn serve_offset(&self, group: &Arc<str>, queue: QueueKey, reply_to: ReplyTo) {
+        let reply = LocalReply::Offset(self.committed_offset(group, queue));
+        let waits_for = match self.dirty_offset(group, queue) {
+            Some(_) => None,
+            None => self.committing_offset(group, queue),
+        };
+        let log = self.log_of(queue).map(|log| log.id());
+        if let (Some((_, position)), Some(log)) = (waits_for, log)
+            && let Some(gate) = self.gates.borrow_mut().get_mut(&log)
+        {
+            return gate.wait_behind(position, (reply_to, reply));
+        }
+        self.reply(reply_to, reply);
     }
 
     /// Remembers an offset until its record is durable.
