@@ -15,6 +15,7 @@ use crate::app::run::print;
 use crate::app::shutdown::{Phase, Shutdown};
 use crate::base::config::value::{FlushDiskType, MessageRequestMode};
 use crate::base::config::{Config, Roles};
+use crate::base::limits::KEY_TAIL_ENTRIES;
 use crate::broker::dispatch::Broker;
 use crate::broker::options::{BrokerOptions, DelayRules, TransactionRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
@@ -318,6 +319,11 @@ impl Node {
             tail_cache_bytes: config.memory.tail_cache_bytes as usize / logs,
             read_cache_bytes: config.memory.read_cache_bytes as usize / logs,
             index_cache_bytes: config.memory.index_bytes as usize / logs,
+            key_tail_entries: if config.store.key_index {
+                KEY_TAIL_ENTRIES
+            } else {
+                0
+            },
             snapshot_bytes: SNAPSHOT_BYTES.min(4 * manifest.segment_bytes),
             store_host: self.store_host(),
         }
@@ -398,6 +404,7 @@ impl Node {
             .collect();
         settings.sort();
         BrokerOptions {
+            key_index: config.store.key_index,
             broker_id: keys.broker_id as i64,
             region: Arc::from(keys.region_id.as_str()),
             trace_on: keys.trace_on,

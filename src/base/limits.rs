@@ -22,6 +22,20 @@ pub const TOPIC_CHARS_MAX: usize = 127;
 pub const RETRY_TOPIC_CHARS_MAX: usize = 255;
 /// Longest group name (the client's `Validators.CHARACTER_MAX_LENGTH`).
 pub const GROUP_CHARS_MAX: usize = 255;
+/// Keys of one message that are indexed.
+pub const KEYS_PER_MESSAGE_MAX: usize = 256;
+/// Keys of messages of one log that may wait until they are durable; of more the log is read again later.
+pub const KEY_ENTRIES_STAGED_MAX: usize = 256 << 10;
+/// Full parts of a key index that may wait in memory for their file; of older ones the log is read again later.
+pub const KEY_PARTS_SEALED_MAX: usize = 8;
+/// Entries of a key index in memory before they become a file.
+pub const KEY_TAIL_ENTRIES: usize = 32 << 10;
+/// Blocks of a key index that one lookup reads at most.
+pub const KEY_BLOCKS_PER_LOOKUP_MAX: usize = 256;
+/// Messages of one answer to a query by key (`maxMsgsNumBatch`).
+pub const QUERY_MESSAGES_MAX: usize = 64;
+/// Bytes of one answer to a query by key, unless its first message alone is larger.
+pub const QUERY_BYTES_MAX: usize = 4 << 20;
 /// Messages of one pull answer.
 pub const PULL_MESSAGES_MAX: usize = 1024;
 /// Bytes of one pull answer, unless its first message alone is larger.
@@ -50,6 +64,8 @@ pub const CONNECTION_REQUEST_BYTES_MAX: usize = 32 << 20;
 pub const CONNECTION_RESPONSE_BYTES_MAX: usize = 32 << 20;
 /// Open transactions of one log, each with about 100 bytes of memory, before half messages are refused with SYSTEM_BUSY.
 pub const TRANSACTIONS_OPEN_MAX: usize = 512 << 10;
+/// Rows of statistics (topics, and groups of topics) that a core keeps.
+pub const STATISTICS_ROWS_MAX: usize = 4096;
 /// Messages in flight between two cores.
 pub const MESH_SLOTS: usize = 1024;
 /// Messages to another core that may wait for a slot, before requests are refused with SYSTEM_BUSY.

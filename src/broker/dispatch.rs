@@ -20,6 +20,7 @@ use crate::broker::ids::UniqueKeys;
 use crate::broker::options::BrokerOptions;
 use crate::broker::routes::RouteSource;
 use crate::broker::sent_properties::BrokerProperties;
+use crate::broker::statistics::Statistics;
 use crate::broker::topics;
 use crate::io::body::Body;
 use crate::server::Handler;
@@ -83,6 +84,7 @@ pub struct Broker {
     pub(super) broker_properties: Rc<BrokerProperties>,
     /// Compiled subscriptions.
     pub(super) filters: Rc<Filters>,
+    pub(super) statistics: Rc<RefCell<Statistics>>,
     pub(super) unique_keys: Rc<RefCell<UniqueKeys>>,
     /// Routes of topics that other brokers have too.
     pub(super) routes: Rc<RefCell<Option<Rc<dyn RouteSource>>>>,
@@ -103,6 +105,7 @@ impl Broker {
             options: Rc::new(options),
             broker_properties: Rc::new(properties),
             filters: Rc::default(),
+            statistics: Rc::default(),
             unique_keys: Rc::new(RefCell::new(keys)),
             routes: Rc::default(),
             clients: Rc::default(),
@@ -293,6 +296,7 @@ impl Handler for Broker {
             request::GET_ALL_CONSUMER_OFFSET => {
                 self.later(responder, this().all_offsets());
             }
+            request::QUERY_MESSAGE => self.later(responder, this().query_message(command)),
             request::VIEW_MESSAGE_BY_ID => self.later(responder, this().view_message(command)),
 
             request::HEART_BEAT => self.heartbeat(command, responder),
@@ -385,6 +389,9 @@ impl Handler for Broker {
             request::GET_BROKER_CONFIG => self.finish(responder, self.config_text()),
             request::UPDATE_BROKER_CONFIG => {
                 self.later(responder, this().update_config(command));
+            }
+            request::VIEW_BROKER_STATS_DATA => {
+                self.later(responder, this().view_statistics(command));
             }
             request::GET_BROKER_HA_STATUS => self.later(responder, this().ha_status()),
             // What these clean is cleaned in the background all the time.

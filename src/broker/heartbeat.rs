@@ -267,6 +267,9 @@ impl Broker {
     /// What the home core of a group is asked.
     fn group_command(&self, command: GroupCommand) -> LocalReply {
         let now_ms = self.shard.now_ms();
+        if let GroupCommand::Statistics { name, key } = &command {
+            return self.statistics_here(name, key, now_ms);
+        }
         let mut clients = self.clients.borrow_mut();
         let (consumers, producers) = match command {
             GroupCommand::ConsumerHeartbeat {
@@ -282,6 +285,7 @@ impl Broker {
                 }
                 (change.into_iter().collect(), Vec::new())
             }
+            GroupCommand::Statistics { .. } => (Vec::new(), Vec::new()),
             GroupCommand::ProducerHeartbeat {
                 connection,
                 client,

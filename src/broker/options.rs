@@ -42,6 +42,8 @@ pub struct BrokerOptions {
     pub transactions: TransactionRules,
     /// `enablePropertyFilter`: SQL92 subscriptions are understood. RocketMQ's default is false.
     pub property_filter: bool,
+    /// `messageIndexEnable`: messages are found by key.
+    pub key_index: bool,
     /// `litePullMessageEnable`.
     pub lite_pull: bool,
     /// `longPollingEnable`: without it an empty pull is answered after `short_polling_ms`.
@@ -85,6 +87,7 @@ impl BrokerOptions {
             delay: DelayRules::rocketmq(),
             transactions: TransactionRules::rocketmq(),
             property_filter: true,
+            key_index: true,
             lite_pull: true,
             long_polling: true,
             short_polling_ms: 1_000,

@@ -14,6 +14,7 @@ use crate::broker::dispatch::Broker;
 use crate::broker::error::BrokerError;
 use crate::broker::filters::{self, Filters};
 use crate::broker::options::BrokerOptions;
+use crate::broker::statistics::Counted;
 use crate::broker::topics::{self, PERM_READ};
 use crate::io::body::Body;
 use crate::server::connection::Responder;
@@ -81,8 +82,7 @@ struct Plan {
     filter: MessageFilter,
     /// The group is not known yet and is made first.
     new_group: Option<String>,
-    /// `groupSysFlag` of the answer.
-    group_flag: i32,
+    group: Option<Arc<SubscriptionGroupConfig>>,
     pull: Limits,
 }
 
@@ -165,7 +165,7 @@ fn plan(
         queue_id,
         filter,
         new_group: config.is_none().then(|| group.to_owned()),
-        group_flag: config.map_or(0, |config| config.group_sys_flag),
+        group: config.cloned(),
         pull: limits(header, options),
     })
 }
@@ -286,8 +286,8 @@ fn head<B>(pulled: &Pulled<B>, offset: i64, group_flag: i32, topic_flag: i32) ->
 struct PullAnswer {
     responder: Responder,
     offset: i64,
-    group_flag: i32,
-    topic_flag: i32,
+    topic: Arc<Topic>,
+    group: Option<Arc<SubscriptionGroupConfig>>,
 }
 
 impl Broker {
@@ -347,8 +347,8 @@ impl Broker {
         let answer = PullAnswer {
             responder,
             offset: pull.offset,
-            group_flag: plan.group_flag,
-            topic_flag: plan.topic.config.topic_sys_flag,
+            topic: plan.topic,
+            group: plan.group,
         };
         let broker = self.clone();
         self.shard
@@ -360,7 +360,19 @@ impl Broker {
     fn answer_pull(&self, answer: PullAnswer, reply: LocalReply) {
         match reply {
             ShardReply::Pulled(pulled) => {
-                let head = head(&pulled, answer.offset, answer.group_flag, answer.topic_flag);
+                // `groupSysFlag` and `topicSysFlag`.
+                let group_flag = answer
+                    .group
+                    .as_ref()
+                    .map_or(0, |group| group.group_sys_flag);
+                let topic_flag = answer.topic.config.topic_sys_flag;
+                let head = head(&pulled, answer.offset, group_flag, topic_flag);
+                if let Some(group) = answer.group.filter(|_| pulled.message_count > 0) {
+                    let sum = (u64::from(pulled.message_count), pulled.records.len() as u64);
+                    let now_ms = self.shard.now_ms();
+                    let (topic, group) = (&answer.topic.name, &group.group_name);
+                    self.count(Counted::Get, topic, group, now_ms, sum);
+                }
                 let body = if head.code == response::SUCCESS {
                     pulled.records
                 } else {

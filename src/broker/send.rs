@@ -20,6 +20,7 @@ use crate::broker::send_plan::{
     Plan, SendHeader, batch_of, begins_transaction, check_body, check_properties, is_dead, plan,
 };
 use crate::broker::sent_properties::{Dropped, Sent};
+use crate::broker::statistics::Counted;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::broker::transaction::SPARE_BYTES;
 use crate::io::body::Body;
@@ -64,6 +65,8 @@ struct SendAnswer {
     queue_id: u32,
     unique_key: Option<String>,
     recall_handle: Option<String>,
+    topic: Arc<Topic>,
+    body_bytes: u64,
 }
 
 /// The messages of a send as they are to be stored.
@@ -257,6 +260,8 @@ impl Broker {
                     queue_id: target.queue_id,
                     unique_key: prepared.unique_key.clone(),
                     recall_handle: None,
+                    topic: target.topic.clone(),
+                    body_bytes: body.len() as u64,
                 };
                 let broker = self.clone();
                 if prepared.due.is_none() && prepared.check_after_ms.is_none() {
@@ -392,6 +397,14 @@ impl Broker {
             }
             other => return self.refuse_send(BrokerError::unexpected(&other), answer.responder),
         };
+        let count = appended.physical_offsets.len() as u64;
+        self.count(
+            Counted::Put,
+            &answer.topic.name,
+            "",
+            appended.store_timestamp as u64,
+            (count, answer.body_bytes),
+        );
         let head = self
             .stored(answer.queue_id, answer.unique_key, &appended)
             .field_if("recallHandle", answer.recall_handle);

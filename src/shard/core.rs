@@ -76,6 +76,9 @@ pub(super) enum Appending {
     Half(NewHalf),
 }
 
+/// A consumer offset, and the position of the record that commits it.
+type OffsetAt = (i64, Position);
+
 /// One core. Share it by `Rc`.
 pub struct Shard<E: Env> {
     pub(super) env: E,
@@ -93,6 +96,9 @@ pub struct Shard<E: Env> {
     pub(super) locks: RefCell<QueueLocks>,
     /// Offsets that pulls brought along and that are not in the log yet.
     pub(super) dirty_offsets: RefCell<AHashMap<(Arc<str>, QueueKey), i64>>,
+    /// Offsets that are appended and perhaps not durable yet, with the position of their record: whoever commits one and
+    /// asks for it on the same connection must see it.
+    pub(super) committing: RefCell<AHashMap<(Arc<str>, QueueKey), OffsetAt>>,
     pub(super) offsets_timer: Cell<bool>,
     pub(super) stats: RefCell<ShardStats>,
     pub(super) handlers: Handlers,
@@ -134,6 +140,7 @@ impl<E: Env> Shard<E> {
             pops: Pops::default(),
             locks: RefCell::default(),
             dirty_offsets: RefCell::default(),
+            committing: RefCell::default(),
             offsets_timer: Cell::new(false),
             stats: RefCell::default(),
             handlers: Handlers::default(),
@@ -342,6 +349,7 @@ impl<E: Env> LogListener for Shard<E> {
     }
 
     fn on_poisoned(&self, log: LogId, reason: &Arc<str>) {
+        self.committing.borrow_mut().clear();
         let waiting = self
             .gates
             .borrow_mut()

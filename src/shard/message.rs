@@ -16,6 +16,8 @@ use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
 use crate::wire::remoting::command::{Command, Outgoing};
 use crate::wire::sql::CompiledFilter;
 
+pub use crate::shard::query::newest_first;
+pub use crate::store::keys::entry::KeyKind;
 pub use crate::store::tables::halves::{Half, Outcome};
 pub use crate::store::types::{Appended, NewMessage, QueueBounds, QueueKey, Refusal};
 
@@ -99,6 +101,32 @@ pub enum Boundary {
     Upper,
 }
 
+/// A question for messages by key, in all logs of a core.
+#[derive(Clone, Debug)]
+pub struct KeyQuery {
+    pub topic: Arc<str>,
+    pub topic_id: u32,
+    pub key: Arc<str>,
+    /// Which keys: KEYS, UNIQ_KEY or both.
+    pub kinds: Vec<KeyKind>,
+    /// Store times in milliseconds, both inclusive.
+    pub begin_ms: i64,
+    pub end_ms: i64,
+    pub messages_max: usize,
+}
+
+/// Answer to a [`KeyQuery`]. `B` as in [`Pulled`].
+#[derive(Clone, Debug)]
+pub struct KeyFinds<B> {
+    /// Store time in milliseconds and whole record, the newest first.
+    pub found: Vec<(i64, B)>,
+    /// Physical offset and store time of the newest message that is in an index of this core; 0 if there is none.
+    pub newest_offset: i64,
+    pub newest_ms: i64,
+    /// Bytes of the logs that are being read for the index and were not looked at.
+    pub missing_bytes: u64,
+}
+
 /// A message that becomes visible at a time.
 #[derive(Clone, Debug)]
 pub struct Delayed {
@@ -168,6 +196,8 @@ pub enum ShardRequest {
         log: LogId,
         position: Position,
     },
+    /// Messages with a key, from the logs of this core.
+    FindByKey(Box<KeyQuery>),
     CommitOffset {
         group: Arc<str>,
         queue: QueueKey,
@@ -332,6 +362,8 @@ pub enum GroupCommand {
         producer_group: Option<Arc<str>>,
         consumer_group: Option<Arc<str>>,
     },
+    /// To every core: what it has counted for a name and key of VIEW_BROKER_STATS_DATA; the answer is numbers.
+    Statistics { name: Arc<str>, key: Arc<str> },
     /// To every core: a connection is gone.
     ConnectionClosed { connection: ConnectionId },
 }
@@ -366,8 +398,10 @@ pub enum ShardReply<B> {
         count: usize,
         oldest: Vec<(LogId, u64, Half)>,
     },
+    Found(KeyFinds<B>),
     Queues(Vec<QueueKey>),
     Flag(bool),
+    Numbers(Vec<u64>),
     Offsets(Vec<CommittedOffset>),
     Stats(Box<ShardStats>),
     Called(ClientAnswer),
@@ -410,8 +444,19 @@ impl<B> ShardReply<B> {
             Self::Record(record) => ShardReply::Record(record.map(convert)),
             Self::HalfEnded(outcome) => ShardReply::HalfEnded(outcome),
             Self::OpenHalves { count, oldest } => ShardReply::OpenHalves { count, oldest },
+            Self::Found(finds) => ShardReply::Found(KeyFinds {
+                found: finds
+                    .found
+                    .into_iter()
+                    .map(|(time_ms, record)| (time_ms, convert(record)))
+                    .collect(),
+                newest_offset: finds.newest_offset,
+                newest_ms: finds.newest_ms,
+                missing_bytes: finds.missing_bytes,
+            }),
             Self::Queues(queues) => ShardReply::Queues(queues),
             Self::Flag(flag) => ShardReply::Flag(flag),
+            Self::Numbers(numbers) => ShardReply::Numbers(numbers),
             Self::Offsets(offsets) => ShardReply::Offsets(offsets),
             Self::Stats(stats) => ShardReply::Stats(stats),
             Self::Called(answer) => ShardReply::Called(answer),

@@ -13,6 +13,9 @@ pub mod meta_writer;
 pub mod pop;
 pub mod pull;
 pub mod pump;
+mod query;
+#[cfg(test)]
+mod tests;
 pub mod timers;
 pub mod transactions;
 

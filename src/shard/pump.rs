@@ -21,6 +21,8 @@ use crate::wire::record::RecordView;
 
 /// Offsets that pulls bring along go to the log together, at most this late.
 const OFFSETS_DELAY: Duration = Duration::from_millis(500);
+/// So many offsets that are being committed are remembered before those that are durable are forgotten.
+const COMMITTING_MAX: usize = 4_096;
 /// What of a record has to be read for its store time.
 const TIME_PREFIX_BYTES: usize = 80;
 
@@ -63,13 +65,14 @@ impl<E: Env> Shard<E> {
             ShardRequest::ReadRecord { log, position } => {
                 return self.serve_record(log, position, reply_to);
             }
+            ShardRequest::FindByKey(query) => return self.serve_query(*query, reply_to),
             ShardRequest::CommitOffset {
                 group,
                 queue,
                 offset,
             } => return self.serve_commit(group, queue, offset, reply_to),
             ShardRequest::QueryOffset { group, queue } => {
-                LocalReply::Offset(self.committed_offset(&group, queue))
+                return self.serve_offset(&group, queue, reply_to);
             }
             ShardRequest::LockQueues {
                 group,
@@ -300,19 +303,62 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// The offset of a record that is not durable yet, with its position.
+    fn committing_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<(i64, Position)> {
+        let log = self.log_of(queue)?;
+        let committing = self.committing.borrow();
+        let found = committing.get(&(group.clone(), queue)).copied();
+        found.filter(|(_, position)| log.durable() <= *position)
+    }
+
+    fn dirty_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
+        let dirty = self.dirty_offsets.borrow();
+        dirty.get(&(group.clone(), queue)).copied()
+    }
+
     pub(super) fn committed_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
         let newer = self
-            .dirty_offsets
-            .borrow()
-            .get(&(group.clone(), queue))
-            .copied();
+            .dirty_offset(group, queue)
+            .or_else(|| Some(self.committing_offset(group, queue)?.0));
         newer.or_else(|| {
-            self.log_of(queue)?
-                .tables()
-                .borrow()
-                .offsets
-                .get(group, queue)
+            let tables = self.log_of(queue)?.tables().borrow();
+            tables.offsets.get(group, queue)
         })
+    }
+
+    /// A committed offset. One that is on its way to the disk is told when it is there: whoever hears it relies on it.
+    fn serve_offset(&self, group: &Arc<str>, queue: QueueKey, reply_to: ReplyTo) {
+        let reply = LocalReply::Offset(self.committed_offset(group, queue));
+        let waits_for = match self.dirty_offset(group, queue) {
+            Some(_) => None,
+            None => self.committing_offset(group, queue),
+        };
+        let log = self.log_of(queue).map(|log| log.id());
+        if let (Some((_, position)), Some(log)) = (waits_for, log)
+            && let Some(gate) = self.gates.borrow_mut().get_mut(&log)
+        {
+            return gate.wait_for_last(position, (reply_to, reply));
+        }
+        self.reply(reply_to, reply);
+    }
+
+    /// Remembers an offset until its record is durable.
+    fn remember_commit(&self, control: &Control, position: Position) {
+        let Control::OffsetCommitted {
+            group,
+            queue,
+            offset,
+        } = control
+        else {
+            return;
+        };
+        let mut committing = self.committing.borrow_mut();
+        if committing.len() >= COMMITTING_MAX && committing.len().is_power_of_two() {
+            committing.retain(|(_, queue), (_, at)| {
+                self.log_of(*queue).is_some_and(|log| log.durable() <= *at)
+            });
+        }
+        committing.insert((group.clone(), *queue), (*offset, position));
     }
 
     fn serve_commit(&self, group: Arc<str>, queue: QueueKey, offset: i64, reply_to: ReplyTo) {
@@ -332,8 +378,9 @@ impl<E: Env> Shard<E> {
             queue,
             offset,
         };
-        match log.append_control(&[control]) {
+        match log.append_control(std::slice::from_ref(&control)) {
             Ok(position) => {
+                self.remember_commit(&control, position);
                 self.pops.reset(&group, queue, offset);
                 self.wait_for(log.id(), position, reply_to, LocalReply::Done);
             }
@@ -385,8 +432,15 @@ impl<E: Env> Shard<E> {
         for (id, controls) in by_log {
             // Many small records: in pieces, so that none comes near a batch's size.
             for piece in controls.chunks(256) {
-                if let Err(refusal) = self.logs[&id].append_control(piece) {
-                    tracing::debug!(log = id, %refusal, "offsets of pulls are not stored; consumers commit them again");
+                match self.logs[&id].append_control(piece) {
+                    Ok(position) => {
+                        for control in piece {
+                            self.remember_commit(control, position);
+                        }
+                    }
+                    Err(refusal) => {
+                        tracing::debug!(log = id, %refusal, "offsets of pulls are not stored; consumers commit them again");
+                    }
                 }
             }
         }
@@ -427,6 +481,9 @@ impl<E: Env> Shard<E> {
         self.dirty_offsets
             .borrow_mut()
             .retain(|(_, queue), _| queue.topic_id != topic_id);
+        self.committing
+            .borrow_mut()
+            .retain(|(_, queue), _| queue.topic_id != topic_id);
         // Its queues are gone: whoever waits for them hears so now.
         let parked = {
             let mut hold = self.hold.borrow_mut();
@@ -451,6 +508,9 @@ impl<E: Env> Shard<E> {
     fn drop_group(&self, group: &Arc<str>, reply_to: ReplyTo) {
         self.pops.drop_group(group);
         self.dirty_offsets
+            .borrow_mut()
+            .retain(|(name, _), _| name != group);
+        self.committing
             .borrow_mut()
             .retain(|(name, _), _| name != group);
         self.control_to_logs(reply_to, |_| {
@@ -608,7 +668,10 @@ impl<E: Env> Shard<E> {
 }
 
 /// The message record at a position that a client names; `None` for anything that is not exactly one.
-async fn read_record<E: Env>(log: &Rc<CommitLog<E>>, position: Position) -> Option<Body> {
+pub(super) async fn read_record<E: Env>(
+    log: &Rc<CommitLog<E>>,
+    position: Position,
+) -> Option<Body> {
     let (start, end) = (log.start_position().0, log.durable().0);
     if position.0 < start || position.0 + 8 > end {
         return None;

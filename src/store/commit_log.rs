@@ -27,6 +27,7 @@ use crate::store::batch::{ALIGN_BYTES, BatchHeader, FLAG_SEGMENT_END, HEADER_BYT
 use crate::store::control::Control;
 use crate::store::delayed;
 use crate::store::group_commit::GroupCommit;
+use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
 use crate::store::planted::{PlantedBug, planted};
 use crate::store::recovery::{self, Recovered};
@@ -63,7 +64,10 @@ pub struct LogOptions {
     pub flush_interval: Duration,
     pub tail_cache_bytes: usize,
     pub read_cache_bytes: usize,
+    /// For blocks of the queue index and for the key index, half each.
     pub index_cache_bytes: usize,
+    /// Entries of the key index in memory before they become a file; 0: messages are not found by key.
+    pub key_tail_entries: usize,
     /// A snapshot is made when the log has grown by this since the last one.
     pub snapshot_bytes: u64,
     /// `storeHost` of the records: the broker's address as clients see it.
@@ -126,6 +130,7 @@ pub struct CommitLog<E: Env> {
     segments: Rc<Segments<E>>,
     reader: Rc<LogReader<E>>,
     tables: RefCell<Tables>,
+    keys: Rc<KeyIndex<E>>,
     state: RefCell<State>,
     listener: RefCell<Option<Rc<dyn LogListener>>>,
     work: Notify,
@@ -170,7 +175,7 @@ impl<E: Env> CommitLog<E> {
             index_directory,
             options.tail_cache_bytes,
             options.read_cache_bytes,
-            options.index_cache_bytes,
+            options.index_cache_bytes / 2,
         );
         let Recovered {
             mut tables,
@@ -185,6 +190,14 @@ impl<E: Env> CommitLog<E> {
         // What the last process wrote and did not live to flush is about to be shown and built upon.
         segments.sync_from(snapshot_position).await?;
         tables.queues.forget_assigned();
+        let keys = KeyIndexOptions {
+            log: options.log,
+            store_id: options.store_id,
+            directory: options.directory.join("keys"),
+            tail_entries_max: options.key_tail_entries,
+            cache_bytes: options.index_cache_bytes / 2,
+        };
+        let keys = KeyIndex::open(env.clone(), keys, segments.clone(), end).await;
         let poisoned = damage.map(|damage| Arc::<str>::from(damage.to_string()));
         if let Some(reason) = &poisoned {
             tracing::error!(log = options.log, %reason, "the log is damaged: reads go on up to there, writes are refused");
@@ -195,6 +208,7 @@ impl<E: Env> CommitLog<E> {
             segments,
             reader,
             tables: RefCell::new(tables),
+            keys,
             state: RefCell::new(State {
                 commit: GroupCommit::new(Position(end)),
                 open: None,
@@ -241,6 +255,7 @@ impl<E: Env> CommitLog<E> {
         *self.listener.borrow_mut() = Some(listener);
         let log = self.clone();
         self.env.spawn(async move { log.drive().await });
+        self.keys.start();
         let log = self.clone();
         self.env
             .spawn_background(async move { log.keep_space().await });
@@ -266,6 +281,11 @@ impl<E: Env> CommitLog<E> {
     /// The tables, for looking.
     pub fn tables(&self) -> &RefCell<Tables> {
         &self.tables
+    }
+
+    /// Where messages are found by key.
+    pub fn keys(&self) -> &Rc<KeyIndex<E>> {
+        &self.keys
     }
 
     pub fn reader(&self) -> &Rc<LogReader<E>> {
@@ -507,6 +527,8 @@ impl<E: Env> CommitLog<E> {
             self.options.store_host,
             |fields| fields.encode_into(memory),
         );
+        self.keys
+            .stage(at, store_timestamp, &message.topic, &message.properties);
         state.effects.push_back((
             at,
             Effect::Message {
@@ -924,6 +946,7 @@ impl<E: Env> CommitLog<E> {
                 }
             }
         }
+        self.keys.commit(end);
         let listener = self.listener.borrow().clone();
         if let Some(listener) = listener {
             listener.on_durable(self.options.log, Position(end), &touched);
@@ -942,6 +965,7 @@ impl<E: Env> CommitLog<E> {
             state.sealed.clear();
             state.effects.clear();
         }
+        self.keys.forget_staged();
         let listener = self.listener.borrow().clone();
         if let Some(listener) = listener {
             listener.on_poisoned(self.options.log, &reason);
@@ -1160,6 +1184,7 @@ impl<E: Env> CommitLog<E> {
                         && state.commit.pending_bytes() == 0)
             })
             .await;
+        self.keys.stop().await;
         if self.state.borrow().poisoned.is_some() {
             return Ok(());
         }
@@ -1196,6 +1221,7 @@ impl<E: Env> CommitLog<E> {
 
     /// The messages' fold follows the log's new start.
     pub(super) async fn trim_tables(&self, start: u64) -> io::Result<()> {
+        self.keys.trim(start);
         let border = self.tables.borrow_mut().queues.trim(start);
         for queue in border {
             let bounds = self.bounds(queue);

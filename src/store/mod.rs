@@ -9,6 +9,7 @@ pub mod control;
 pub mod delayed;
 pub mod group_commit;
 pub mod half;
+pub mod keys;
 pub mod log_reader;
 pub mod manifest;
 pub mod planted;

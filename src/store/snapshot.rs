@@ -61,6 +61,11 @@ impl<'a> Reader<'a> {
         Self(bytes)
     }
 
+    /// Bytes that are not read yet.
+    pub fn left(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn u32(&mut self) -> Result<u32, Short> {
         let (head, tail) = self.0.split_first_chunk::<4>().ok_or(Short)?;
         self.0 = tail;

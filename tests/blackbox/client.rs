@@ -17,6 +17,7 @@ pub mod code {
     pub const SEND_MESSAGE: i32 = 10;
     pub const PULL_MESSAGE: i32 = 11;
     pub const QUERY_CONSUMER_OFFSET: i32 = 14;
+    pub const QUERY_MESSAGE: i32 = 12;
     pub const UPDATE_CONSUMER_OFFSET: i32 = 15;
     pub const UPDATE_AND_CREATE_TOPIC: i32 = 17;
     pub const SEARCH_OFFSET_BY_TIMESTAMP: i32 = 29;

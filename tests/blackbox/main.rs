@@ -27,4 +27,5 @@ mod malformed;
 mod many_queues;
 mod pop;
 mod process;
+mod query;
 mod transactions;

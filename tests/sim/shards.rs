@@ -118,6 +118,7 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<ShardsBroker> 
                 tail_cache_bytes: 64 << 10,
                 read_cache_bytes: 512 << 10,
                 index_cache_bytes: 64 << 10,
+                key_tail_entries: 64,
                 snapshot_bytes: manifest.segment_bytes / 2,
                 store_host: ([127, 0, 0, 1], 10911).into(),
             },

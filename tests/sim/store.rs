@@ -143,6 +143,7 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<LogsBroker> {
             tail_cache_bytes: 64 << 10,
             read_cache_bytes: 1 << 20,
             index_cache_bytes: 64 << 10,
+            key_tail_entries: 64,
             snapshot_bytes: settings.segment_bytes / 2,
             store_host: ([127, 0, 0, 1], 10911).into(),
         };

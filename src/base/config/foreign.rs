@@ -46,7 +46,6 @@ pub const NOT_YET: &[&str] = &[
     "filterSupportRetry",
     "forceRegister",
     "initPopOffsetByCheckMsgInMem",
-    "messageIndexEnable",
     "msgTraceTopicName",
     "notifyConsumerIdsChangedEnable",
     "popFromRetryProbability",

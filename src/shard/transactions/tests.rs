@@ -54,6 +54,7 @@ async fn start(env: &SimEnv, logs: u8) -> Rc<Shard<SimEnv>> {
             tail_cache_bytes: 32 << 10,
             read_cache_bytes: 512 << 10,
             index_cache_bytes: 64 << 10,
+            key_tail_entries: 0,
             snapshot_bytes: SEGMENT_BYTES,
             store_host: ([127, 0, 0, 1], 10911).into(),
         },

@@ -132,6 +132,13 @@ impl ConsumeQueues {
             })
     }
 
+    /// Position before which the log has no message of the queue that is still there.
+    pub fn first_position(&self, key: QueueKey) -> Option<u64> {
+        let queue = self.queues.get(&key)?;
+        let block = queue.blocks.front().map(|block| block.first_position);
+        block.or_else(|| queue.tail.first().map(|entry| entry.position))
+    }
+
     /// The entry at an offset, or where it is.
     pub fn lookup(&self, key: QueueKey, offset: i64) -> Lookup {
         let Some(queue) = self.queues.get(&key) else {

@@ -1,0 +1,366 @@
+//! Figures per minute, hour and day: VIEW_BROKER_STATS_DATA (315).
+//!
+//! Each core counts what its connections send and get; a question sums all cores. A row appears with its first value, as
+//! in RocketMQ, and goes when it is the one that was used longest ago and another needs its room. Source: `StatsItemSet`,
+//! `BrokerStatsManager`.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+use crate::base::limits::STATISTICS_ROWS_MAX;
+use crate::broker::dispatch::{Answer, Broker, Outcome};
+use crate::broker::error::BrokerError;
+use crate::shard::message::{GroupCommand, LocalReply, ShardReply, ShardRequest};
+use crate::wire::remoting::body::{BrokerStatsData, BrokerStatsItem};
+use crate::wire::remoting::command::Command;
+
+/// Length of one cell and number of cells: a minute, an hour, a day.
+const WINDOWS: [(u64, usize); 3] = [(10_000, 6), (600_000, 6), (3_600_000, 24)];
+
+/// What is counted. A row's key is a topic, or a topic and a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Counted {
+    Put,
+    Get,
+}
+
+/// Messages, their bytes, and in how many requests they came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    messages: u64,
+    bytes: u64,
+    requests: u64,
+}
+
+impl Sum {
+    fn add(&mut self, other: Self) {
+        self.messages += other.messages;
+        self.bytes += other.bytes;
+        self.requests += other.requests;
+    }
+}
+
+/// The last cells of one window.
+#[derive(Clone, Debug)]
+struct Window {
+    cell_ms: u64,
+    /// (number of the cell since 1970, what was counted in it).
+    cells: Box<[(u64, Sum)]>,
+}
+
+impl Window {
+    fn new((cell_ms, count): (u64, usize)) -> Self {
+        Self {
+            cell_ms,
+            cells: vec![(0, Sum::default()); count].into(),
+        }
+    }
+
+    fn add(&mut self, now_ms: u64, what: Sum) {
+        let number = now_ms / self.cell_ms;
+        let at = (number % self.cells.len() as u64) as usize;
+        let (found, sum) = &mut self.cells[at];
+        if *found != number {
+            (*found, *sum) = (number, Sum::default());
+        }
+        sum.add(what);
+    }
+
+    fn sum(&self, now_ms: u64) -> Sum {
+        let now = now_ms / self.cell_ms;
+        let mut total = Sum::default();
+        for (number, sum) in &self.cells {
+            if number + self.cells.len() as u64 > now && *number <= now {
+                total.add(*sum);
+            }
+        }
+        total
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    windows: [Window; 3],
+    used_ms: u64,
+}
+
+/// The rows of one topic; the group is empty where a row counts the topic itself.
+type RowsByGroup = AHashMap<Arc<str>, Row>;
+
+/// The rows of one core.
+#[derive(Default)]
+pub(super) struct Statistics {
+    rows: AHashMap<Counted, AHashMap<Arc<str>, RowsByGroup>>,
+    count: usize,
+}
+
+impl Statistics {
+    /// Counts messages of one request; `group` is empty for [`Counted::Put`].
+    pub fn add(
+        &mut self,
+        what: Counted,
+        topic: &Arc<str>,
+        group: &str,
+        now_ms: u64,
+        sum: (u64, u64),
+    ) {
+        let sum = Sum {
+            messages: sum.0,
+            bytes: sum.1,
+            requests: 1,
+        };
+        let known = self
+            .rows
+            .get_mut(&what)
+            .and_then(|topics| topics.get_mut(&**topic))
+            .and_then(|groups| groups.get_mut(group));
+        if let Some(row) = known {
+            row.used_ms = now_ms;
+            for window in &mut row.windows {
+                window.add(now_ms, sum);
+            }
+            return;
+        }
+        if self.count >= STATISTICS_ROWS_MAX {
+            self.drop_older_half();
+        }
+        let mut row = Row {
+            windows: WINDOWS.map(Window::new),
+            used_ms: now_ms,
+        };
+        for window in &mut row.windows {
+            window.add(now_ms, sum);
+        }
+        let topics = self.rows.entry(what).or_default();
+        let groups = topics.entry(topic.clone()).or_default();
+        groups.insert(Arc::from(group), row);
+        self.count += 1;
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows
+            .values()
+            .flat_map(|groups| groups.values())
+            .flat_map(|groups| groups.values())
+    }
+
+    fn drop_older_half(&mut self) {
+        let mut ages: Vec<u64> = self.rows().map(|row| row.used_ms).collect();
+        let half = ages.len() / 2;
+        let (_, median, _) = ages.select_nth_unstable(half);
+        let median = *median;
+        for topics in self.rows.values_mut() {
+            for groups in topics.values_mut() {
+                groups.retain(|_, row| row.used_ms > median);
+            }
+            topics.retain(|_, groups| !groups.is_empty());
+        }
+        self.count = self.rows().count();
+    }
+
+    /// Minute, hour and day of a row, three numbers each, or nothing. An empty topic sums all of a kind.
+    fn look(&self, what: Counted, topic: &str, group: &str, now_ms: u64) -> Vec<u64> {
+        let Some(topics) = self.rows.get(&what) else {
+            return Vec::new();
+        };
+        let rows: Vec<&Row> = if topic.is_empty() {
+            topics.values().flat_map(|groups| groups.values()).collect()
+        } else {
+            let row = topics.get(topic).and_then(|groups| groups.get(group));
+            row.into_iter().collect()
+        };
+        if rows.is_empty() {
+            return Vec::new();
+        }
+        (0..WINDOWS.len())
+            .flat_map(|window| {
+                let mut total = Sum::default();
+                for row in &rows {
+                    total.add(row.windows[window].sum(now_ms));
+                }
+                [total.messages, total.bytes, total.requests]
+            })
+            .collect()
+    }
+}
+
+/// A statistic by RocketMQ's name.
+struct Named {
+    name: &'static str,
+    what: Counted,
+    /// Bytes, or messages.
+    bytes: bool,
+    /// Its key is a topic and a group, a topic, or the cluster.
+    key: Key,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Key {
+    Topic,
+    TopicAndGroup,
+    Cluster,
+}
+
+const fn named(name: &'static str, what: Counted, bytes: bool, key: Key) -> Named {
+    Named {
+        name,
+        what,
+        bytes,
+        key,
+    }
+}
+
+const NAMED: [Named; 6] = [
+    named("TOPIC_PUT_NUMS", Counted::Put, false, Key::Topic),
+    named("TOPIC_PUT_SIZE", Counted::Put, true, Key::Topic),
+    named("GROUP_GET_NUMS", Counted::Get, false, Key::TopicAndGroup),
+    named("GROUP_GET_SIZE", Counted::Get, true, Key::TopicAndGroup),
+    named("BROKER_PUT_NUMS", Counted::Put, false, Key::Cluster),
+    named("BROKER_GET_NUMS", Counted::Get, false, Key::Cluster),
+];
+
+/// One item of the answer from the numbers of its window.
+fn item(numbers: &[u64], bytes: bool, window: (u64, usize)) -> BrokerStatsItem {
+    let [messages, size, requests] = numbers else {
+        return BrokerStatsItem::default();
+    };
+    let sum = if bytes { *size } else { *messages };
+    let window_ms = window.0 * window.1 as u64;
+    BrokerStatsItem {
+        avgpt: sum as f64 / (*requests).max(1) as f64,
+        sum: sum as i64,
+        tps: sum as f64 * 1_000.0 / window_ms as f64,
+    }
+}
+
+impl Broker {
+    /// Counts messages of one request on this core.
+    pub(super) fn count(
+        &self,
+        what: Counted,
+        topic: &Arc<str>,
+        group: &str,
+        now_ms: u64,
+        sum: (u64, u64),
+    ) {
+        self.statistics
+            .borrow_mut()
+            .add(what, topic, group, now_ms, sum);
+    }
+
+    /// What this core has counted, for another one.
+    pub(super) fn statistics_here(&self, name: &str, key: &str, now_ms: u64) -> LocalReply {
+        let Some(named) = NAMED.iter().find(|named| named.name == name) else {
+            return LocalReply::Numbers(Vec::new());
+        };
+        let (topic, group) = match named.key {
+            Key::Topic => (key, ""),
+            Key::TopicAndGroup => key.split_once('@').unwrap_or((key, "")),
+            Key::Cluster => ("", ""),
+        };
+        let empty = named.key == Key::Cluster && key != &*self.options.cluster
+            || named.key != Key::Cluster && topic.is_empty();
+        if empty {
+            return LocalReply::Numbers(Vec::new());
+        }
+        let numbers = self
+            .statistics
+            .borrow()
+            .look(named.what, topic, group, now_ms);
+        LocalReply::Numbers(numbers)
+    }
+
+    /// 315.
+    pub(super) async fn view_statistics(self, command: Command) -> Outcome {
+        let name: Arc<str> = Arc::from(command.required_text("statsName")?);
+        let key: Arc<str> = Arc::from(command.required_text("statsKey")?);
+        let mut total: Vec<u64> = Vec::new();
+        for core in 0..self.shard.count() {
+            let request = GroupCommand::Statistics {
+                name: name.clone(),
+                key: key.clone(),
+            };
+            match self
+                .ask(core, ShardRequest::Group(Box::new(request)))
+                .await?
+            {
+                ShardReply::Numbers(numbers) => {
+                    total.resize(total.len().max(numbers.len()), 0);
+                    for (sum, number) in total.iter_mut().zip(numbers) {
+                        *sum += number;
+                    }
+                }
+                other => return Err(BrokerError::unexpected(&other)),
+            }
+        }
+        let known = NAMED.iter().find(|named| named.name == &*name);
+        let (Some(named), false) = (known, total.is_empty()) else {
+            return Err(BrokerError::System(format!(
+                "The stats <{name}> <{key}> not exist"
+            )));
+        };
+        let item = |window: usize| {
+            let numbers = total.get(window * 3..window * 3 + 3).unwrap_or_default();
+            item(numbers, named.bytes, WINDOWS[window])
+        };
+        Answer::json(&BrokerStatsData {
+            stats_minute: item(0),
+            stats_hour: item(1),
+            stats_day: item(2),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_700_000_000_000;
+
+    fn look(statistics: &Statistics, topic: &str, now_ms: u64) -> Vec<u64> {
+        statistics.look(Counted::Get, topic, "g", now_ms)
+    }
+
+    #[test]
+    fn a_row_appears_with_its_first_value_and_forgets_minute_hour_and_day() {
+        let mut statistics = Statistics::default();
+        let topic: Arc<str> = Arc::from("t");
+        assert!(look(&statistics, "t", NOW).is_empty());
+        statistics.add(Counted::Get, &topic, "g", NOW, (3, 30));
+        statistics.add(Counted::Get, &topic, "g", NOW + 20_000, (1, 5));
+        let all = [4, 35, 2];
+        assert_eq!(
+            look(&statistics, "t", NOW + 20_000),
+            [all, all, all].concat()
+        );
+        let later = look(&statistics, "t", NOW + 90_000);
+        assert_eq!(later, [[0; 3], all, all].concat());
+        let later = look(&statistics, "t", NOW + 2 * 3_600_000);
+        assert_eq!(later, [[0; 3], [0; 3], all].concat());
+        assert_eq!(look(&statistics, "t", NOW + 25 * 3_600_000), [0; 9]);
+        assert!(statistics.look(Counted::Put, "t", "g", NOW).is_empty());
+        assert!(statistics.look(Counted::Get, "t", "other", NOW).is_empty());
+    }
+
+    #[test]
+    fn all_topics_are_summed_and_the_number_of_rows_is_bounded() {
+        let mut statistics = Statistics::default();
+        for number in 0..STATISTICS_ROWS_MAX as u64 {
+            let topic: Arc<str> = Arc::from(number.to_string());
+            statistics.add(Counted::Get, &topic, "g", NOW + number, (1, 1));
+        }
+        let all = statistics.look(Counted::Get, "", "", NOW);
+        assert_eq!(all[0], STATISTICS_ROWS_MAX as u64);
+        statistics.add(Counted::Get, &Arc::from("new"), "g", NOW + 10_000, (1, 1));
+        assert!(statistics.count <= STATISTICS_ROWS_MAX / 2 + 1);
+        assert!(look(&statistics, "0", NOW).is_empty());
+        assert!(!look(&statistics, "new", NOW + 10_000).is_empty());
+    }
+
+    #[test]
+    fn a_rate_is_the_sum_over_its_window() {
+        let item = item(&[120, 600, 60], false, WINDOWS[0]);
+        assert_eq!((item.sum, item.tps, item.avgpt), (120, 2.0, 2.0));
+    }
+}
