@@ -284,7 +284,7 @@ impl DiskFile for RingFile {
 
     fn truncate(&self, bytes: u64) -> impl Future<Output = io::Result<()>> + 'static {
         let file = self.file.clone();
-        async move { file.set_len(bytes) }
+        self.core.helper.run(move || file.set_len(bytes))
     }
 
     fn len(&self) -> impl Future<Output = io::Result<u64>> + 'static {
