@@ -272,7 +272,8 @@ impl Core {
         let Some(key) = readiness.armed.take() else {
             return;
         };
-        let entry = opcode::PollRemove::new(key as u64)
+        // Not POLL_REMOVE: that one fails with EALREADY while an event of the poll is on its way, and leaves it armed.
+        let entry = opcode::AsyncCancel::new(key as u64)
             .build()
             .user_data(IGNORED);
         // SAFETY: it names no memory.
@@ -283,6 +284,11 @@ impl Core {
 
     fn complete(&self, entry: &cqueue::Entry) {
         if entry.user_data() == IGNORED {
+            // The poll may have ended by itself meanwhile.
+            let result = entry.result();
+            if result < 0 && result != -libc::ENOENT && result != -libc::EALREADY {
+                tracing::warn!(error = %io::Error::from_raw_os_error(-result), "the watch of a socket was not ended");
+            }
             return;
         }
         let key = entry.user_data() as usize;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -327,4 +327,37 @@ fn tasks_end_with_their_executor_and_so_do_their_sockets() {
     });
     assert!(dropped.load(Ordering::SeqCst));
     assert!(std::net::TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn a_close_reaches_the_peer_while_an_event_of_the_socket_is_on_its_way() {
+    on_executor(async |env: RingEnv| {
+        for _ in 0..200 {
+            let (ours, theirs) = pair().await;
+            let mut buffer = BytesMut::with_capacity(64);
+            poll_fn(|cx| {
+                assert!(ours.poll_read(cx, &mut buffer).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            env.sleep(Duration::from_micros(10)).await;
+            write(&theirs, b"on its way").await;
+            ours.close();
+            let mut buffer = BytesMut::with_capacity(64);
+            let mut end = std::pin::pin!(poll_fn(|cx| theirs.poll_read(cx, &mut buffer)));
+            let mut limit = std::pin::pin!(env.sleep(Duration::from_secs(5)));
+            poll_fn(|cx| match end.as_mut().poll(cx) {
+                // The unread bytes make it a reset.
+                Poll::Ready(end) => {
+                    assert!(!matches!(end, Ok(1..)), "{end:?}");
+                    Poll::Ready(())
+                }
+                Poll::Pending => {
+                    assert!(limit.as_mut().poll(cx).is_pending(), "the peer never knew");
+                    Poll::Pending
+                }
+            })
+            .await;
+        }
+    });
 }
