@@ -165,17 +165,17 @@ impl Ledger {
             false => min_offset.max(self.checked.get(queue).copied().unwrap_or(0)),
         };
         let mut records = connection.read_queue(&queue.0, queue.1, from).unwrap();
+        let mut start = from;
         if self.retention {
             // It may have gone on while the queue was read, and a reader is sent on to the new start: only what is still
             // there has to be without a gap.
             let min_offset = connection.min_offset(&queue.0, queue.1).unwrap();
             records.retain(|record| record.queue_offset >= min_offset);
+            start = records
+                .first()
+                .map_or(from.max(min_offset), |record| record.queue_offset);
         }
-        // Retention may have gone on since the minimum was asked for.
-        let from = match records.first() {
-            Some(record) if self.retention => record.queue_offset,
-            _ => from,
-        };
+        let from = start;
         let mut by_id = HashMap::new();
         for (number, record) in records.iter().enumerate() {
             let offset = from + number as i64;
