@@ -15,6 +15,8 @@ pub mod pull;
 pub mod pump;
 mod query;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 pub mod timers;
 pub mod transactions;

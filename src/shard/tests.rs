@@ -1,7 +1,6 @@
 //! One core over one simulated disk: offsets and queries by key as the broker asks for them.
 #![allow(clippy::unwrap_used)] // A test that meets an error it did not plan for is to fail.
 
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,61 +9,24 @@ use crate::io::env::Env;
 use crate::io::sim::{Crash, SimEnv, SimOptions, SimWorld};
 use crate::shard::message::{KeyKind, KeyQuery, NewMessage, QueueKey, ShardReply, ShardRequest};
 use crate::shard::meta::{MetaCommand, Topic};
-use crate::shard::{Shard, ShardHandle, ShardOptions};
-use crate::store::LogOptions;
-use crate::store::manifest::Manifest;
+use crate::shard::testing::{self, Store};
+use crate::shard::{Shard, ShardHandle};
 use crate::wire::record::RecordView;
-use crate::wire::remoting::body::TopicConfig;
 
 const SEGMENT_BYTES: u64 = 1 << 20;
 
 async fn start(env: &SimEnv) -> Rc<Shard<SimEnv>> {
-    let directory = PathBuf::from("/data");
-    let manifest = Manifest::open_or_create(env, &directory, 2, SEGMENT_BYTES)
-        .await
-        .unwrap();
-    env.sync_dir(Path::new("/")).await.unwrap();
-    let options = ShardOptions {
-        index: 0,
-        count: 1,
-        logs: manifest.logs,
-        directory: directory.clone(),
-        log: LogOptions {
-            log: 0,
-            directory: directory.clone(),
-            store_id: manifest.store_id,
-            segment_bytes: manifest.segment_bytes,
-            flush_each_write: true,
-            flush_interval: Duration::from_millis(50),
-            tail_cache_bytes: 32 << 10,
-            read_cache_bytes: 512 << 10,
-            index_cache_bytes: 64 << 10,
-            key_tail_entries: 4,
-            snapshot_bytes: SEGMENT_BYTES,
-            store_host: ([127, 0, 0, 1], 10911).into(),
-        },
+    let store = Store {
+        logs: 2,
+        segment_bytes: SEGMENT_BYTES,
+        key_tail_entries: 4,
+        snapshot_bytes: SEGMENT_BYTES,
     };
-    let shard = Shard::open(env.clone(), options).await.unwrap();
-    for log in shard.logs() {
-        env.sync_dir(&log.options().directory).await.unwrap();
-    }
-    env.sync_dir(&directory).await.unwrap();
-    shard.start();
-    shard.ready().await;
-    shard
+    testing::start(env, store).await
 }
 
 async fn topic(core: &ShardHandle) -> Arc<Topic> {
-    let config = TopicConfig {
-        topic_name: "T".into(),
-        read_queue_nums: 4,
-        write_queue_nums: 4,
-        ..TopicConfig::default()
-    };
-    let command = MetaCommand::CreateTopicIfAbsent(config);
-    let reply = core.ask(0, ShardRequest::Meta(Box::new(command))).await;
-    assert!(matches!(reply, ShardReply::Done));
-    core.meta().topics["T"].clone()
+    testing::topic(core, 4).await
 }
 
 async fn send(core: &ShardHandle, topic: &Topic, queue_id: u32, keys: &str, unique: &str) {

@@ -113,26 +113,16 @@ async fn carry_timers<E: Env>(log: &CommitLog<E>, end: u64) -> io::Result<()> {
             .map_err(io::Error::other)?;
     }
     // Those that are being fired now leave by themselves.
-    for _ in 0..CARRY_POLLS_MAX {
-        if !log.tables().borrow().timers.has_below(end) {
-            if count > 0 {
-                tracing::info!(
-                    log = log.id(),
-                    count,
-                    "delayed messages were carried out of an old segment"
-                );
-            }
-            return Ok(());
-        }
-        if let Some(refusal) = log.refusal() {
-            return Err(io::Error::other(refusal));
-        }
-        log.env().sleep(CARRY_POLL).await;
+    let there = || log.tables().borrow().timers.has_below(end);
+    until_left(log, there, "delayed messages", "being moved").await?;
+    if count > 0 {
+        tracing::info!(
+            log = log.id(),
+            count,
+            "delayed messages were carried out of an old segment"
+        );
     }
-    Err(io::Error::new(
-        io::ErrorKind::TimedOut,
-        "delayed messages of the oldest segment are still being moved",
-    ))
+    Ok(())
 }
 
 /// How many timers go into the next batch.
@@ -239,15 +229,28 @@ async fn carry_halves<E: Env>(log: &CommitLog<E>, end: u64) -> io::Result<()> {
         }
     }
     // Those that are ending now leave by themselves.
+    let there = || log.tables().borrow().halves.has_below(end);
+    until_left(log, there, "transactions", "ending").await?;
+    if count > 0 {
+        tracing::info!(
+            log = log.id(),
+            count,
+            "half messages were carried out of an old segment"
+        );
+    }
+    Ok(())
+}
+
+/// Waits until nothing of what is asked for is in the oldest segment any more; `what` they are and what they are `doing`
+/// is for the error.
+async fn until_left<E: Env>(
+    log: &CommitLog<E>,
+    there: impl Fn() -> bool,
+    what: &str,
+    doing: &str,
+) -> io::Result<()> {
     for _ in 0..CARRY_POLLS_MAX {
-        if !log.tables().borrow().halves.has_below(end) {
-            if count > 0 {
-                tracing::info!(
-                    log = log.id(),
-                    count,
-                    "half messages were carried out of an old segment"
-                );
-            }
+        if !there() {
             return Ok(());
         }
         if let Some(refusal) = log.refusal() {
@@ -257,7 +260,7 @@ async fn carry_halves<E: Env>(log: &CommitLog<E>, end: u64) -> io::Result<()> {
     }
     Err(io::Error::new(
         io::ErrorKind::TimedOut,
-        "transactions of the oldest segment are still ending",
+        format!("{what} of the oldest segment are still {doing}"),
     ))
 }
 

@@ -13,82 +13,35 @@ use crate::io::body::Body;
 use crate::io::env::Env;
 use crate::io::sim::{Crash, SimEnv, SimOptions, SimWorld};
 use crate::shard::message::{MessageFilter, NewMessage, QueueKey, ShardReply, ShardRequest};
-use crate::shard::meta::{MetaCommand, Topic};
-use crate::shard::{Shard, ShardHandle, ShardOptions};
-use crate::store::LogOptions;
+use crate::shard::meta::Topic;
+use crate::shard::testing::{self, Store};
+use crate::shard::{Shard, ShardHandle};
 use crate::store::log_reader::CHUNK_BYTES;
-use crate::store::manifest::Manifest;
 use crate::wire::record::RecordView;
-use crate::wire::remoting::body::TopicConfig;
 
 /// Segments roll and snapshots are made all the time.
 const SEGMENT_BYTES: u64 = CHUNK_BYTES;
 const QUEUES: u32 = 2;
 const GROUPS: [&str; 2] = ["G", "H"];
-const TOPIC: &str = "T";
 
 async fn start(env: &SimEnv, logs: u8) -> Rc<Shard<SimEnv>> {
-    let directory = std::path::PathBuf::from("/data");
-    let manifest = Manifest::open_or_create(env, &directory, logs, SEGMENT_BYTES)
-        .await
-        .unwrap();
-    env.sync_dir(std::path::Path::new("/")).await.unwrap();
-    let options = ShardOptions {
-        index: 0,
-        count: 1,
-        logs: manifest.logs,
-        directory: directory.clone(),
-        log: LogOptions {
-            log: 0,
-            directory,
-            store_id: manifest.store_id,
-            segment_bytes: manifest.segment_bytes,
-            flush_each_write: true,
-            flush_interval: Duration::from_millis(50),
-            tail_cache_bytes: 32 << 10,
-            read_cache_bytes: 512 << 10,
-            index_cache_bytes: 64 << 10,
-            key_tail_entries: 0,
-            snapshot_bytes: SEGMENT_BYTES / 2,
-            store_host: ([127, 0, 0, 1], 10911).into(),
-        },
+    let store = Store {
+        logs,
+        segment_bytes: SEGMENT_BYTES,
+        key_tail_entries: 0,
+        snapshot_bytes: SEGMENT_BYTES / 2,
     };
-    let shard = Shard::open(env.clone(), options).await.unwrap();
-    for log in shard.logs() {
-        env.sync_dir(&log.options().directory).await.unwrap();
-    }
-    env.sync_dir(std::path::Path::new("/data")).await.unwrap();
-    shard.start();
-    shard.ready().await;
-    shard
+    testing::start(env, store).await
 }
 
 async fn topic(core: &ShardHandle) -> Arc<Topic> {
-    let config = TopicConfig {
-        topic_name: TOPIC.into(),
-        read_queue_nums: QUEUES,
-        write_queue_nums: QUEUES,
-        ..TopicConfig::default()
-    };
-    let command = MetaCommand::CreateTopicIfAbsent(config);
-    let reply = core.ask(0, ShardRequest::Meta(Box::new(command))).await;
-    assert!(matches!(reply, ShardReply::Done));
-    core.meta().topics[TOPIC].clone()
+    testing::topic(core, QUEUES).await
 }
 
 fn message(topic: &Topic, queue_id: u32, body_bytes: usize) -> NewMessage {
     NewMessage {
-        queue: ShardHandle::key(topic, queue_id),
-        topic: topic.name.clone(),
-        body: vec![7; body_bytes].into(),
-        properties: b"TAGS\x01a\x02".as_slice().into(),
-        tags_code: 97,
-        flag: 3,
-        sys_flag: 0,
-        born_timestamp: 5,
-        born_host: ([127, 0, 0, 1], 5555).into(),
         reconsume_times: 0,
-        prepared_transaction_offset: 0,
+        ..testing::message(topic, queue_id, vec![7; body_bytes])
     }
 }
 

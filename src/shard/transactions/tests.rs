@@ -12,90 +12,36 @@ use crate::base::offset::{LogId, PhysicalOffset, Position};
 use crate::io::env::Env;
 use crate::io::sim::{Crash, SimEnv, SimOptions, SimWorld};
 use crate::shard::message::{
-    HalfEnd, MessageFilter, NewHalf, NewMessage, Outcome, Pull, ShardReply, ShardRequest,
+    HalfEnd, MessageFilter, NewHalf, Outcome, Pull, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{MetaCommand, Topic};
+use crate::shard::testing::{self, Store, TOPIC, message};
 use crate::shard::transactions::{CheckRules, HalfDue};
-use crate::shard::{Shard, ShardHandle, ShardOptions};
-use crate::store::LogOptions;
+use crate::shard::{Shard, ShardHandle};
 use crate::store::delayed::new_message;
 use crate::store::log_reader::CHUNK_BYTES;
-use crate::store::manifest::Manifest;
 use crate::store::retention::{RetentionRules, clean};
 use crate::wire::record::RecordView;
-use crate::wire::remoting::body::TopicConfig;
 
 /// One chunk of the log reader: segments roll all the time.
 const SEGMENT_BYTES: u64 = CHUNK_BYTES;
 const QUEUES: u32 = 3;
-const TOPIC: &str = "T";
 const PERIOD_MS: u64 = 100;
 /// The body of a plain message begins with this in place of a number.
 const PLAIN: u64 = u64::MAX;
 
 async fn start(env: &SimEnv, logs: u8) -> Rc<Shard<SimEnv>> {
-    let directory = std::path::PathBuf::from("/data");
-    let manifest = Manifest::open_or_create(env, &directory, logs, SEGMENT_BYTES)
-        .await
-        .unwrap();
-    env.sync_dir(std::path::Path::new("/")).await.unwrap();
-    let options = ShardOptions {
-        index: 0,
-        count: 1,
-        logs: manifest.logs,
-        directory: directory.clone(),
-        log: LogOptions {
-            log: 0,
-            directory,
-            store_id: manifest.store_id,
-            segment_bytes: manifest.segment_bytes,
-            flush_each_write: true,
-            flush_interval: Duration::from_millis(50),
-            tail_cache_bytes: 32 << 10,
-            read_cache_bytes: 512 << 10,
-            index_cache_bytes: 64 << 10,
-            key_tail_entries: 0,
-            snapshot_bytes: SEGMENT_BYTES,
-            store_host: ([127, 0, 0, 1], 10911).into(),
-        },
+    let store = Store {
+        logs,
+        segment_bytes: SEGMENT_BYTES,
+        key_tail_entries: 0,
+        snapshot_bytes: SEGMENT_BYTES,
     };
-    let shard = Shard::open(env.clone(), options).await.unwrap();
-    for log in shard.logs() {
-        env.sync_dir(&log.options().directory).await.unwrap();
-    }
-    env.sync_dir(std::path::Path::new("/data")).await.unwrap();
-    shard.start();
-    shard.ready().await;
-    shard
+    testing::start(env, store).await
 }
 
 async fn topic(core: &ShardHandle) -> Arc<Topic> {
-    let config = TopicConfig {
-        topic_name: TOPIC.into(),
-        read_queue_nums: QUEUES,
-        write_queue_nums: QUEUES,
-        ..TopicConfig::default()
-    };
-    let command = MetaCommand::CreateTopicIfAbsent(config);
-    let reply = core.ask(0, ShardRequest::Meta(Box::new(command))).await;
-    assert!(matches!(reply, ShardReply::Done));
-    core.meta().topics[TOPIC].clone()
-}
-
-fn message(topic: &Topic, queue_id: u32, body: Vec<u8>) -> NewMessage {
-    NewMessage {
-        queue: ShardHandle::key(topic, queue_id),
-        topic: topic.name.clone(),
-        body: body.into(),
-        properties: b"TAGS\x01a\x02".as_slice().into(),
-        tags_code: 97,
-        flag: 3,
-        sys_flag: 0,
-        born_timestamp: 5,
-        born_host: ([127, 0, 0, 1], 5555).into(),
-        reconsume_times: 1,
-        prepared_transaction_offset: 0,
-    }
+    testing::topic(core, QUEUES).await
 }
 
 /// A transaction as its producer knows it.
