@@ -9,6 +9,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+mod ports;
+
+use ports::free_ports;
+
 fn ringmq(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringmq"));
     command.current_dir(directory).env_remove("NAMESRV_ADDR");
@@ -35,16 +39,6 @@ fn finished(output: Output) -> (i32, String, String) {
 /// A directory on a disk: tmpfs may not take O_DIRECT.
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
-
-/// Two ports that were free a moment ago: name server and broker.
-fn ports() -> (u16, u16) {
-    let one = TcpListener::bind("127.0.0.1:0").unwrap();
-    let other = TcpListener::bind("127.0.0.1:0").unwrap();
-    (
-        one.local_addr().unwrap().port(),
-        other.local_addr().unwrap().port(),
-    )
 }
 
 /// A process that is killed when a test fails.
@@ -255,7 +249,7 @@ fn a_listing_whose_reader_leaves_is_no_failure() {
 #[test]
 fn a_start_prints_the_boot_lines_of_the_original_and_term_stops_it_with_0() {
     let directory = directory();
-    let (namesrv, broker) = ports();
+    let (namesrv, broker) = free_ports();
     let mut node = Node::standalone(directory.path(), (namesrv, broker), &[]);
     let namesrv_line = "The Name Server boot success. serializeType=JSON, address 127.0.0.1";
     assert_eq!(node.line(), format!("{namesrv_line}:{namesrv}"));
@@ -272,7 +266,7 @@ fn a_start_prints_the_boot_lines_of_the_original_and_term_stops_it_with_0() {
 #[test]
 fn int_stops_it_too() {
     let directory = directory();
-    let mut node = Node::standalone(directory.path(), ports(), &[]);
+    let mut node = Node::standalone(directory.path(), free_ports(), &[]);
     node.booted();
     node.signal("-INT");
     assert_eq!(node.exit().0, 0);
@@ -283,7 +277,7 @@ fn hup_opens_the_log_file_again() {
     let directory = directory();
     let log = directory.path().join("log/broker.log");
     let more = ["--log-file", "log/broker.log", "--log-format", "json"];
-    let mut node = Node::standalone(directory.path(), ports(), &more);
+    let mut node = Node::standalone(directory.path(), free_ports(), &more);
     node.booted();
     let moved = directory.path().join("log/moved");
     fs::rename(&log, &moved).unwrap();
@@ -305,10 +299,10 @@ fn hup_opens_the_log_file_again() {
 #[test]
 fn a_second_broker_on_the_same_store_is_refused_with_the_first_ones_process() {
     let directory = directory();
-    let mut first = Node::standalone(directory.path(), ports(), &[]);
+    let mut first = Node::standalone(directory.path(), free_ports(), &[]);
     first.booted();
     let pid = first.child.id();
-    let (code, err) = Node::standalone(directory.path(), ports(), &[]).exit();
+    let (code, err) = Node::standalone(directory.path(), free_ports(), &[]).exit();
     assert_eq!(code, 1);
     let refusals: Vec<_> = err
         .lines()
@@ -324,7 +318,7 @@ fn a_port_that_is_taken_is_refused_with_its_owner_and_the_flag() {
     let directory = directory();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let (code, err) = Node::standalone(directory.path(), (port, ports().1), &[]).exit();
+    let (code, err) = Node::standalone(directory.path(), (port, free_ports().1), &[]).exit();
     assert_eq!(code, 1);
     let owner = std::process::id();
     let what = format!("port 127.0.0.1:{port} is in use by process {owner}");

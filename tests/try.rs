@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+
+mod ports;
 
 fn ringmq(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringmq"));
@@ -74,9 +75,7 @@ fn what_the_broker_refuses_is_told_and_is_exit_code_1() {
 
 #[test]
 fn without_a_name_server_there_the_address_is_told() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap().to_string();
-    drop(free);
+    let address = format!("127.0.0.1:{}", ports::free_ports().0);
     let directory = directory();
     let (code, lines, err) = try_it(directory.path(), &["-n", &address]);
     assert_eq!((code, lines.len()), (1, 0));
@@ -96,19 +95,12 @@ impl Drop for Killed {
 #[test]
 fn a_broker_that_runs_already_is_tried_by_its_name_server() {
     let directory = directory();
-    let ports: Vec<u16> = {
-        let held: Vec<_> = (0..2)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        held.iter()
-            .map(|socket| socket.local_addr().unwrap().port())
-            .collect()
-    };
+    let ports = ports::free_ports();
     let mut node = Killed(
         ringmq(directory.path())
             .args(["standalone", "--bind", "127.0.0.1", "--shards", "2"])
-            .args(["--namesrv-port", &ports[0].to_string()])
-            .args(["--port", &ports[1].to_string()])
+            .args(["--namesrv-port", &ports.0.to_string()])
+            .args(["--port", &ports.1.to_string()])
             .args(["--set", "mappedFileSizeCommitLog=16MiB"])
             .args(["--set", "fastListenEnable=false"])
             .stdout(Stdio::piped())
@@ -119,7 +111,7 @@ fn a_broker_that_runs_already_is_tried_by_its_name_server() {
     let mut booted = BufReader::new(node.0.stdout.take().unwrap()).lines();
     while !booted.next().unwrap().unwrap().contains("The broker[") {}
 
-    let namesrv = format!("127.0.0.1:{}", ports[0]);
+    let namesrv = format!("127.0.0.1:{}", ports.0);
     for offset in 0..3 {
         let (code, lines, err) = try_it(directory.path(), &["-n", &namesrv]);
         assert_eq!(code, 0, "{lines:?} {err}");

@@ -8,8 +8,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,6 +76,8 @@ pub struct Report {
     pub warnings: Vec<Obstacle>,
     /// The store, ours alone until this is dropped.
     pub lock: Option<StoreLock>,
+    /// The ports, ours alone among the processes of RingMQ until this is dropped.
+    pub ports: Vec<PortGuard>,
 }
 
 /// Runs all checks, so that one start shows all that is missing.
@@ -87,7 +91,10 @@ pub fn check(needs: &Needs) -> Report {
         check_store(store, &mut report);
     }
     for (purpose, address) in &needs.ports {
-        report.obstacles.extend(port(purpose, *address));
+        match PortGuard::take(purpose, *address) {
+            Ok(guard) => report.ports.push(guard),
+            Err(obstacle) => report.obstacles.push(obstacle),
+        }
     }
     report
 }
@@ -371,20 +378,47 @@ impl StoreLock {
 /// A process that was killed a moment ago keeps its ports, without an owner, until the kernel has wound up its rings.
 const PORT_RELEASE_MAX: Duration = Duration::from_secs(5);
 
-/// Opens a port and closes it. Without SO_REUSEPORT, so that another broker with it is seen too.
-fn port(purpose: &str, address: SocketAddr) -> Option<Obstacle> {
-    let deadline = Instant::now() + PORT_RELEASE_MAX;
-    let (error, owner) = loop {
-        let error = TcpListener::bind(address).err()?;
-        let owner = listener_of(address);
-        let ownerless = error.kind() == ErrorKind::AddrInUse && owner.is_none();
-        if !ownerless || Instant::now() > deadline {
-            break (error, owner);
+/// An address that no second process of RingMQ takes. Listeners are bound with SO_REUSEPORT, one per core, so the kernel
+/// would let two brokers of one user share a port and spread the connections over both. The guard is a name in the
+/// abstract space of Unix sockets, which belongs to the same network namespace as the port and ends with the process.
+#[derive(Debug)]
+pub struct PortGuard {
+    _name: UnixListener,
+}
+
+impl PortGuard {
+    fn take(purpose: &str, address: SocketAddr) -> Result<Self, Obstacle> {
+        let name = UnixAddr::from_abstract_name(format!("ringmq/{address}"))
+            .map_err(|error| refused_port(purpose, address, &error, None))?;
+        let deadline = Instant::now() + PORT_RELEASE_MAX;
+        loop {
+            // The guard first: from then on nobody of ours comes between the look at the port and its listeners. The
+            // look is without SO_REUSEPORT, so that a process that does not know of guards is seen too.
+            let error = match UnixListener::bind_addr(&name) {
+                Ok(held) => match TcpListener::bind(address) {
+                    Ok(_) => return Ok(Self { _name: held }),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            let owner = listener_of(address);
+            let ownerless = error.kind() == ErrorKind::AddrInUse && owner.is_none();
+            if !ownerless || Instant::now() > deadline {
+                return Err(refused_port(purpose, address, &error, owner));
+            }
+            thread::sleep(Duration::from_millis(5));
         }
-        thread::sleep(Duration::from_millis(5));
-    };
+    }
+}
+
+fn refused_port(
+    purpose: &str,
+    address: SocketAddr,
+    error: &io::Error,
+    owner: Option<(u32, String)>,
+) -> Obstacle {
     let what = format!("{purpose} port {address}");
-    Some(match error.kind() {
+    match error.kind() {
         ErrorKind::AddrInUse => {
             let owner = match owner {
                 Some((pid, name)) => format!("process {pid} ({name})"),
@@ -410,7 +444,7 @@ fn port(purpose: &str, address: SocketAddr) -> Option<Obstacle> {
             format!("{what} cannot be opened ({error})"),
             "choose another address or port (--bind, --port)",
         ),
-    })
+    }
 }
 
 fn port_flag(purpose: &str) -> &'static str {
@@ -548,23 +582,33 @@ mod tests {
     fn a_port_that_is_taken_names_its_owner() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let line = one_line(&port("broker", address).unwrap());
+        let refused = |address| PortGuard::take("broker", address).unwrap_err();
+        let line = one_line(&refused(address));
         assert!(
             line.contains(&format!("process {}", std::process::id())),
             "{line}"
         );
         assert!(line.contains("--port"), "{line}");
         let any = SocketAddr::from(([0, 0, 0, 0], address.port()));
-        assert!(
-            port("broker", any)
-                .unwrap()
-                .what
-                .contains("in use by process")
-        );
+        assert!(refused(any).what.contains("in use by process"));
         drop(taken);
-        assert_eq!(port("broker", address), None);
+        PortGuard::take("broker", address).unwrap();
         let nowhere = "192.0.2.1:1024".parse().unwrap();
-        assert!(one_line(&port("broker", nowhere).unwrap()).contains("--bind"));
+        assert!(one_line(&refused(nowhere)).contains("--bind"));
+    }
+
+    #[test]
+    fn a_port_is_kept_for_one_process_before_anything_listens_on_it() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let guard = PortGuard::take("broker", address).unwrap();
+        // Nobody owns a listener there, so this one waits for the port to be given back.
+        let second = thread::spawn(move || PortGuard::take("broker", address).map(drop));
+        thread::sleep(Duration::from_millis(50));
+        assert!(!second.is_finished());
+        drop(guard);
+        second.join().unwrap().unwrap();
     }
 
     #[test]

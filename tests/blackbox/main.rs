@@ -14,6 +14,9 @@ macro_rules! say {
     }};
 }
 
+#[path = "../ports/mod.rs"]
+mod ports;
+
 mod client;
 mod node;
 mod record;

@@ -4,13 +4,14 @@
 //! the tests that need no power over the process run against a server that is already there, for example the original.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::client::{Command, Connection, code};
+use crate::ports::free_ports;
 
 /// A broker that does not serve by then is broken.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -355,24 +356,6 @@ pub fn signal(pid: u32, name: &str) {
         .status()
         .unwrap();
     assert!(status.success(), "kill -{name} {pid}");
-}
-
-/// A port for the name server, and one for the broker whose neighbours (fast port two below, replication one above)
-/// are free too. Outside the range from which the kernel takes ports of outgoing connections.
-fn free_ports() -> (u16, u16) {
-    const FIRST: u32 = 12_000;
-    const SPAN: u32 = 20_000;
-    static NEXT: AtomicU32 = AtomicU32::new(u32::MAX);
-    let seed = process::id().wrapping_mul(104_729) % SPAN;
-    let _ = NEXT.compare_exchange(u32::MAX, seed, Ordering::Relaxed, Ordering::Relaxed);
-    for _ in 0..SPAN / 8 {
-        let base = (FIRST + NEXT.fetch_add(8, Ordering::Relaxed) % SPAN) as u16;
-        let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-        if (base..base + 6).all(free) {
-            return (base, base + 3); // the broker's: base + 1, base + 3, base + 4
-        }
-    }
-    panic!("no free ports");
 }
 
 /// A directory for a store, on a disk file system if the default temporary directory is not one.
