@@ -51,6 +51,22 @@ impl PageBuf {
         }
     }
 
+    /// Makes it `bytes` long without moving it, if its memory has the room. The new part is undefined.
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        match &mut self.0 {
+            Storage::Heap(_) => false,
+            Storage::Pages(pages) => pages.grow(bytes),
+        }
+    }
+
+    /// Bytes of memory that it takes, which may be more than it shows.
+    pub fn memory_bytes(&self) -> usize {
+        match &self.0 {
+            Storage::Heap(bytes) => bytes.len(),
+            Storage::Pages(pages) => pages.capacity(),
+        }
+    }
+
     /// The aligned memory, if this is some.
     pub fn as_pages(&self) -> Option<&Pages> {
         match &self.0 {

@@ -40,6 +40,9 @@ pub trait Env: Clone + 'static {
     fn now_ns(&self) -> u64;
     /// Completes after `duration`.
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static;
+    /// A commit is about to go to the device, or has come back: meanwhile what comes in by the network need not end a
+    /// sleep of this core, since it could only wait for the next commit.
+    fn commit_under_way(&self, _under_way: bool) {}
     /// Runs a task on this core until it ends.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
     /// The same with a small share of the core: catch-up reads, pre-writing of segments, snapshots.
@@ -48,6 +51,10 @@ pub trait Env: Clone + 'static {
     fn random_u64(&self) -> u64;
     /// A buffer for disk writes: `bytes` (a multiple of [`crate::base::limits::SECTOR_BYTES`]) of undefined content.
     fn alloc(&self, bytes: usize) -> PageBuf;
+    /// The same for a batch of a log, which stays in memory until the tail cache drops it: the newest one can grow in place.
+    fn alloc_batch(&self, bytes: usize) -> PageBuf {
+        self.alloc(bytes)
+    }
 
     /// Opens a file. Errors as `open(2)`.
     fn open(

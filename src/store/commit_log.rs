@@ -645,9 +645,11 @@ impl<E: Env> CommitLog<E> {
             let bigger = wanted
                 .max((open.buffer.len() * 2).min(BATCH_BYTES_TARGET + SECTOR_BYTES))
                 .min(room);
-            let mut buffer = self.env.alloc(bigger);
-            buffer.as_mut()[..open.used].copy_from_slice(&open.buffer[..open.used]);
-            open.buffer = buffer;
+            if !open.buffer.grow(bigger) {
+                let mut buffer = self.env.alloc_batch(bigger);
+                buffer.as_mut()[..open.used].copy_from_slice(&open.buffer[..open.used]);
+                open.buffer = buffer;
+            }
         }
         Ok(())
     }
@@ -698,7 +700,7 @@ impl<E: Env> CommitLog<E> {
             .max(BATCH_BYTES_FIRST)
             .next_multiple_of(SECTOR_BYTES)
             .min(room);
-        let mut buffer = self.env.alloc(size);
+        let mut buffer = self.env.alloc_batch(size);
         let memory = buffer.as_mut();
         if front > 0 {
             let (last_start, last) = state
@@ -739,7 +741,6 @@ impl<E: Env> CommitLog<E> {
             front + (used - front).next_multiple_of(ALIGN_BYTES)
         };
         let padded = end.next_multiple_of(SECTOR_BYTES);
-        let allocated = buffer.len();
         let memory = buffer.as_mut();
         memory[used..padded].fill(0);
         let mut header = BatchHeader {
@@ -758,24 +759,16 @@ impl<E: Env> CommitLog<E> {
         state.last_crc = header.seal(&mut memory[front..end]);
         buffer.trim_to(padded);
         let next = buffer_start + end as u64;
-        self.push_sealed(state, buffer_start, next, buffer, allocated);
+        self.push_sealed(state, buffer_start, next, buffer);
     }
 
-    fn push_sealed(
-        &self,
-        state: &mut State,
-        buffer_start: u64,
-        next: u64,
-        buffer: PageBuf,
-        allocated: usize,
-    ) {
+    fn push_sealed(&self, state: &mut State, buffer_start: u64, next: u64, buffer: PageBuf) {
         let buffer = Rc::new(buffer);
         state.next = next;
         state.commit.on_append(Position(next));
         state.crcs.push_back((next, state.last_crc));
         state.last = Some((buffer_start, buffer.clone()));
-        self.reader
-            .add_tail(buffer_start, buffer.clone(), allocated);
+        self.reader.add_tail(buffer_start, buffer.clone());
         state.sealed.push_back(SealedBatch {
             buffer_start,
             end: next,
@@ -805,7 +798,6 @@ impl<E: Env> CommitLog<E> {
         let mut buffer = open.buffer;
         let end = front + HEADER_BYTES;
         let padded = end.next_multiple_of(SECTOR_BYTES);
-        let allocated = buffer.len();
         let memory = buffer.as_mut();
         memory[end..padded].fill(0);
         let mut header = BatchHeader {
@@ -823,7 +815,7 @@ impl<E: Env> CommitLog<E> {
         };
         state.last_crc = header.seal(&mut memory[front..end]);
         buffer.trim_to(padded);
-        self.push_sealed(state, open.buffer_start, segment_end, buffer, allocated);
+        self.push_sealed(state, open.buffer_start, segment_end, buffer);
     }
 
     /// What is to be written now: all that is sealed and, behind it, what is open.
@@ -864,7 +856,10 @@ impl<E: Env> CommitLog<E> {
             if planted(PlantedBug::AckBeforeFlush) {
                 self.release(end);
             }
-            match self.write_group(&group).await {
+            self.env.commit_under_way(true);
+            let written = self.write_group(&group).await;
+            self.env.commit_under_way(false);
+            match written {
                 Ok(()) => {
                     let start = group.first().map_or(0, |batch| batch.buffer_start);
                     if !self.options.flush_each_write && self.unsynced_from.get().is_none() {

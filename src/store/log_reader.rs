@@ -35,8 +35,6 @@ struct Cached {
     /// Log position of the buffer's first byte.
     start: u64,
     pages: Rc<PageBuf>,
-    /// Bytes of memory, which are more than `pages` shows: a buffer is trimmed when it is sealed.
-    allocated: usize,
 }
 
 enum Chunk {
@@ -108,14 +106,10 @@ impl<E: Env> LogReader<E> {
     }
 
     /// A sealed buffer whose first byte is at `start`. Buffers come in order; they overlap by a partial sector at most.
-    /// `allocated` is the buffer's memory before it was trimmed.
-    pub fn add_tail(&self, start: u64, pages: Rc<PageBuf>, allocated: usize) {
-        self.tail_bytes.set(self.tail_bytes.get() + allocated);
-        self.tail.borrow_mut().push_back(Cached {
-            start,
-            pages,
-            allocated,
-        });
+    pub fn add_tail(&self, start: u64, pages: Rc<PageBuf>) {
+        self.tail_bytes
+            .set(self.tail_bytes.get() + pages.memory_bytes());
+        self.tail.borrow_mut().push_back(Cached { start, pages });
     }
 
     /// Drops the oldest buffers over the budget that lie below `durable`.
@@ -125,7 +119,7 @@ impl<E: Env> LogReader<E> {
             match tail.front() {
                 Some(oldest) if oldest.start + (oldest.pages.len() as u64) <= durable => {
                     self.tail_bytes
-                        .set(self.tail_bytes.get() - oldest.allocated);
+                        .set(self.tail_bytes.get() - oldest.pages.memory_bytes());
                     tail.pop_front();
                 }
                 _ => break,

@@ -309,11 +309,15 @@ impl Loader {
             self.found("shards");
             self.config.node.shards = match roles {
                 Roles::Namesrv => 1,
-                Roles::Standalone => machine.cores.clamp(1, STANDALONE_SHARDS_MAX),
+                Roles::Standalone => (machine.cores / 2).clamp(1, STANDALONE_SHARDS_MAX),
                 Roles::Broker => machine
                     .cores
                     .clamp(1, usize::from(crate::base::offset::LOG_ID_MAX) + 1),
             };
+        }
+        if !self.is_set("pinShards") {
+            self.found("pinShards");
+            self.config.node.pin_shards = roles == Roles::Broker && machine.cores >= PIN_CORES_MIN;
         }
         if self.config.store.logs == 0 {
             self.found("logs");
@@ -514,6 +518,8 @@ impl Loader {
 
 /// Shards of a standalone process at most: it is a first run or a test more often than a server.
 const STANDALONE_SHARDS_MAX: usize = 4;
+/// With fewer cores a pinned shard often waits for a thread of its clients that has its core while another is free.
+const PIN_CORES_MIN: usize = 4;
 
 fn default_root(roles: Roles, sources: &Sources) -> PathBuf {
     if roles == Roles::Standalone {
@@ -881,6 +887,13 @@ brokerIP1=mq.example.org
         assert_eq!(shards(Roles::Broker), 8);
         assert_eq!(shards(Roles::Standalone), 4);
         assert_eq!(shards(Roles::Namesrv), 1);
+        let pinned = |roles| loaded(roles, &Sources::default()).node.pin_shards;
+        assert!(pinned(Roles::Broker) && !pinned(Roles::Standalone));
+        assert!(
+            !loaded(Roles::Broker, &file("pinShards=false"))
+                .node
+                .pin_shards
+        );
         let config = loaded(Roles::Broker, &file("shards=3\nmemory=300MiB"));
         assert_eq!((config.node.shards, config.store.logs), (3, 3));
         assert_eq!(config.node.memory_bytes, 300 << 20);

@@ -13,9 +13,10 @@ settings! {
     NodeSettings {
         /// Cores to use, each with an executor of its own.
         "shards" shards: usize = 0, Bounds::Range(0, SHARDS_MAX), "cores",
-            found "the cores that the process may use; standalone: at most 4; namesrv: 1";
+            found "the cores that the process may use; standalone: half of them, at most 4; namesrv: 1";
         /// Pin each shard to a core.
-        "pinShards" pin_shards: bool = true, Bounds::Any, "";
+        "pinShards" pin_shards: bool = false, Bounds::Any, "",
+            found "broker: true on 4 cores and more; else false, since clients of the same machine need the cores too";
         /// All memory that caches, indexes and connections may take together. It is taken as it is needed.
         "memory" memory_bytes: u64 = 0, Bounds::Bytes(0, u64::MAX), "bytes",
             found "a quarter of the memory of the container or machine, at most 1 GiB";

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -23,7 +23,8 @@ use io_uring::{cqueue, opcode, squeue, types};
 use slab::Slab;
 
 use crate::io::ring::helper::Helper;
-use crate::io::ring::op::{Completion, Op, Readiness};
+use crate::io::ring::op::{Completion, Op};
+use crate::io::ring::sockets::{Directions, Sockets};
 use crate::io::ring::timers::Timers;
 use crate::io::ring::uring::Ring;
 
@@ -31,8 +32,9 @@ use crate::io::ring::uring::Ring;
 const TURN_TASKS_MAX: usize = 512;
 /// Of so many turns with other work, one has a background task: about what a share of 50 to 1000 gives.
 const BACKGROUND_TURNS: u32 = 16;
-/// `user_data` of entries whose result nobody needs.
-const IGNORED: u64 = u64::MAX;
+/// How long sockets and other threads may go unheard while a commit is on its way: a device that takes longer than this
+/// must not make a reader wait for it.
+const NAP_MAX: Duration = Duration::from_micros(500);
 /// How long the end waits for what the kernel still has.
 const END_WAIT: Duration = Duration::from_secs(5);
 
@@ -134,6 +136,11 @@ pub struct Core {
     inboxes: RefCell<Vec<Rc<dyn Inbox>>>,
     remote: Arc<Remote>,
     pub(super) helper: Helper,
+    pub(super) sockets: Sockets,
+    /// The ring polls the set of sockets.
+    listening: Cell<bool>,
+    /// Commits that are on their way to the device.
+    commits: Cell<u32>,
     turns: Cell<u32>,
     completions: RefCell<Vec<cqueue::Entry>>,
 }
@@ -165,6 +172,9 @@ impl Core {
             inboxes: RefCell::default(),
             remote: Arc::new(Remote::new()?),
             helper: Helper::start(name)?,
+            sockets: Sockets::new()?,
+            listening: Cell::new(false),
+            commits: Cell::new(0),
             turns: Cell::new(0),
             completions: RefCell::default(),
         });
@@ -238,61 +248,39 @@ impl Core {
         Completion::new(self.clone(), key)
     }
 
-    /// Begins to watch a descriptor for `events` (of poll(2)); `every` time, or once.
-    pub(super) fn watch(
-        &self,
-        descriptor: RawFd,
-        events: libc::c_short,
-        every: bool,
-        readiness: &Rc<Readiness>,
-    ) {
-        if readiness.armed.get().is_some() {
+    /// A commit goes to the device, or has come back. See [`Core::wait`].
+    pub(super) fn count_commit(&self, under_way: bool) {
+        let commits = self.commits.get();
+        self.commits.set(if under_way {
+            commits + 1
+        } else {
+            commits.saturating_sub(1)
+        });
+    }
+
+    /// Lets sockets wake the executor, once.
+    fn listen(&self) {
+        if self.listening.get() {
             return;
         }
         let mut ops = self.ops.borrow_mut();
-        let key = ops.insert(Op::Watch(readiness.clone()));
-        let entry = opcode::PollAdd::new(types::Fd(descriptor), events as u32)
-            .multi(every)
+        let key = ops.insert(Op::Sockets);
+        let entry = opcode::PollAdd::new(types::Fd(self.sockets.as_raw_fd()), libc::POLLIN as u32)
             .build()
             .user_data(key as u64);
-        // SAFETY: a poll names no memory. If the descriptor is closed before the kernel sees the entry, the poll fails,
-        // or watches a stranger until the removal behind it: a needless wake.
+        // SAFETY: a poll names no memory, and the set lives as long as the ring.
         match unsafe { self.ring.borrow_mut().push(&entry) } {
-            Ok(()) => readiness.armed.set(Some(key)),
+            Ok(()) => self.listening.set(true),
             Err(error) => {
-                tracing::error!(%error, "a socket cannot be watched");
+                // The next turn tries again; until then it looks by itself.
+                tracing::error!(%error, "sockets cannot be watched");
                 ops.remove(key);
-                readiness.ended.set(true);
             }
-        }
-    }
-
-    /// Ends the watch, which holds the descriptor's file open.
-    pub(super) fn unwatch(&self, readiness: &Readiness) {
-        let Some(key) = readiness.armed.take() else {
-            return;
-        };
-        // Not POLL_REMOVE: that one fails with EALREADY while an event of the poll is on its way, and leaves it armed.
-        let entry = opcode::AsyncCancel::new(key as u64)
-            .build()
-            .user_data(IGNORED);
-        // SAFETY: it names no memory.
-        if let Err(error) = unsafe { self.ring.borrow_mut().push(&entry) } {
-            tracing::error!(%error, "the watch of a socket cannot be ended");
         }
     }
 
     fn complete(&self, entry: &cqueue::Entry) {
-        if entry.user_data() == IGNORED {
-            // The poll may have ended by itself meanwhile.
-            let result = entry.result();
-            if result < 0 && result != -libc::ENOENT && result != -libc::EALREADY {
-                tracing::warn!(error = %io::Error::from_raw_os_error(-result), "the watch of a socket was not ended");
-            }
-            return;
-        }
         let key = entry.user_data() as usize;
-        let more = cqueue::more(entry.flags());
         let mut ops = self.ops.borrow_mut();
         let Some(op) = ops.get_mut(key) else { return };
         match op {
@@ -312,23 +300,9 @@ impl Core {
                 drop(ops);
                 drop(op);
             }
-            Op::Watch(readiness) => {
-                let readiness = readiness.clone();
-                if !more {
-                    ops.remove(key);
-                    if readiness.armed.get() == Some(key) {
-                        readiness.armed.set(None);
-                    }
-                }
-                drop(ops);
-                let ended = i32::from(libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR);
-                match entry.result() {
-                    result if result == -libc::ECANCELED => {}
-                    result if result < 0 || result & ended != 0 => readiness.ended.set(true),
-                    _ => {}
-                }
-                readiness.ready.set(true);
-                readiness.wake();
+            Op::Sockets => {
+                ops.remove(key);
+                self.listening.set(false);
             }
             Op::Done(_) => {}
         }
@@ -349,6 +323,10 @@ impl Core {
             self.complete(&entry);
         }
         self.completions.replace(completions);
+        // While the ring polls the set and has not told of it, there is nothing to see.
+        if !self.listening.get() {
+            self.sockets.look();
+        }
     }
 
     fn take_inboxes(&self) {
@@ -406,10 +384,22 @@ impl Core {
     }
 
     /// The end of a turn: on to the next one, or to sleep until something happens.
+    ///
+    /// While a commit is on its way the sleep is a nap: only the ring ends it, or [`NAP_MAX`]. A request that comes
+    /// meanwhile would wait for the end of that commit anyway; so a busy log costs one wake per commit and not one per
+    /// request, and all answers of a commit leave before the next requests are read.
     fn wait(&self) {
         if self.has_work() {
             return self.enter(Some(Duration::ZERO));
         }
+        if self.commits.get() > 0 {
+            let wait = self
+                .timers
+                .next_in()
+                .map_or(NAP_MAX, |due| due.min(NAP_MAX));
+            return self.enter(Some(wait));
+        }
+        self.listen();
         self.remote.sleeping.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         let wait = if self.has_work() {
@@ -452,20 +442,9 @@ impl Core {
                 break;
             }
         }
-        let watched: Vec<Rc<Readiness>> = self
-            .ops
-            .borrow()
-            .iter()
-            .filter_map(|(_, op)| match op {
-                Op::Watch(readiness) => Some(readiness.clone()),
-                _ => None,
-            })
-            .collect();
-        for readiness in watched {
-            self.unwatch(&readiness);
-        }
         let begun = Instant::now();
-        let in_kernel = |op: &Op| !matches!(op, Op::Done(_));
+        // A poll of the set names no memory of ours; the ring takes it along.
+        let in_kernel = |op: &Op| !matches!(op, Op::Done(_) | Op::Sockets);
         while self.ops.borrow().iter().any(|(_, op)| in_kernel(op)) {
             if begun.elapsed() > END_WAIT {
                 // Memory that the kernel may still write to must not be used again.
@@ -509,13 +488,14 @@ impl Executor {
         let core = Core::new(name)?;
         let outer = CURRENT.replace(Some(core.clone()));
         assert!(outer.is_none(), "an executor inside of another one");
-        let bell = Readiness::new();
+        // Its edge is all that is needed: nobody reads the count.
+        core.sockets
+            .add(core.remote.bell.as_raw_fd(), Directions::new())?;
         let value = {
             let waker = Waker::from(core.remote.clone());
             let mut cx = Context::from_waker(&waker);
             let mut main = pin!(main());
             loop {
-                core.watch(core.remote.bell.as_raw_fd(), libc::POLLIN, true, &bell);
                 if core.remote.main_woken.swap(false, Ordering::SeqCst)
                     && let Poll::Ready(value) = main.as_mut().poll(&mut cx)
                 {

@@ -76,6 +76,10 @@ impl Env for RingEnv {
         self.0.core.spawn(Urgency::Foreground, task);
     }
 
+    fn commit_under_way(&self, under_way: bool) {
+        self.0.core.count_commit(under_way);
+    }
+
     fn spawn_background(&self, task: impl Future<Output = ()> + 'static) {
         self.0.core.spawn(Urgency::Background, task);
     }
@@ -90,6 +94,14 @@ impl Env for RingEnv {
             "whole sectors"
         );
         PageBuf::from_pages(Pages::new(bytes))
+    }
+
+    fn alloc_batch(&self, bytes: usize) -> PageBuf {
+        assert!(
+            bytes > 0 && bytes.is_multiple_of(SECTOR_BYTES),
+            "whole sectors"
+        );
+        PageBuf::from_pages(Pages::in_run(bytes))
     }
 
     fn open(

@@ -1,7 +1,6 @@
 //! What an entry of the ring stands for, and the future of one that completes once.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -20,46 +19,8 @@ pub(super) enum Op {
     Abandoned { _held: Box<dyn Any> },
     /// The result, not yet fetched.
     Done(i32),
-    /// A poll of a socket or of the eventfd.
-    Watch(Rc<Readiness>),
-}
-
-/// What a poll has told about one direction of a descriptor.
-pub(super) struct Readiness {
-    /// Worth a try. A system call that would block clears it.
-    pub ready: Cell<bool>,
-    /// The other side has ended, or the socket failed: tries never block again.
-    pub ended: Cell<bool>,
-    /// The entry of the poll in the ring, while there is one.
-    pub armed: Cell<Option<usize>>,
-    pub waker: RefCell<Option<Waker>>,
-}
-
-impl Readiness {
-    pub fn new() -> Rc<Self> {
-        Rc::new(Self {
-            ready: Cell::new(true),
-            ended: Cell::new(false),
-            armed: Cell::new(None),
-            waker: RefCell::new(None),
-        })
-    }
-
-    pub fn wake(&self) {
-        let waker = self.waker.borrow_mut().take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// Remembers whom to wake.
-    pub fn wait(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        match &mut *waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            None => *waker = Some(cx.waker().clone()),
-        }
-    }
+    /// The poll of the set of sockets.
+    Sockets,
 }
 
 /// The result of one entry: what the system call returns, negative numbers are errors.
@@ -100,7 +61,7 @@ impl Future for Completion {
                 self.key = None;
                 Poll::Ready(result)
             }
-            Op::Abandoned { .. } | Op::Watch(_) => panic!("an entry of somebody else"),
+            Op::Abandoned { .. } | Op::Sockets => panic!("an entry of somebody else"),
         }
     }
 }

@@ -1,8 +1,13 @@
 //! Memory for O_DIRECT, aligned to a page, with a small store of returned buffers per thread.
+//!
+//! Batches of a log take theirs from **runs**: large pieces of memory that are filled from front to back and come back
+//! as a whole when the last buffer in them is gone. The tail cache drops its oldest buffers first, so runs come back in
+//! the order in which they were filled, are used again without a page fault, and hold no more than what was written.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 use crate::base::config::memory::IO_BYTES_PER_SHARD;
 
@@ -13,6 +18,95 @@ const KEPT_BYTES_MAX: usize = 2 << 20;
 const CLASSES: usize = KEPT_BYTES_MAX / ALIGN_BYTES;
 /// Kept in all, per thread.
 const STORE_BYTES_MAX: usize = IO_BYTES_PER_SHARD as usize;
+/// Bytes of a run: one huge page, where the kernel has them.
+const RUN_BYTES: usize = 2 << 20;
+/// A buffer that takes more of a run than this has memory of its own.
+const RUN_PART_BYTES_MAX: usize = RUN_BYTES / 4;
+
+/// Memory of many buffers.
+struct Run(NonNull<u8>);
+
+impl Run {
+    fn new() -> Self {
+        let spare = RUNS.try_with(|runs| runs.borrow_mut().spare.take());
+        if let Ok(Some(memory)) = spare {
+            return Self(memory);
+        }
+        Self(map_run())
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let kept = RUNS.try_with(|runs| {
+            let mut runs = runs.borrow_mut();
+            let free = runs.spare.is_none();
+            if free {
+                runs.spare = Some(self.0);
+            }
+            free
+        });
+        if kept != Ok(true) {
+            unmap(self.0, RUN_BYTES);
+        }
+    }
+}
+
+/// A new run from the kernel: zeros, aligned to its size, and one huge page where the kernel gives them. By the
+/// allocator it would be touched in 512 small steps.
+fn map_run() -> NonNull<u8> {
+    // Twice the size has an aligned part.
+    // SAFETY: a new anonymous mapping.
+    let memory = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            2 * RUN_BYTES,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    let (false, Some(memory)) = (
+        memory == libc::MAP_FAILED,
+        NonNull::new(memory.cast::<u8>()),
+    ) else {
+        let layout = Layout::new::<[u8; RUN_BYTES]>();
+        handle_alloc_error(layout)
+    };
+    let before = memory.as_ptr().align_offset(RUN_BYTES);
+    // SAFETY: the aligned part begins within the first half of the mapping.
+    let run = unsafe { memory.add(before) };
+    unmap(memory, before);
+    // SAFETY: what lies behind the run, up to the end of the mapping.
+    unmap(unsafe { run.add(RUN_BYTES) }, RUN_BYTES - before);
+    // SAFETY: advice about memory that was mapped just now. An error means small pages.
+    let _ = unsafe { libc::madvise(run.as_ptr().cast(), RUN_BYTES, libc::MADV_HUGEPAGE) };
+    run
+}
+
+/// Gives whole pages back to the kernel; none is fine.
+fn unmap(memory: NonNull<u8>, bytes: usize) {
+    if bytes > 0 {
+        // SAFETY: part of a mapping of `map_run` that nobody uses any more.
+        let _ = unsafe { libc::munmap(memory.as_ptr().cast(), bytes) };
+    }
+}
+
+/// The run that is being filled, and one that is empty.
+#[derive(Default)]
+struct Runs {
+    current: Option<(Rc<Run>, usize)>,
+    spare: Option<NonNull<u8>>,
+}
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        if let Some(memory) = self.spare.take() {
+            unmap(memory, RUN_BYTES);
+        }
+    }
+}
 
 struct Store {
     /// By number of pages less one.
@@ -42,6 +136,7 @@ impl Drop for Store {
 
 thread_local! {
     static STORE: RefCell<Store> = RefCell::default();
+    static RUNS: RefCell<Runs> = RefCell::default();
 }
 
 fn layout(bytes: usize) -> Layout {
@@ -61,9 +156,79 @@ pub struct Pages {
     len: usize,
     /// Whole pages.
     capacity: usize,
+    /// What the memory is a part of.
+    run: Option<Rc<Run>>,
 }
 
 impl Pages {
+    /// `bytes` of memory from the run that is being filled. The newest buffer of it can grow and shrink in place.
+    pub fn in_run(bytes: usize) -> Self {
+        assert!(bytes > 0, "a buffer of nothing");
+        let capacity = bytes.next_multiple_of(ALIGN_BYTES);
+        if capacity > RUN_PART_BYTES_MAX {
+            return Self::new(bytes);
+        }
+        let place = RUNS.with_borrow_mut(|runs| {
+            let (run, used) = runs.current.as_mut()?;
+            let at = *used;
+            *used += capacity;
+            (*used <= RUN_BYTES).then(|| (run.clone(), at))
+        });
+        let (run, at) = place.unwrap_or_else(|| {
+            let run = Rc::new(Run::new());
+            let full = RUNS.with_borrow_mut(|runs| runs.current.replace((run.clone(), capacity)));
+            // Its memory may come back here, so the borrow has ended.
+            drop(full);
+            (run, 0)
+        });
+        Self {
+            // SAFETY: `at` and `capacity` lie within the run, and no other buffer has that part.
+            memory: unsafe { run.0.add(at) },
+            len: bytes,
+            capacity,
+            run: Some(run),
+        }
+    }
+
+    /// Changes the number of pages if this is the newest buffer of the run that is being filled and it has the room.
+    fn resize(&mut self, capacity: usize) -> bool {
+        let Some(run) = &self.run else {
+            return false;
+        };
+        let resized = RUNS.with_borrow_mut(|runs| {
+            let Some((current, used)) = runs.current.as_mut() else {
+                return false;
+            };
+            let at = self.memory.as_ptr() as usize - run.0.as_ptr() as usize;
+            let fits = Rc::ptr_eq(current, run)
+                && at + self.capacity == *used
+                && at + capacity <= RUN_BYTES;
+            if fits {
+                *used = at + capacity;
+            }
+            fits
+        });
+        if resized {
+            self.capacity = capacity;
+        }
+        resized
+    }
+
+    /// Makes the buffer `bytes` long without moving it, if there is room. The new part is undefined.
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        let capacity = bytes.next_multiple_of(ALIGN_BYTES);
+        let grown = capacity <= self.capacity || self.resize(capacity);
+        if grown {
+            self.len = self.len.max(bytes);
+        }
+        grown
+    }
+
+    /// Bytes of memory.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// `bytes` of memory, at least one.
     pub fn new(bytes: usize) -> Self {
         assert!(bytes > 0, "a buffer of nothing");
@@ -91,6 +256,7 @@ impl Pages {
             memory,
             len: bytes,
             capacity,
+            run: None,
         }
     }
 
@@ -106,9 +272,10 @@ impl Pages {
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
     }
 
-    /// Forgets all behind the first `bytes`.
+    /// Forgets all behind the first `bytes`, and gives the pages behind them back to a run.
     pub fn trim_to(&mut self, bytes: usize) {
         self.len = self.len.min(bytes);
+        self.resize(self.len.next_multiple_of(ALIGN_BYTES));
     }
 
     /// Where the kernel writes what it reads.
@@ -119,6 +286,9 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
+        if self.run.is_some() {
+            return;
+        }
         let (memory, capacity) = (self.memory, self.capacity);
         let kept = capacity <= KEPT_BYTES_MAX
             && STORE
@@ -136,5 +306,57 @@ impl Drop for Pages {
             // SAFETY: allocated with this layout in `new`; nobody else has it.
             unsafe { dealloc(memory.as_ptr(), layout(capacity)) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(pages: &Pages) -> usize {
+        pages.address() as usize
+    }
+
+    #[test]
+    fn buffers_of_a_run_lie_behind_each_other_and_give_back_what_they_did_not_use() {
+        let mut one = Pages::in_run(3 * ALIGN_BYTES);
+        one.as_bytes_mut().fill(1);
+        one.trim_to(100);
+        assert_eq!((one.as_bytes().len(), one.capacity()), (100, ALIGN_BYTES));
+        let mut other = Pages::in_run(2 * ALIGN_BYTES);
+        assert_eq!(address(&other), address(&one) + ALIGN_BYTES);
+        other.as_bytes_mut().fill(2);
+        // Not the newest any more: it stays where it is, as large as it is.
+        assert!(!one.grow(2 * ALIGN_BYTES) && one.grow(ALIGN_BYTES));
+        assert!(other.grow(8 * ALIGN_BYTES));
+        other.as_bytes_mut()[2 * ALIGN_BYTES..].fill(3);
+        assert_eq!(one.as_bytes()[..100], [1; 100]);
+        assert_eq!(other.as_bytes()[..2 * ALIGN_BYTES], [2; 2 * ALIGN_BYTES]);
+    }
+
+    #[test]
+    fn a_run_comes_back_when_its_last_buffer_is_gone_and_not_before() {
+        let part = RUN_PART_BYTES_MAX;
+        let mut parts: Vec<Pages> = (0..RUN_BYTES / part).map(|_| Pages::in_run(part)).collect();
+        let first = address(&parts[0]);
+        assert_eq!(first % RUN_BYTES, 0);
+        let last = parts.pop();
+        drop(parts);
+        let elsewhere = Pages::in_run(part);
+        assert_ne!(address(&elsewhere) / RUN_BYTES, first / RUN_BYTES);
+        drop(last);
+        let rest: Vec<Pages> = (1..RUN_BYTES / part).map(|_| Pages::in_run(part)).collect();
+        let next = Pages::in_run(part);
+        assert_eq!(address(&next), first);
+        drop(rest);
+    }
+
+    #[test]
+    fn what_is_too_large_for_a_run_has_memory_of_its_own() {
+        let mut large = Pages::in_run(RUN_PART_BYTES_MAX + 1);
+        large.as_bytes_mut().fill(1);
+        assert!(!large.grow(RUN_BYTES));
+        large.trim_to(1);
+        assert_eq!(large.capacity(), RUN_PART_BYTES_MAX + ALIGN_BYTES);
     }
 }

@@ -1,14 +1,14 @@
 //! Sockets of an executor. Every method must be called on the executor that made the handle.
 //!
 //! A [`Stream`] is shared by the task that reads and the task that writes. The system call is tried first; where it would
-//! block, one multishot poll per socket tells for the rest of its life when more has come. So a request costs one
-//! recv(2), and nothing here hands the kernel memory that has to outlive a call.
+//! block, the executor's set of sockets tells when more has come. So a request costs one recv(2), and nothing here
+//! hands the kernel memory that has to outlive a call.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,20 +17,45 @@ use bytes::BytesMut;
 use socket2::{Domain, MsgHdr, Protocol, SockRef, Socket, Type};
 
 use crate::io::ring::core::Core;
-use crate::io::ring::op::Readiness;
+use crate::io::ring::sockets::{Directions, Readiness};
 use crate::io::ring::timers::Sleep;
 
 /// Connections that the kernel completes before we accept them (RocketMQ's `serverSocketBacklog`).
 const BACKLOG: i32 = 1024;
-/// What a reader waits for.
-const READ_EVENTS: libc::c_short = libc::POLLIN | libc::POLLRDHUP;
+
+/// A socket in the executor's set. It is taken out and closed when this is dropped.
+struct Registered {
+    core: Rc<Core>,
+    socket: Socket,
+    directions: Rc<Directions>,
+    key: usize,
+}
+
+impl Registered {
+    fn new(socket: Socket) -> io::Result<Rc<Self>> {
+        let core = Core::current();
+        let directions = Directions::new();
+        let key = core.sockets.add(socket.as_raw_fd(), directions.clone())?;
+        Ok(Rc::new(Self {
+            core,
+            socket,
+            directions,
+            key,
+        }))
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let descriptor: RawFd = self.socket.as_raw_fd();
+        self.core.sockets.remove(descriptor, self.key);
+    }
+}
 
 /// A listening socket. Several cores may bind the same address; the kernel spreads the connections.
 pub struct Listener {
-    socket: Socket,
+    registered: Rc<Registered>,
     local: SocketAddr,
-    core: Rc<Core>,
-    arrived: Rc<Readiness>,
 }
 
 impl Listener {
@@ -47,18 +72,15 @@ impl Listener {
         socket.listen(BACKLOG)?;
         let local = inet(socket.local_addr()?)?;
         Ok(Self {
-            socket,
+            registered: Registered::new(socket)?,
             local,
-            core: Core::current(),
-            arrived: Readiness::new(),
         })
     }
 
-    /// Stops listening at once: the kernel completes no further connection, although the poll in the ring keeps the
-    /// socket open for a while after it was closed.
+    /// Stops listening at once: the kernel completes no further connection.
     pub fn shutdown(&self) {
         // An error means that it does not listen any more.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        let _ = self.registered.socket.shutdown(Shutdown::Both);
     }
 
     /// The address with the real port.
@@ -68,9 +90,8 @@ impl Listener {
 
     /// The next connection. An error concerns that connection, or descriptors or memory that are used up.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
-        let fd = self.socket.as_raw_fd();
-        try_until_pending(&self.core, fd, READ_EVENTS, true, &self.arrived, cx, || {
-            let (socket, _) = self.socket.accept()?;
+        try_until_pending(&self.registered.directions.readable, cx, || {
+            let (socket, _) = self.registered.socket.accept()?;
             // A socket that cannot be asked for its peer was reset before we came.
             socket
                 .set_nonblocking(true)
@@ -80,26 +101,15 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.core.unwatch(&self.arrived);
-    }
-}
-
 /// Tries a system call as long as the socket may be ready for it; where it would block, the task waits.
 fn try_until_pending<T>(
-    core: &Core,
-    fd: i32,
-    events: libc::c_short,
-    every: bool,
-    readiness: &Rc<Readiness>,
+    readiness: &Readiness,
     cx: &Context<'_>,
     mut attempt: impl FnMut() -> io::Result<T>,
 ) -> Poll<io::Result<T>> {
     loop {
         if !readiness.ready.get() && !readiness.ended.get() {
             readiness.wait(cx);
-            core.watch(fd, events, every, readiness);
             return Poll::Pending;
         }
         match attempt() {
@@ -115,11 +125,8 @@ fn try_until_pending<T>(
 
 /// A connected socket with TCP_NODELAY. See the module's page.
 pub struct Stream {
-    socket: Cell<Option<Rc<Socket>>>,
-    /// `None` for a stream that was closed from the start.
-    core: Option<Rc<Core>>,
-    readable: Rc<Readiness>,
-    writable: Rc<Readiness>,
+    /// `None` once it is closed.
+    open: Cell<Option<Rc<Registered>>>,
     peer: SocketAddr,
     local: SocketAddr,
 }
@@ -132,21 +139,24 @@ impl std::fmt::Debug for Stream {
 
 impl Stream {
     fn new(socket: Socket) -> io::Result<Self> {
-        socket.set_tcp_nodelay(true)?;
-        let (peer, local) = (inet(socket.peer_addr()?)?, inet(socket.local_addr()?)?);
-        let mut stream = Self::closed(peer, local);
-        stream.socket = Cell::new(Some(Rc::new(socket)));
-        stream.core = Some(Core::current());
+        Self::registered(Registered::new(socket)?)
+    }
+
+    fn registered(open: Rc<Registered>) -> io::Result<Self> {
+        open.socket.set_tcp_nodelay(true)?;
+        let (peer, local) = (
+            inet(open.socket.peer_addr()?)?,
+            inet(open.socket.local_addr()?)?,
+        );
+        let stream = Self::closed(peer, local);
+        stream.open.set(Some(open));
         Ok(stream)
     }
 
     /// A stream that was closed already: it reads its end and refuses writes.
     pub fn closed(peer: SocketAddr, local: SocketAddr) -> Self {
         Self {
-            socket: Cell::new(None),
-            core: None,
-            readable: Readiness::new(),
-            writable: Readiness::new(),
+            open: Cell::new(None),
             peer: canonical(peer),
             local: canonical(local),
         }
@@ -162,11 +172,10 @@ impl Stream {
         self.local
     }
 
-    /// The open socket and its executor.
-    fn open(&self) -> Option<(Rc<Socket>, &Core)> {
-        let socket = self.socket.take();
-        self.socket.set(socket.clone());
-        Some((socket?, self.core.as_deref()?))
+    fn open(&self) -> Option<Rc<Registered>> {
+        let open = self.open.take();
+        self.open.set(open.clone());
+        open
     }
 
     /// Reads once into the spare capacity of `buffer`, of which there must be some. 0 is the end.
@@ -175,21 +184,19 @@ impl Stream {
         cx: &mut Context<'_>,
         buffer: &mut BytesMut,
     ) -> Poll<io::Result<usize>> {
-        let Some((socket, core)) = self.open() else {
+        let Some(open) = self.open() else {
             return Poll::Ready(Ok(0));
         };
-        let fd = socket.as_raw_fd();
+        let readable = &open.directions.readable;
         let spare = buffer.spare_capacity_mut();
         assert!(!spare.is_empty(), "a read of nothing looks like the end");
         let offered = spare.len();
-        let read = try_until_pending(core, fd, READ_EVENTS, true, &self.readable, cx, || {
-            socket.recv(spare)
-        });
+        let read = try_until_pending(readable, cx, || open.socket.recv(spare));
         if let Poll::Ready(Ok(bytes)) = read {
             assert!(bytes <= offered);
             if bytes < offered && bytes > 0 {
-                // All that had come is read; whatever comes next, the end included, is told by the poll.
-                self.readable.ready.set(self.readable.armed.get().is_none());
+                // All that had come is read; whatever comes next, the end included, is an edge that is told.
+                readable.ready.set(false);
             }
             let len = buffer.len() + bytes;
             // SAFETY: the kernel wrote `bytes` bytes behind the old length, within the capacity.
@@ -204,22 +211,21 @@ impl Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Some((socket, core)) = self.open() else {
+        let Some(open) = self.open() else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
-        let fd = socket.as_raw_fd();
-        try_until_pending(core, fd, libc::POLLOUT, false, &self.writable, cx, || {
-            socket.sendmsg(&MsgHdr::new().with_buffers(slices), libc::MSG_NOSIGNAL)
+        try_until_pending(&open.directions.writable, cx, || {
+            open.socket
+                .sendmsg(&MsgHdr::new().with_buffers(slices), libc::MSG_NOSIGNAL)
         })
     }
 
     /// Ends both directions, which wakes whoever waits for the socket. The descriptor stays open.
     pub fn shutdown(&self) {
-        if let Some((socket, _)) = self.open() {
-            // An error means that the peer was faster.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-        for direction in [&self.readable, &self.writable] {
+        let Some(open) = self.open() else { return };
+        // An error means that the peer was faster.
+        let _ = open.socket.shutdown(Shutdown::Both);
+        for direction in [&open.directions.readable, &open.directions.writable] {
             direction.ended.set(true);
             direction.wake();
         }
@@ -227,13 +233,9 @@ impl Stream {
 
     /// Closes the descriptor.
     pub fn close(&self) {
-        for direction in [&self.readable, &self.writable] {
-            if let Some(core) = &self.core {
-                core.unwatch(direction);
-            }
-            direction.wake();
-        }
-        self.socket.take();
+        let Some(open) = self.open.take() else { return };
+        open.directions.readable.wake();
+        open.directions.writable.wake();
     }
 }
 
@@ -260,8 +262,8 @@ pub async fn connect(address: &str, timeout: Duration) -> io::Result<Stream> {
     let attempt = async {
         let mut failed = None;
         for address in resolve(&core, address).await? {
-            match connect_to(&core, address).await {
-                Ok(socket) => return Stream::new(socket),
+            match connect_to(address).await {
+                Ok(open) => return Stream::registered(open),
                 Err(error) => failed = Some(error),
             }
         }
@@ -286,39 +288,30 @@ pub async fn connect(address: &str, timeout: Duration) -> io::Result<Stream> {
     .await
 }
 
-/// Ends the watch of a connection attempt that is given up.
-struct Watched<'a>(&'a Core, Rc<Readiness>);
-
-impl Drop for Watched<'_> {
-    fn drop(&mut self) {
-        self.0.unwatch(&self.1);
-    }
-}
-
-async fn connect_to(core: &Core, address: SocketAddr) -> io::Result<Socket> {
+async fn connect_to(address: SocketAddr) -> io::Result<Rc<Registered>> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
     match socket.connect(&address.into()) {
-        Ok(()) => return Ok(socket),
+        Ok(()) => return Registered::new(socket),
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
         Err(error) => return Err(error),
     }
-    let watched = Watched(core, Readiness::new());
-    watched.1.ready.set(false);
+    let open = Registered::new(socket)?;
+    let writable = &open.directions.writable;
+    writable.ready.set(false);
     poll_fn(|cx| {
-        if watched.1.ready.get() {
+        if writable.ready.get() {
             return Poll::Ready(());
         }
-        watched.1.wait(cx);
-        core.watch(socket.as_raw_fd(), libc::POLLOUT, false, &watched.1);
+        writable.wait(cx);
         Poll::Pending
     })
     .await;
-    match SockRef::from(&socket).take_error()? {
-        None => Ok(socket),
+    match SockRef::from(&open.socket).take_error()? {
+        None => Ok(open),
         Some(error) => Err(error),
     }
 }
