@@ -325,8 +325,12 @@ impl Loader {
         }
         if self.config.node.memory_bytes == 0 {
             self.found("memory");
+            let most_bytes = match roles {
+                Roles::Standalone => memory::STANDALONE_BYTES_MAX,
+                Roles::Broker | Roles::Namesrv => memory::DEFAULT_BYTES_MAX,
+            };
             self.config.node.memory_bytes =
-                memory::default_budget(machine.memory_bytes, self.config.node.shards);
+                memory::default_budget(machine.memory_bytes, most_bytes, self.config.node.shards);
         }
         if self.config.store.replication_port == 0 {
             self.found("haListenPort");

@@ -6,6 +6,8 @@ pub const IO_BYTES_PER_SHARD: u64 = 2 << 20;
 pub const SHARD_BYTES_MIN: u64 = 24 << 20;
 /// What the default takes at most, however large the machine.
 pub const DEFAULT_BYTES_MAX: u64 = 1 << 30;
+/// The same for a process that shares its machine with its clients.
+pub const STANDALONE_BYTES_MAX: u64 = 256 << 20;
 
 /// Shares of one shard in bytes. Their sum times the shards never exceeds the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +24,11 @@ pub struct MemoryShares {
     pub connection_bytes: u64,
 }
 
-/// The default budget, from the memory that the process may use.
-pub fn default_budget(machine_bytes: Option<u64>, shards: usize) -> u64 {
+/// The default budget, at most `most_bytes`, from the memory that the process may use.
+pub fn default_budget(machine_bytes: Option<u64>, most_bytes: u64, shards: usize) -> u64 {
     let least = SHARD_BYTES_MIN * shards.max(1) as u64;
     machine_bytes
-        .map_or(DEFAULT_BYTES_MAX, |bytes| {
-            (bytes / 4).min(DEFAULT_BYTES_MAX)
-        })
+        .map_or(most_bytes, |bytes| (bytes / 4).min(most_bytes))
         .max(least)
 }
 
@@ -61,11 +61,26 @@ mod tests {
 
     #[test]
     fn the_default_is_a_quarter_with_a_bound_on_both_sides() {
-        assert_eq!(default_budget(Some(2 << 30), 2), 512 << 20);
-        assert_eq!(default_budget(Some(64 << 30), 2), DEFAULT_BYTES_MAX);
-        assert_eq!(default_budget(None, 2), DEFAULT_BYTES_MAX);
-        assert_eq!(default_budget(Some(64 << 20), 2), 2 * SHARD_BYTES_MIN);
-        assert_eq!(default_budget(Some(64 << 30), 100), 100 * SHARD_BYTES_MIN);
+        assert_eq!(
+            default_budget(Some(2 << 30), DEFAULT_BYTES_MAX, 2),
+            512 << 20
+        );
+        assert_eq!(
+            default_budget(Some(64 << 30), DEFAULT_BYTES_MAX, 2),
+            DEFAULT_BYTES_MAX
+        );
+        assert_eq!(
+            default_budget(None, DEFAULT_BYTES_MAX, 2),
+            DEFAULT_BYTES_MAX
+        );
+        assert_eq!(
+            default_budget(Some(64 << 20), DEFAULT_BYTES_MAX, 2),
+            2 * SHARD_BYTES_MIN
+        );
+        assert_eq!(
+            default_budget(Some(64 << 30), DEFAULT_BYTES_MAX, 100),
+            100 * SHARD_BYTES_MIN
+        );
     }
 
     #[test]
@@ -92,7 +107,7 @@ mod tests {
 
         #[test]
         fn the_default_is_always_enough(machine in any::<Option<u64>>(), shards in 0usize..200) {
-            prop_assert!(split(default_budget(machine, shards), shards).is_ok());
+            prop_assert!(split(default_budget(machine, DEFAULT_BYTES_MAX, shards), shards).is_ok());
         }
     }
 }

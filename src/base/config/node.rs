@@ -19,7 +19,7 @@ settings! {
             found "broker: true on 4 cores and more; else false, since clients of the same machine need the cores too";
         /// All memory that caches, indexes and connections may take together. It is taken as it is needed.
         "memory" memory_bytes: u64 = 0, Bounds::Bytes(0, u64::MAX), "bytes",
-            found "a quarter of the memory of the container or machine, at most 1 GiB";
+            found "a quarter of the memory of the container or machine, at most 1 GiB (standalone: 256 MiB)";
         /// Least level of what is logged: error, warn, info, debug, trace, or filters such as info,ringmq::store=debug.
         "logLevel" log_level: String = "info".into(), Bounds::Any, "";
         /// Shape of a log line: text or json.
