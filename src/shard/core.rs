@@ -85,7 +85,7 @@ pub struct Shard<E: Env> {
     pub(super) options: ShardOptions,
     pub(super) logs: BTreeMap<LogId, Rc<CommitLog<E>>>,
     pub(super) meta: Rc<RefCell<Meta>>,
-    pub(super) gates: RefCell<AHashMap<LogId, AckGate<(ReplyTo, LocalReply)>>>,
+    pub(super) gates: RefCell<AHashMap<LogId, AckGate<Gated>>>,
     pub(super) timers: BTreeMap<LogId, Rc<Bell>>,
     pub(super) halves: BTreeMap<LogId, Rc<Bell>>,
     /// Appends that came before the disk gave their log its next space, oldest first.
@@ -326,6 +326,24 @@ impl<E: Env> CoreApi for Shard<E> {
     }
 }
 
+/// An answer that waits at the gate.
+pub(super) struct Gated {
+    pub reply_to: ReplyTo,
+    pub reply: LocalReply,
+    /// What is answered if the log fails before: nothing means that the request is refused.
+    pub if_failed: Option<LocalReply>,
+}
+
+impl Gated {
+    pub fn new(reply_to: ReplyTo, reply: LocalReply) -> Self {
+        Self {
+            reply_to,
+            reply,
+            if_failed: None,
+        }
+    }
+}
+
 impl<E: Env> LogListener for Shard<E> {
     fn on_durable(&self, log: LogId, end: Position, touched: &[QueueKey]) {
         if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
@@ -338,7 +356,12 @@ impl<E: Env> LogListener for Shard<E> {
                 .borrow_mut()
                 .get_mut(&log)
                 .and_then(AckGate::next_free);
-            let Some((reply_to, reply)) = free else { break };
+            let Some(Gated {
+                reply_to, reply, ..
+            }) = free
+            else {
+                break;
+            };
             self.reply(reply_to, reply);
         }
         for &queue in touched {
@@ -356,7 +379,16 @@ impl<E: Env> LogListener for Shard<E> {
             .get_mut(&log)
             .map(AckGate::take_all)
             .unwrap_or_default();
-        for (reply_to, _) in waiting {
+        for Gated {
+            reply_to,
+            if_failed,
+            ..
+        } in waiting
+        {
+            if let Some(reply) = if_failed {
+                self.reply(reply_to, reply);
+                continue;
+            }
             let refusal = Refusal::Poisoned {
                 log,
                 reason: reason.clone(),

@@ -185,6 +185,10 @@ impl<E: Env> Shard<E> {
             while let Some((waiting, deadline_ms)) = next {
                 match read(&log, &waiting.pull).await {
                     Ok(pulled) => next = shard.on_pulled(waiting, pulled, deadline_ms),
+                    // Retention removed it meanwhile: the answer is where the queue begins now.
+                    Err(_) if waiting.pull.offset < log.bounds(waiting.pull.queue).min_offset => {
+                        next = Some((waiting, deadline_ms));
+                    }
                     Err(error) => {
                         tracing::error!(queue = ?waiting.pull.queue, %error, "a pull cannot be read");
                         let refusal = ShardReply::Refused(read_refusal(&error));

@@ -9,7 +9,7 @@ use crate::base::limits::MESH_WAITING_MAX;
 use crate::base::offset::{LogId, PhysicalOffset, Position};
 use crate::io::body::Body;
 use crate::io::env::Env;
-use crate::shard::core::{Appending, ReplyTo, Shard};
+use crate::shard::core::{Appending, Gated, ReplyTo, Shard};
 use crate::shard::message::{
     Appended, Boundary, ClientAnswer, CommittedOffset, Delayed, LocalReply, LogStats, NewMessage,
     Orphan, QueueKey, Refusal, ShardRequest,
@@ -282,7 +282,7 @@ impl<E: Env> Shard<E> {
         reply: LocalReply,
     ) {
         if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
-            gate.wait(position, (reply_to, reply));
+            gate.wait(position, Gated::new(reply_to, reply));
         }
     }
 
@@ -320,10 +320,12 @@ impl<E: Env> Shard<E> {
         let newer = self
             .dirty_offset(group, queue)
             .or_else(|| Some(self.committing_offset(group, queue)?.0));
-        newer.or_else(|| {
-            let tables = self.log_of(queue)?.tables().borrow();
-            tables.offsets.get(group, queue)
-        })
+        newer.or_else(|| self.durable_offset(group, queue))
+    }
+
+    fn durable_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
+        let tables = self.log_of(queue)?.tables().borrow();
+        tables.offsets.get(group, queue)
     }
 
     /// A committed offset. One that is on its way to the disk is told when it is there: whoever hears it relies on it.
@@ -337,7 +339,12 @@ impl<E: Env> Shard<E> {
         if let (Some((_, position)), Some(log)) = (waits_for, log)
             && let Some(gate) = self.gates.borrow_mut().get_mut(&log)
         {
-            return gate.wait_for_last(position, (reply_to, reply));
+            // Somebody only asks: if the log fails, the offset from before is still the right answer.
+            let gated = Gated {
+                if_failed: Some(LocalReply::Offset(self.durable_offset(group, queue))),
+                ..Gated::new(reply_to, reply)
+            };
+            return gate.wait_for_last(position, gated);
         }
         self.reply(reply_to, reply);
     }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::base::offset::{LogId, Position};
 use crate::io::body::Body;
 use crate::io::env::Env;
-use crate::shard::core::{Appending, ReplyTo, Shard};
+use crate::shard::core::{Appending, Gated, ReplyTo, Shard};
 use crate::shard::message::{Appended, HalfEnd, LocalReply, NewHalf, Outcome, Refusal};
 use crate::shard::pull::{read_refusal, run_or_spawn};
 use crate::shard::timers::Bell;
@@ -122,7 +122,7 @@ impl<E: Env> Shard<E> {
             Ok(Ending::Ending(outcome, position)) => {
                 let reply = LocalReply::HalfEnded(Some(outcome));
                 if let Some(gate) = self.gates.borrow_mut().get_mut(&id) {
-                    gate.wait_for_last(position, (reply_to, reply));
+                    gate.wait_for_last(position, Gated::new(reply_to, reply));
                 }
             }
             Ok(Ending::Ended(outcome)) => {

@@ -37,7 +37,7 @@ use crate::store::tables::consume_queue::Lookup;
 use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
 use crate::store::types::{Appended, NewMessage, QueueBounds, QueueEntry, QueueKey, Refusal};
-use crate::wire::record::RecordFields;
+use crate::wire::record::{MAGIC_V1, MAGIC_V2, RecordFields};
 
 pub mod halves;
 
@@ -1209,9 +1209,15 @@ impl<E: Env> CommitLog<E> {
         }
     }
 
-    /// A stored record by its index entry.
+    /// A stored record by its index entry. Bytes that are none (a device that lost what it said was flushed) are an error
+    /// and never a consumer's message.
     pub async fn record(&self, entry: QueueEntry) -> io::Result<SmallVec<[PageSlice; 2]>> {
-        self.reader.read(entry.position, entry.size as usize).await
+        let slices = self
+            .reader
+            .read(entry.position, entry.size as usize)
+            .await?;
+        check_head(&slices, entry)?;
+        Ok(slices)
     }
 
     /// The messages' fold follows the log's new start.
@@ -1252,6 +1258,33 @@ impl State {
         memory.copy_from_slice(record);
         position
     }
+}
+
+/// The length and the magic of a record have to be those of a message of the index entry's size.
+fn check_head(slices: &[PageSlice], entry: QueueEntry) -> io::Result<()> {
+    const LENGTH: usize = size_of::<u32>();
+    let mut head = [0; 2 * LENGTH];
+    for (byte, found) in head
+        .iter_mut()
+        .zip(slices.iter().flat_map(|slice| &slice[..]))
+    {
+        *byte = *found;
+    }
+    let (length, magic) = head.split_at(LENGTH);
+    if length == entry.size.to_be_bytes()
+        && [MAGIC_V1, MAGIC_V2]
+            .iter()
+            .any(|known| magic == known.to_be_bytes())
+    {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "there is no message of {} bytes at position {}, where the index has one: `ringmq store check` shows what is damaged",
+            entry.size, entry.position
+        ),
+    ))
 }
 
 /// The record that says that a message's topic is open in this log, if nothing has said so before.

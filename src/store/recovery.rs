@@ -307,7 +307,8 @@ pub async fn recover<E: Env>(
         segment_times: BTreeMap::new(),
     };
     let mut any_previous_crc = false;
-    match snapshot::load(env, &options.directory, options.store_id).await? {
+    let start = segments.start();
+    match snapshot::load(env, &options.directory, options.store_id, start).await? {
         Some((mark, payload)) => {
             let mut reader = Reader::new(&payload);
             recovered.tables = Tables::read(&mut reader)
@@ -331,7 +332,7 @@ pub async fn recover<E: Env>(
             }
         }
         None => {
-            recovered.end = segments.start();
+            recovered.end = start;
             // Without a snapshot nobody knows what stood before the first segment that is left.
             any_previous_crc = recovered.end > 0;
         }

@@ -158,11 +158,14 @@ pub async fn save<E: Env>(env: &E, directory: &Path, mark: Mark, payload: &[u8])
     env.sync_dir(directory).await
 }
 
-/// Reads the newest whole snapshot. A damaged one is logged and passed over.
+/// Reads the newest whole snapshot. A damaged one is logged and passed over if the log still has its first byte
+/// (`log_start` 0), from which everything can be built again. Otherwise that is an error, as is one that cannot be read:
+/// a start without it would forget the topics, groups and offsets that only the snapshot knows.
 pub async fn load<E: Env>(
     env: &E,
     directory: &Path,
     store_id: u64,
+    log_start: u64,
 ) -> io::Result<Option<(Mark, Vec<u8>)>> {
     let mut positions: Vec<u64> = env
         .list(directory)
@@ -175,6 +178,22 @@ pub async fn load<E: Env>(
         let path = path_of(directory, position);
         match read(env, &path, position, store_id).await {
             Ok(found) => return Ok(Some(found)),
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("{}: {error}", path.display()),
+                ));
+            }
+            Err(error) if log_start > 0 => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!(
+                        "{}: {error}. The log begins at position {log_start}, so only this snapshot knows the topics, \
+                         groups and offsets from before; restore the file, or move it away to start without them",
+                        path.display()
+                    ),
+                ));
+            }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "a snapshot cannot be used; the next older one, or the whole log, is read instead");
             }

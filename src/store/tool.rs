@@ -78,7 +78,8 @@ async fn walk<E: Env>(
         log,
         segments: segments.count(),
         start: segments.start(),
-        snapshot: snapshot::load(env, &path, manifest.store_id)
+        // What is shown here needs no snapshot: a damaged one is passed over.
+        snapshot: snapshot::load(env, &path, manifest.store_id, 0)
             .await?
             .map(|(mark, _)| mark.position),
         ..LogReport::default()

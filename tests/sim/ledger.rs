@@ -365,10 +365,10 @@ impl Ledger {
         self.topic_ids.get(&queue.topic_id).is_some_and(|name| {
             self.names.get(name).is_some_and(|known| {
                 known.pending.is_none()
-                    && known
-                        .topic
-                        .as_ref()
-                        .is_some_and(|topic| topic.id == queue.topic_id)
+                    && known.topic.as_ref().is_some_and(|topic| {
+                        // A topic that was made again from its messages may have fewer queues.
+                        topic.id == queue.topic_id && queue.queue_id < topic.queues
+                    })
             })
         })
     }
