@@ -434,6 +434,7 @@ fn kill_at_any_moment_loses_nothing_that_was_acknowledged() {
         campaign.check(&node, true);
         campaign.check_retention();
         totals.push(campaign.ledger.lock().unwrap().counts);
+        say!("{cycle} of {cycles} kills, {:?}", begun.elapsed());
     }
     let sum = |count: fn(&crate::ledger::Counts) -> u64| totals.iter().map(count).sum::<u64>();
     campaign.restarts.sort();
