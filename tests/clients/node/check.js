@@ -22,11 +22,14 @@ const common = {
 };
 const waitMs = Number(process.env.CHECK_WAIT_S || 60) * 1000;
 
+// Waits while this process runs: time in which it was stopped does not count.
 async function until(what, condition) {
-  const end = Date.now() + waitMs;
+  let waited = 0;
   while (!condition()) {
-    if (Date.now() > end) throw new Error(`not within ${waitMs} ms: ${typeof what === 'function' ? what() : what}`);
+    if (waited > waitMs) throw new Error(`not within ${waitMs} ms: ${typeof what === 'function' ? what() : what}`);
+    const begun = Date.now();
     await sleep(20);
+    waited += Math.min(Date.now() - begun, 200);
   }
 }
 

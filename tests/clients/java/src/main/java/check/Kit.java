@@ -117,13 +117,16 @@ final class Kit {
         return IntStream.range(0, count).mapToObj(n -> word + " " + n).collect(Collectors.toList());
     }
 
+    /** Waits while this process runs: time in which it was stopped does not count. */
     static void until(Callable<Boolean> condition, Callable<?> what) throws Exception {
-        long end = System.currentTimeMillis() + WAIT_MS;
+        long waited = 0;
         while (!condition.call()) {
-            if (System.currentTimeMillis() > end) {
+            if (waited > WAIT_MS) {
                 throw new AssertionError("not within " + WAIT_MS + " ms: " + what.call());
             }
+            long begun = System.currentTimeMillis();
             Thread.sleep(20);
+            waited += Math.min(System.currentTimeMillis() - begun, 200);
         }
     }
 

@@ -13,6 +13,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
+import java.util.Map;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -239,13 +240,16 @@ public final class Since43 {
         Kit.check(all.stream().allMatch(got -> got.messages.size() > 20), "not shared evenly");
         // What one leaves the other takes at once.
         consumers.get(0).shutdown();
-        int before = all.get(1).messages.size();
         long begun = System.currentTimeMillis();
         for (String body : series("n", 40)) {
             producer.send(message(topic, body));
         }
-        until(() -> all.get(1).messages.size() >= before + 40, () -> all.get(1).messages.size() - before);
-        Kit.check(System.currentTimeMillis() - begun < 15_000, "the rebalance took " + (System.currentTimeMillis() - begun) + " ms");
+        until(() -> all.get(1).bodies().containsAll(series("n", 40)), () -> {
+            Map<Integer, Long> queues = all.get(1).messages.stream().filter(m -> Kit.body(m).startsWith("n "))
+                .collect(Collectors.groupingBy(MessageExt::getQueueId, Collectors.counting()));
+            return "messages by queue of the one that is left: " + queues + ", of the other: " + all.get(0).bodies().stream().filter(b -> b.startsWith("n ")).count();
+        });
+        Kit.check(System.currentTimeMillis() - begun < 40_000, "the rebalance took " + (System.currentTimeMillis() - begun) + " ms");
     }
 
     @SuppressWarnings("deprecation")
