@@ -114,8 +114,28 @@ run_java() { # version
   done
 }
 
+run_spring() {
+  local dir=$root/examples/spring
+  have mvn && have javac || { skip spring "needs a JDK and Maven"; return; }
+  install mvn -q -B -f "$dir/pom.xml" compile dependency:build-classpath -Dmdep.outputFile="$dir/target/classpath" \
+    || { skip spring "Maven did not build it"; return; }
+  checks spring java -Xmx512m -Duser.home="$work" -Dcheck.wait="$CHECK_WAIT_S" -cp "$dir/target/classes:$(cat "$dir/target/classpath")" sample.Application
+}
+
+# Its processes are its own: NAMESRV_ADDR has no part in it.
+run_interop() {
+  have mvn && have javac && have python3 || { skip interop "needs a JDK, Maven and python3"; return; }
+  local checked=5.3.3
+  install mvn -q -B -f "$here/original/pom.xml" dependency:build-classpath -Dmdep.outputFile="$here/original/target/classpath" \
+    && install mvn -q -B -f "$here/java/pom.xml" compile dependency:build-classpath -Dmdep.outputFile="$here/java/target/$checked/classpath" -Drocketmq.version=$checked \
+    || { skip interop "Maven did not build it"; return; }
+  mkdir -p "$root/target/clients-test"
+  BINARY=$binary STORE=$root/target/clients-test/interop ORIGINAL=$(cat "$here/original/target/classpath") \
+    CHECKS=$here/java/target/$checked/classes:$(cat "$here/java/target/$checked/classpath") checks interop bash "$here/interop.sh"
+}
+
 all=("$@")
-[ ${#all[@]} -gt 0 ] || all=(python node-ali-ons node-rocketmq java-4.3.2 java-4.9.8 java-5.1.4 java-5.3.3)
+[ ${#all[@]} -gt 0 ] || all=(python node-ali-ons node-rocketmq java-4.3.2 java-4.9.8 java-5.1.4 java-5.3.3 spring interop)
 if [ -z "${NAMESRV_ADDR:-}" ]; then
   [ -x "$binary" ] || { echo "there is no $binary: cargo build --release"; exit 1; }
   start_node || { echo "FAILED  the node did not start"; exit 1; }
@@ -126,6 +146,8 @@ for one in "${all[@]}"; do
     python) run_python ;;
     node-*) run_node "${one#node-}" ;;
     java-*) run_java "${one#java-}" ;;
+    spring) run_spring ;;
+    interop) run_interop ;;
     *) echo "unknown: $one"; exit 2 ;;
   esac
 done
