@@ -63,7 +63,7 @@ checks() {
   local name=$1 status p f
   shift
   # The clients write logs below the home directory.
-  HOME=$work timeout 900 nice "$@" >"$work/output" 2>&1
+  HOME=$work timeout 900 "$@" >"$work/output" 2>&1
   status=$?
   grep -E '^(passed|FAILED|SKIPPED) ' "$work/output"
   p=$(grep -c '^passed ' "$work/output")
@@ -76,7 +76,7 @@ checks() {
 }
 
 # Maven and npm keep their caches below the real home.
-install() { nice "$@" >"$work/install" 2>&1 || { tail -5 "$work/install"; return 1; }; }
+install() { "$@" >"$work/install" 2>&1 || { tail -5 "$work/install"; return 1; }; }
 
 run_python() {
   local python venv=$here/python/venv
