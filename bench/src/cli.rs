@@ -1,26 +1,20 @@
-//! The command line: flags to a run, a run to text.
+//! The command line: flags to a plan, a run to text and files.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::channel;
-use std::thread;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringmq::wire::remoting::command::Encoding;
+use clap::{Args, Parser, Subcommand};
 
-use crate::control::{Broker, Control, resolve};
-use crate::frames::SendShape;
-use crate::measure::{Failures, Interval, Recorder, Window, add_failure, histogram};
-use crate::payload::filler;
-use crate::process::{Usage, own_cpu_seconds, usage};
-use crate::producer::{Origin, Worker};
-use crate::schedule::Arrivals;
-
-/// The topic of RocketMQ's own benchmarks: every broker has it, with 1,024 queues, and lets nobody change it.
-const OWN_TOPIC: &str = "BenchmarkTest";
+use crate::machine::facts;
+use crate::plan::{Burst, Consume, Header, Mode, Plan, Produce, Transaction};
+use crate::progress::Progress;
+use crate::result::{Parts, RunResult, summarise, write_hlog};
+use crate::run::{Share, prepare};
 
 /// Load for brokers that speak the Apache RocketMQ remoting protocol.
+///
+/// Closed loop: --in-flight requests are always on their way. Open loop (--rate): a request is due whether or not the broker
+/// keeps up, and its latency counts from that moment.
 #[derive(Parser)]
 #[command(name = "ringmq-bench", version)]
 pub struct Cli {
@@ -31,29 +25,21 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Send messages one by one (SEND_MESSAGE_V2)
-    Producer(ProducerArgs),
+    Producer(ProduceArgs),
     /// Send messages in batches (SEND_BATCH_MESSAGE)
-    Batchproducer(BatchArgs),
-}
-
-/// How headers are written.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Header {
-    /// As Java clients do by default
-    Json,
-    /// RocketMQ's binary header
-    Binary,
+    Batchproducer(ProduceArgs),
+    /// Send half messages and end their transactions
+    Tproducer(TransactionArgs),
+    /// Pull messages (PULL_MESSAGE)
+    Consumer(ConsumerArgs),
+    /// Send and pull, with the latency from the due time to the delivery
+    EndToEnd(EndToEndArgs),
 }
 
 #[derive(Args, Clone)]
-struct ProducerArgs {
+struct Common {
     /// Name server; all brokers that it knows are used
-    #[arg(
-        short = 'n',
-        long,
-        env = "NAMESRV_ADDR",
-        default_value = "127.0.0.1:9876"
-    )]
+    #[arg(short = 'n', long, env = "NAMESRV_ADDR", default_value = "127.0.0.1:9876")]
     namesrv: String,
     /// Broker, without asking a name server
     #[arg(long)]
@@ -61,7 +47,7 @@ struct ProducerArgs {
     /// Process of the broker, to count its CPU time and memory; several with commas
     #[arg(long, value_delimiter = ',')]
     broker_pid: Vec<u32>,
-    /// Topic; it is made. With --topics the names get a number
+    /// Topic; a producer makes it. With --topics the names get a number
     #[arg(short, long, default_value = "RingmqBench")]
     topic: String,
     /// Number of topics
@@ -70,12 +56,6 @@ struct ProducerArgs {
     /// Queues of each topic on each broker
     #[arg(long, default_value_t = 4)]
     queues: u32,
-    /// Bytes of a message's body
-    #[arg(short = 's', long, default_value_t = 1024)]
-    size: usize,
-    /// Requests in flight, over all connections (in the original: threads)
-    #[arg(short = 'w', long, default_value_t = 64)]
-    in_flight: usize,
     /// Connections to each broker, over all threads
     #[arg(short, long, default_value_t = 1)]
     connections: usize,
@@ -85,9 +65,6 @@ struct ProducerArgs {
     /// Processors to pin the threads to, in turns
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
-    /// Open loop: messages per second. Latency counts from the moment that a message was due
-    #[arg(long)]
-    rate: Option<f64>,
     /// Seconds of load before the measurement
     #[arg(long, default_value_t = 2.0)]
     warm: f64,
@@ -97,22 +74,205 @@ struct ProducerArgs {
     /// Encoding of request headers
     #[arg(long, value_enum, default_value = "json")]
     header: Header,
+    /// Name of the result
+    #[arg(long, default_value = "")]
+    name: String,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Args, Clone)]
-struct BatchArgs {
-    /// Messages of a request
-    #[arg(short = 'b', long, default_value_t = 32)]
-    batch: usize,
+struct Output {
+    /// Write the result as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Write the latencies of every second as an HdrHistogram interval log
+    #[arg(long)]
+    hlog: Option<PathBuf>,
+}
+
+#[derive(Args, Clone)]
+struct Load {
+    /// Bytes of a message's body
+    #[arg(short = 's', long, default_value_t = 1024)]
+    size: usize,
+    /// Requests in flight, over all connections (in the original: threads)
+    #[arg(short = 'w', long, default_value_t = 64)]
+    in_flight: usize,
+    /// Open loop: messages per second. Latency counts from the moment that a message was due
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Random gaps (a Poisson process) instead of equal ones
+    #[arg(long, requires = "rate")]
+    poisson: bool,
+    /// Bursts, as RATE,EVERY,FOR: every EVERY seconds RATE messages per second for FOR seconds
+    #[arg(long, requires = "rate", value_parser = burst)]
+    burst: Option<Burst>,
+    /// Exponent of a Zipf distribution over the queues; 0 takes them in turns
+    #[arg(long, default_value_t = 0.0)]
+    skew: f64,
+    /// TAGS of every message
+    #[arg(long)]
+    tag: Option<String>,
+}
+
+#[derive(Args, Clone)]
+struct ProduceArgs {
     #[command(flatten)]
-    producer: ProducerArgs,
+    common: Common,
+    #[command(flatten)]
+    load: Load,
+    /// Messages of a request [default of batchproducer: 32]
+    #[arg(short = 'b', long)]
+    batch: Option<usize>,
+}
+
+#[derive(Args, Clone)]
+struct TransactionArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    load: Load,
+    /// Of 100 transactions, so many are rolled back
+    #[arg(long, default_value_t = 0.0)]
+    rollback_percent: f64,
+}
+
+#[derive(Args, Clone)]
+struct Pulls {
+    /// Consumer group
+    #[arg(short, long, default_value = "benchmark_consumer")]
+    group: String,
+    /// Messages that one pull asks for
+    #[arg(long, default_value_t = 32)]
+    pull_messages: u32,
+    /// Check the CRC of every body
+    #[arg(long)]
+    check_crc: bool,
+}
+
+#[derive(Args, Clone)]
+struct ConsumerArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    pulls: Pulls,
+    /// Where to begin and end
+    #[arg(long, value_enum, default_value = "hot")]
+    mode: Mode,
+}
+
+#[derive(Args, Clone)]
+struct EndToEndArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    load: Load,
+    #[command(flatten)]
+    pulls: Pulls,
+    /// Messages of a request
+    #[arg(short = 'b', long, default_value_t = 1)]
+    batch: usize,
+    /// Count lost, duplicated, misplaced and reordered messages; takes about 80 bytes of memory per message
+    #[arg(long)]
+    verify: bool,
+}
+
+fn burst(text: &str) -> Result<Burst, String> {
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(|part| part.trim().parse()).collect();
+    match numbers.as_deref() {
+        Ok([rate, every_seconds, for_seconds]) => Ok(Burst {
+            rate: *rate,
+            every_seconds: *every_seconds,
+            for_seconds: *for_seconds,
+        }),
+        _ => Err("three numbers are wanted, RATE,EVERY,FOR".to_owned()),
+    }
+}
+
+impl Common {
+    fn plan(&self, verb: &str) -> Plan {
+        Plan {
+            name: if self.name.is_empty() { verb.to_owned() } else { self.name.clone() },
+            namesrv: self.namesrv.clone(),
+            broker: self.broker.clone(),
+            broker_pids: self.broker_pid.clone(),
+            topic: self.topic.clone(),
+            topics: self.topics,
+            queues: self.queues,
+            size: 0,
+            header: self.header,
+            produce: None,
+            consume: None,
+            warm_seconds: self.warm,
+            seconds: self.secs,
+            verify: false,
+        }
+    }
+
+    fn produce(&self, load: &Load, batch: usize) -> Produce {
+        Produce {
+            batch,
+            in_flight: load.in_flight,
+            connections: self.connections,
+            threads: self.threads,
+            cpus: self.cpus.clone(),
+            rate: load.rate,
+            poisson: load.poisson,
+            burst: load.burst,
+            skew: load.skew,
+            tag: load.tag.clone(),
+            transaction: None,
+        }
+    }
+
+    fn consume(&self, pulls: &Pulls, mode: Mode) -> Consume {
+        Consume {
+            mode,
+            group: pulls.group.clone(),
+            connections: self.connections,
+            threads: self.threads,
+            cpus: self.cpus.clone(),
+            pull_messages: pulls.pull_messages,
+            check_crc: pulls.check_crc,
+        }
+    }
 }
 
 /// Runs what the command line says.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
-        Verb::Producer(args) => produce(&args, 1),
-        Verb::Batchproducer(args) => produce(&args.producer, args.batch),
+        Verb::Producer(args) => produce(&args, "producer", 1),
+        Verb::Batchproducer(args) => produce(&args, "batchproducer", 32),
+        Verb::Tproducer(args) => {
+            let mut produce = args.common.produce(&args.load, 1);
+            produce.transaction = Some(Transaction {
+                rollback_percent: args.rollback_percent,
+            });
+            let plan = Plan {
+                size: args.load.size,
+                produce: Some(produce),
+                ..args.common.plan("tproducer")
+            };
+            run(&plan, &args.common.output)
+        }
+        Verb::Consumer(args) => {
+            let plan = Plan {
+                consume: Some(args.common.consume(&args.pulls, args.mode)),
+                ..args.common.plan("consumer")
+            };
+            run(&plan, &args.common.output)
+        }
+        Verb::EndToEnd(args) => {
+            let plan = Plan {
+                size: args.load.size,
+                produce: Some(args.common.produce(&args.load, args.batch)),
+                consume: Some(args.common.consume(&args.pulls, Mode::Hot)),
+                verify: args.verify,
+                ..args.common.plan("end-to-end")
+            };
+            run(&plan, &args.common.output)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -123,153 +283,59 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn brokers(args: &ProducerArgs) -> Result<Vec<Broker>, String> {
-    match &args.broker {
-        Some(address) => Ok(vec![Broker {
-            name: String::new(),
-            address: resolve(address).map_err(|error| error.to_string())?,
-        }]),
-        None => Control::connect(&args.namesrv)
-            .and_then(|mut namesrv| namesrv.brokers())
-            .map_err(|error| error.to_string()),
-    }
+fn produce(args: &ProduceArgs, verb: &str, batch: usize) -> Result<(), String> {
+    let plan = Plan {
+        size: args.load.size,
+        produce: Some(args.common.produce(&args.load, args.batch.unwrap_or(batch))),
+        ..args.common.plan(verb)
+    };
+    run(&plan, &args.common.output)
 }
 
-fn produce(args: &ProducerArgs, batch: usize) -> Result<(), String> {
-    let brokers = brokers(args)?;
-    let topics: Vec<_> = (0..args.topics)
-        .map(|index| {
-            if args.topics == 1 {
-                args.topic.clone()
-            } else {
-                format!("{}{index}", args.topic)
-            }
-        })
-        .collect();
-    for broker in &brokers {
-        let mut control =
-            Control::connect(&broker.address.to_string()).map_err(|error| error.to_string())?;
-        for topic in topics.iter().filter(|topic| *topic != OWN_TOPIC) {
-            control
-                .make_topic(topic, args.queues)
-                .map_err(|error| error.to_string())?;
-        }
+/// Runs a plan, prints what came out and writes the files that are wanted.
+fn run(plan: &Plan, output: &Output) -> Result<(), String> {
+    let result = measure(plan, output)?;
+    print!("{}", result.text());
+    if let Some(path) = &output.json {
+        result.save(path).map_err(|error| error.to_string())?;
     }
-    let origin = Origin::now();
-    let run = fastrand::u64(..);
-    let nanos = |seconds: f64| (seconds * 1e9) as u64;
-    let begin_ns = nanos(0.2);
-    let window = Window {
-        from_ns: begin_ns + nanos(args.warm),
-        until_ns: begin_ns + nanos(args.warm) + nanos(args.secs),
-    };
-    let (sender, intervals) = channel::<Interval>();
-    let stop = AtomicBool::new(false);
-    let message = filler(args.size);
-    let workers: Vec<_> = (0..args.threads)
-        .map(|number| Worker {
-            number: number as u32,
-            run,
-            origin,
-            brokers: brokers.clone(),
-            topics: topics.clone(),
-            queues: args.queues,
-            shape: SendShape {
-                encoding: match args.header {
-                    Header::Json => Encoding::Json,
-                    Header::Binary => Encoding::Binary,
-                },
-                producer_group: "benchmark_producer".to_owned(),
-                batch,
-                key_prefix: format!("{:012X}{number:04X}", run >> 16),
-                properties: Vec::new(),
-            },
-            message: message.clone(),
-            connections: (args.connections / args.threads).max(1),
-            in_flight: match args.rate {
-                None => (args.in_flight / args.threads).max(1),
-                Some(_) => 1 << 17,
-            },
-            arrivals: match args.rate {
-                None => Arrivals::Closed,
-                Some(rate) => Arrivals::Open {
-                    gap_ns: 1e9 * batch as f64 * args.threads as f64 / rate,
-                },
-            },
-            first_ns: begin_ns,
-            until_ns: window.until_ns,
-            cpu: (!args.cpus.is_empty()).then(|| args.cpus[number % args.cpus.len()]),
-        })
-        .collect();
-    let mut usages = [(Usage::default(), 0.0); 2];
-    let mut failures = Failures::new();
-    thread::scope(|scope| {
-        let threads: Vec<_> = workers
-            .iter()
-            .map(|worker| {
-                let recorder = Recorder::new(window, sender.clone());
-                let stop = &stop;
-                scope.spawn(move || worker.run(recorder, stop))
-            })
-            .collect();
-        drop(sender);
-        for (at_ns, slot) in [window.from_ns, window.until_ns]
-            .into_iter()
-            .zip(&mut usages)
-        {
-            thread::sleep(Duration::from_nanos(
-                at_ns.saturating_sub(origin.elapsed_ns()),
-            ));
-            slot.0 = usage(&args.broker_pid).unwrap_or_default();
-            slot.1 = own_cpu_seconds();
-        }
-        for thread in threads {
-            match thread.join() {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => add_failure(&mut failures, "connection", 1, &error.to_string()),
-                Err(_) => add_failure(&mut failures, "panic", 1, "a worker ended by a panic"),
-            }
-        }
-    });
-    let mut total = histogram();
-    let mut messages = 0;
-    for interval in intervals {
-        messages += interval.messages;
-        let _ = total.add(&interval.latencies);
-        for (kind, failure) in interval.failures {
-            add_failure(&mut failures, &kind, failure.count, &failure.remark);
-        }
-    }
-    let ms = |ns: u64| ns as f64 / 1e6;
-    let errors: u64 = failures.values().map(|failure| failure.count).sum();
-    println!(
-        "{:.0} messages/s, latency ms p50 {:.3} p99 {:.3} p999 {:.3} max {:.3}, {errors} errors",
-        messages as f64 / args.secs,
-        ms(total.value_at_quantile(0.5)),
-        ms(total.value_at_quantile(0.99)),
-        ms(total.value_at_quantile(0.999)),
-        ms(total.max()),
+    verdict_of(&result)
+}
+
+fn measure(plan: &Plan, output: &Output) -> Result<RunResult, String> {
+    let prepared = prepare(plan, Share::whole())?;
+    let settings = prepared.settings.clone();
+    let machine = facts(
+        settings.get("storePathRootDir").map(String::as_str),
+        plan.broker_pids.first().copied(),
     );
-    let per_million = |seconds: f64| seconds * 1e6 / messages.max(1) as f64;
-    println!(
-        "client CPU {:.2} s ({:.2} s per million messages)",
-        usages[1].1 - usages[0].1,
-        per_million(usages[1].1 - usages[0].1)
-    );
-    if !args.broker_pid.is_empty() {
-        let cpu = usages[1].0.cpu_seconds - usages[0].0.cpu_seconds;
-        println!(
-            "broker CPU {cpu:.2} s ({:.2} s per million messages), resident {} MiB, peak {} MiB",
-            per_million(cpu),
-            usages[1].0.resident_bytes >> 20,
-            usages[1].0.peak_resident_bytes >> 20
-        );
+    let mut progress = Progress::new(&plan.name);
+    let outcome = prepared.execute(|live| progress.show(live));
+    drop(progress);
+    if let Some(path) = &output.hlog {
+        write_hlog(&outcome, path).map_err(|error| error.to_string())?;
     }
-    for (kind, failure) in &failures {
-        println!("error {kind}: {} times: {}", failure.count, failure.remark);
+    Ok(summarise(Parts {
+        plan,
+        processes: 1,
+        machine,
+        settings,
+        outcome: &outcome,
+        whole_series: false,
+    }))
+}
+
+/// Whether a run is a success: something was measured, and what was verified is right.
+fn verdict_of(result: &RunResult) -> Result<(), String> {
+    if result.measured.iter().all(|measured| measured.messages == 0) {
+        return Err("nothing was measured".to_owned());
     }
-    if messages == 0 {
-        return Err("no message was acknowledged".to_owned());
+    if let Some(verdict) = &result.verdict {
+        let produce = result.plan.produce.as_ref();
+        let order_counts = produce.is_some_and(|produce| produce.rate.is_none() && produce.in_flight <= produce.connections);
+        if !verdict.is_clean(order_counts) {
+            return Err("the broker did not keep its promise".to_owned());
+        }
     }
     Ok(())
 }

@@ -7,11 +7,9 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use ringmq::wire::remoting::command::Command;
-use ringmq::wire::remoting::frame::{FrameError, next_frame};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use crate::answer::{Answer, AnswerError, Inbox};
 use crate::frames::OPAQUE_FIRST;
 
 /// Requests that one connection can have in flight.
@@ -19,6 +17,8 @@ pub const IN_FLIGHT_MAX: usize = 1 << SLOT_BITS;
 const SLOT_BITS: u32 = 20;
 /// A slot is used again under another number this many times before numbers come back.
 const GENERATIONS: u32 = 1 << 10;
+/// Bytes of one read.
+const READ_BYTES: usize = 256 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(OPAQUE_FIRST as i64 + ((GENERATIONS as i64) << SLOT_BITS) <= i32::MAX as i64);
@@ -31,7 +31,7 @@ pub enum ConnectionError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("the broker answers with what is no frame: {0}")]
-    Frame(#[from] FrameError),
+    Frame(#[from] AnswerError),
 }
 
 /// A request in flight.
@@ -114,7 +114,7 @@ pub struct Connection {
     /// Frames that wait to be written; the caller appends to it.
     pub out: Vec<u8>,
     written: usize,
-    inbox: BytesMut,
+    inbox: Inbox,
 }
 
 impl Connection {
@@ -127,7 +127,7 @@ impl Connection {
             in_flight: InFlight::default(),
             out: Vec::new(),
             written: 0,
-            inbox: BytesMut::new(),
+            inbox: Inbox::new(READ_BYTES),
         })
     }
 
@@ -158,16 +158,16 @@ impl Connection {
     }
 
     /// Reads once; with `wait` until something comes or the socket's timeout passes. Returns whether anything came.
-    pub fn receive(&mut self, scratch: &mut [u8], wait: bool) -> Result<bool, ConnectionError> {
+    pub fn receive(&mut self, wait: bool) -> Result<bool, ConnectionError> {
         let flags = if wait {
             RecvFlags::empty()
         } else {
             RecvFlags::DONTWAIT
         };
-        match recv(&self.stream, &mut *scratch, flags) {
+        match recv(&self.stream, self.inbox.room()?, flags) {
             Ok((0, _)) => Err(ConnectionError::Closed),
             Ok((bytes, _)) => {
-                self.inbox.extend_from_slice(&scratch[..bytes]);
+                self.inbox.advance(bytes);
                 Ok(true)
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
@@ -175,8 +175,55 @@ impl Connection {
         }
     }
 
-    /// The next whole frame of what was read.
-    pub fn next(&mut self) -> Result<Option<Command>, ConnectionError> {
-        Ok(next_frame(&mut self.inbox)?)
+    /// The next whole answer of what was read, and what it answers.
+    pub fn next_answer(&mut self) -> Result<Option<(Answer<'_>, Option<Sent>)>, ConnectionError> {
+        let Some(answer) = self.inbox.next_answer()? else {
+            return Ok(None);
+        };
+        let sent = if answer.is_response() {
+            self.in_flight.end(answer.opaque)
+        } else {
+            None
+        };
+        Ok(Some((answer, sent)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn sent(target: u32) -> Sent {
+        Sent {
+            due_ns: 1,
+            target,
+            sequence: 2,
+        }
+    }
+
+    #[test]
+    fn an_answer_ends_one_request_once() {
+        let mut in_flight = InFlight::default();
+        let first = in_flight.begin(sent(1));
+        let second = in_flight.begin(sent(2));
+        assert_eq!(in_flight.end(second).unwrap().target, 2);
+        assert!(in_flight.end(second).is_none(), "a second answer");
+        let third = in_flight.begin(sent(3));
+        assert_ne!(third, second, "a late answer must not end another request");
+        assert!(in_flight.end(second).is_none());
+        assert_eq!(in_flight.len(), 2);
+        assert_eq!(in_flight.end(first).unwrap().target, 1);
+        assert_eq!(in_flight.end(third).unwrap().target, 3);
+        assert!(in_flight.is_empty());
+    }
+
+    #[test]
+    fn a_number_that_was_never_sent_ends_nothing() {
+        let mut in_flight = InFlight::default();
+        in_flight.begin(sent(1));
+        for opaque in [0, -1, i32::MIN, i32::MAX, OPAQUE_FIRST + 1, OPAQUE_FIRST - 1] {
+            assert!(in_flight.end(opaque).is_none(), "{opaque}");
+        }
     }
 }

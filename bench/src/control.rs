@@ -192,6 +192,21 @@ impl Control {
         self.ask("the topic", ask, &[]).map(|_| ())
     }
 
+    /// The offset behind the last message of a queue, or that of the first one.
+    pub fn offset(&mut self, topic: &str, queue: u32, newest: bool) -> Result<u64, ControlError> {
+        let code = if newest {
+            request::GET_MAX_OFFSET
+        } else {
+            request::GET_MIN_OFFSET
+        };
+        let ask = Outgoing::request(code)
+            .field("topic", topic.to_owned())
+            .field("queueId", queue);
+        let answer = self.ask("an offset", ask, &[])?;
+        let offset = answer.required_int("offset").map_err(|error| self.broken(error))?;
+        u64::try_from(offset).map_err(|_| self.broken(format!("the offset is {offset}")))
+    }
+
     /// The queues of a topic for readers: broker name and number of queues.
     pub fn route(&mut self, topic: &str) -> Result<TopicRouteData, ControlError> {
         let ask =

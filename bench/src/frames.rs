@@ -34,6 +34,8 @@ pub struct SendShape {
     /// Sixteen hexadecimal digits, different for each producer of a run.
     pub key_prefix: String,
     pub properties: Vec<(String, String)>,
+    /// [`ringmq::wire::record::SYS_FLAG_TRANSACTION_PREPARED`] for half messages.
+    pub sys_flag: i32,
 }
 
 /// The header of sends to one queue.
@@ -159,7 +161,7 @@ impl SendHeader {
             .field("c", "TBW102")
             .field("d", 4)
             .field("e", queue_id)
-            .field("f", 0)
+            .field("f", shape.sys_flag)
             .field("g", BORN_MARK)
             .field("h", 0)
             .field("i", properties)

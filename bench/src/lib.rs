@@ -4,12 +4,23 @@
 //! has not checked. From the bottom: `payload`, `frames` (bytes), `connection`, `control` (sockets), `schedule`,
 //! `measure` (pure), `producer` (the load), `process` (/proc), `cli`.
 
+pub mod answer;
 pub mod cli;
+pub mod clock;
 pub mod connection;
+pub mod consumer;
 pub mod control;
 pub mod frames;
+pub mod ledger;
+pub mod machine;
 pub mod measure;
 pub mod payload;
+pub mod plan;
 pub mod process;
 pub mod producer;
+pub mod progress;
+pub mod queues;
+pub mod reactor;
+pub mod result;
+pub mod run;
 pub mod schedule;

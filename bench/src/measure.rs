@@ -20,6 +20,18 @@ pub fn histogram() -> Histogram<u64> {
     histogram.unwrap_or_else(|_| unreachable!("the bounds are constants that fit each other"))
 }
 
+/// What a latency is the latency of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A send, from its due time to its acknowledgement.
+    Publish,
+    /// A pull that brought messages, from its request to its answer.
+    Pull,
+    /// A message, from its due time to its delivery.
+    EndToEnd,
+}
+
 /// Errors of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Failure {
@@ -42,6 +54,7 @@ pub fn add_failure(failures: &mut Failures, kind: &str, count: u64, remark: &str
 
 /// One second of one worker.
 pub struct Interval {
+    pub kind: Kind,
     /// Seconds since the window began.
     pub index: u64,
     pub latencies: Histogram<u64>,
@@ -51,8 +64,10 @@ pub struct Interval {
 }
 
 impl Interval {
-    fn new(index: u64) -> Self {
+    /// An empty one.
+    pub fn new(kind: Kind, index: u64) -> Self {
         Self {
+            kind,
             index,
             latencies: histogram(),
             messages: 0,
@@ -101,10 +116,10 @@ pub struct Recorder {
 
 impl Recorder {
     /// A recorder that tells its intervals to `sink`.
-    pub fn new(window: Window, sink: Sender<Interval>) -> Self {
+    pub fn new(kind: Kind, window: Window, sink: Sender<Interval>) -> Self {
         Self {
             window,
-            current: Interval::new(0),
+            current: Interval::new(kind, 0),
             ends_ns: window.from_ns + INTERVAL_NS,
             sink,
         }
@@ -139,17 +154,17 @@ impl Recorder {
         }
         let now_ns = now_ns.min(self.window.until_ns - 1);
         let index = (now_ns - self.window.from_ns) / INTERVAL_NS;
-        let done = std::mem::replace(&mut self.current, Interval::new(index));
+        let next = Interval::new(self.current.kind, index);
+        let done = std::mem::replace(&mut self.current, next);
         self.ends_ns = self.window.from_ns + (index + 1) * INTERVAL_NS;
         self.send(done);
     }
 
     /// Passes on the rest.
-    pub fn finish(self) {
-        let Self { current, sink, .. } = self;
-        if !current.is_empty() {
-            let _ = sink.send(current);
-        }
+    pub fn finish(mut self) {
+        let kind = self.current.kind;
+        let rest = std::mem::replace(&mut self.current, Interval::new(kind, 0));
+        self.send(rest);
     }
 
     fn send(&self, interval: Interval) {
@@ -157,5 +172,56 @@ impl Recorder {
             // The collector ends only after all workers, or because the run was given up.
             let _ = self.sink.send(interval);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    const S: u64 = INTERVAL_NS;
+
+    #[test]
+    fn a_latency_counts_by_its_due_time_and_a_message_by_its_answer() {
+        let (sender, receiver) = channel();
+        let window = Window {
+            from_ns: S,
+            until_ns: 3 * S,
+        };
+        let mut recorder = Recorder::new(Kind::Publish, window, sender);
+        recorder.answered(S / 2, S - 1, 1, 10); // all of it before the window
+        recorder.answered(S / 2, S + 1, 1, 10); // due before, answered within
+        recorder.answered(S + 5, S + 9, 1, 10);
+        recorder.answered(3 * S - 7, 3 * S + 5 * S, 1, 10); // due within, answered behind
+        recorder.answered(3 * S + 1, 3 * S + 5 * S, 1, 10); // all of it behind
+        recorder.finish();
+        let all: Vec<_> = receiver.iter().collect();
+        assert_eq!(all.iter().map(|one| one.messages).sum::<u64>(), 2);
+        assert_eq!(all.iter().map(|one| one.latencies.len()).sum::<u64>(), 2);
+        let last = all.last().unwrap();
+        assert_eq!(last.index, 1);
+        assert!(last.latencies.max() > 5 * S, "the late answer shows in the last second");
+    }
+
+    #[test]
+    fn intervals_come_by_the_second_and_empty_ones_not_at_all() {
+        let (sender, receiver) = channel();
+        let window = Window {
+            from_ns: 0,
+            until_ns: 10 * S,
+        };
+        let mut recorder = Recorder::new(Kind::Publish, window, sender);
+        recorder.answered(0, 5, 1, 1);
+        recorder.answered(4 * S, 4 * S + 5, 2, 1);
+        recorder.failed(4 * S, 4 * S + 6, 3, "busy", "first");
+        recorder.failed(4 * S, 4 * S + 7, 1, "busy", "second");
+        recorder.finish();
+        let all: Vec<_> = receiver.iter().collect();
+        assert_eq!(all.iter().map(|one| (one.index, one.messages)).collect::<Vec<_>>(), [(0, 1), (4, 2)]);
+        assert_eq!(all[1].failures["busy"].count, 4);
+        assert_eq!(all[1].failures["busy"].remark, "first");
     }
 }

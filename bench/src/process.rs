@@ -52,6 +52,22 @@ fn kib_of(status: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// CPU seconds that all processes of the machine have used, interrupts included.
+pub fn machine_cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_ascii_whitespace()
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    // user nice system idle iowait irq softirq steal: neither idle nor iowait is work.
+    let busy: u64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|at| ticks.get(*at)).sum();
+    busy as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
 /// CPU time of this process, all threads.
 pub fn own_cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
