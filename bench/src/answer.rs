@@ -18,7 +18,10 @@ pub enum AnswerError {
     #[error("a frame says that {bytes} bytes follow; allowed are 4 to {FRAME_BYTES_MAX}")]
     Length { bytes: u32 },
     #[error("the header has {header_bytes} bytes, its frame {frame_bytes}")]
-    HeaderLength { header_bytes: usize, frame_bytes: usize },
+    HeaderLength {
+        header_bytes: usize,
+        frame_bytes: usize,
+    },
     #[error("the header has encoding {encoding}; known are 0 (JSON) and 1 (ROCKETMQ)")]
     Encoding { encoding: u8 },
     #[error("the header is broken: {0}")]
@@ -85,9 +88,12 @@ impl<'a> Answer<'a> {
     /// Decodes one whole frame.
     pub fn decode(frame: &'a [u8]) -> Result<Self, AnswerError> {
         let Some(mark) = frame.get(4..PREFIX_BYTES) else {
-            return Err(AnswerError::Header("the frame has no header mark".to_owned()));
+            return Err(AnswerError::Header(
+                "the frame has no header mark".to_owned(),
+            ));
         };
-        let header_bytes = usize::from(mark[1]) << 16 | usize::from(mark[2]) << 8 | usize::from(mark[3]);
+        let header_bytes =
+            usize::from(mark[1]) << 16 | usize::from(mark[2]) << 8 | usize::from(mark[3]);
         let Some((header, body)) = frame[PREFIX_BYTES..].split_at_checked(header_bytes) else {
             return Err(AnswerError::HeaderLength {
                 header_bytes,
@@ -96,8 +102,8 @@ impl<'a> Answer<'a> {
         };
         match mark[0] {
             0 => {
-                let header: JsonHeader =
-                    serde_json::from_slice(header).map_err(|error| AnswerError::Header(error.to_string()))?;
+                let header: JsonHeader = serde_json::from_slice(header)
+                    .map_err(|error| AnswerError::Header(error.to_string()))?;
                 Ok(Self {
                     code: header.code,
                     opaque: header.opaque,
@@ -108,8 +114,9 @@ impl<'a> Answer<'a> {
                 })
             }
             1 => {
-                let mut answer = binary(header)
-                    .ok_or_else(|| AnswerError::Header("a length points behind the end".to_owned()))?;
+                let mut answer = binary(header).ok_or_else(|| {
+                    AnswerError::Header("a length points behind the end".to_owned())
+                })?;
                 answer.body = body;
                 Ok(answer)
             }
@@ -192,7 +199,10 @@ impl Inbox {
             self.filled = 0..0;
         }
         let wanted = frame_bytes(self.filled())?.unwrap_or(0);
-        if self.filled.start > 0 && (self.filled.start + wanted > self.bytes.len() || self.bytes.len() == self.filled.end) {
+        if self.filled.start > 0
+            && (self.filled.start + wanted > self.bytes.len()
+                || self.bytes.len() == self.filled.end)
+        {
             self.bytes.copy_within(self.filled.clone(), 0);
             self.filled = 0..self.filled.len();
         }
@@ -299,6 +309,9 @@ mod tests {
         let mut inbox = Inbox::new(8);
         inbox.room().unwrap()[..4].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff]);
         inbox.advance(4);
-        assert_eq!(inbox.room().unwrap_err(), AnswerError::Length { bytes: 0x7fff_ffff });
+        assert_eq!(
+            inbox.room().unwrap_err(),
+            AnswerError::Length { bytes: 0x7fff_ffff }
+        );
     }
 }

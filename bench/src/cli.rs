@@ -1,15 +1,19 @@
 //! The command line: flags to a plan, a run to text and files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::machine::facts;
+use crate::agents::{coordinate, machine_of, serve};
+use crate::measure::{Kind, histogram};
 use crate::plan::{Burst, Consume, Header, Mode, Plan, Produce, Transaction};
 use crate::progress::Progress;
-use crate::result::{Parts, RunResult, summarise, write_hlog};
+use crate::report::{RESULTS_MAX, load_of, page};
+use crate::result::{Parts, RunResult, decode, summarise, write_hlog};
 use crate::run::{Share, prepare};
+use crate::search::Search;
+use crate::workload::Workload;
 
 /// Load for brokers that speak the Apache RocketMQ remoting protocol.
 ///
@@ -34,12 +38,25 @@ enum Verb {
     Consumer(ConsumerArgs),
     /// Send and pull, with the latency from the due time to the delivery
     EndToEnd(EndToEndArgs),
+    /// Find the highest rate that holds a latency bound
+    Search(SearchArgs),
+    /// Run a workload file of the OpenMessaging Benchmark
+    Workload(WorkloadArgs),
+    /// Make load for a coordinator (--agents), one after the other
+    Agent(AgentArgs),
+    /// Show results side by side: a table, and a page with --html
+    Compare(CompareArgs),
 }
 
 #[derive(Args, Clone)]
 struct Common {
     /// Name server; all brokers that it knows are used
-    #[arg(short = 'n', long, env = "NAMESRV_ADDR", default_value = "127.0.0.1:9876")]
+    #[arg(
+        short = 'n',
+        long,
+        env = "NAMESRV_ADDR",
+        default_value = "127.0.0.1:9876"
+    )]
     namesrv: String,
     /// Broker, without asking a name server
     #[arg(long)]
@@ -86,6 +103,12 @@ struct Output {
     /// Write the result as JSON
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Write the result as a page
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// Agents that make the load instead of this process; see `agent`
+    #[arg(long, value_delimiter = ',')]
+    agents: Vec<String>,
     /// Write the latencies of every second as an HdrHistogram interval log
     #[arg(long)]
     hlog: Option<PathBuf>,
@@ -178,6 +201,65 @@ struct EndToEndArgs {
     verify: bool,
 }
 
+#[derive(Args, Clone)]
+struct SearchArgs {
+    #[command(flatten)]
+    produce: ProduceArgs,
+    /// The bound in milliseconds
+    #[arg(long, default_value_t = 10.0)]
+    bound_ms: f64,
+    /// The quantile that has to stay below it
+    #[arg(long, default_value_t = 0.99)]
+    quantile: f64,
+    /// The first rate, messages per second
+    #[arg(long, default_value_t = 10_000.0)]
+    first: f64,
+    /// Precision of the answer, as a ratio
+    #[arg(long, default_value_t = 1.05)]
+    precision: f64,
+    /// Measure end to end instead of the acknowledgement
+    #[arg(long)]
+    end_to_end: bool,
+}
+
+#[derive(Args, Clone)]
+struct WorkloadArgs {
+    /// The file
+    file: PathBuf,
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    load: Load,
+    #[command(flatten)]
+    pulls: Pulls,
+    /// Messages of a request
+    #[arg(short = 'b', long, default_value_t = 1)]
+    batch: usize,
+    /// Take --warm and --secs instead of the file's minutes
+    #[arg(long)]
+    short: bool,
+}
+
+#[derive(Args, Clone)]
+struct AgentArgs {
+    /// Whoever reaches this address decides what load this machine makes
+    #[arg(long, default_value = "127.0.0.1:7700")]
+    listen: String,
+    /// End after the first run
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Args, Clone)]
+struct CompareArgs {
+    /// Results (--json), at most 8
+    #[arg(required = true, num_args = 1..=RESULTS_MAX)]
+    results: Vec<PathBuf>,
+    /// Write a page
+    #[arg(long)]
+    html: Option<PathBuf>,
+}
+
 fn burst(text: &str) -> Result<Burst, String> {
     let numbers: Result<Vec<f64>, _> = text.split(',').map(|part| part.trim().parse()).collect();
     match numbers.as_deref() {
@@ -193,7 +275,11 @@ fn burst(text: &str) -> Result<Burst, String> {
 impl Common {
     fn plan(&self, verb: &str) -> Plan {
         Plan {
-            name: if self.name.is_empty() { verb.to_owned() } else { self.name.clone() },
+            name: if self.name.is_empty() {
+                verb.to_owned()
+            } else {
+                self.name.clone()
+            },
             namesrv: self.namesrv.clone(),
             broker: self.broker.clone(),
             broker_pids: self.broker_pid.clone(),
@@ -273,6 +359,10 @@ pub fn main() -> ExitCode {
             };
             run(&plan, &args.common.output)
         }
+        Verb::Search(args) => search(&args),
+        Verb::Workload(args) => workload(&args),
+        Verb::Agent(args) => serve(&args.listen, args.once),
+        Verb::Compare(args) => compare(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -299,16 +389,139 @@ fn run(plan: &Plan, output: &Output) -> Result<(), String> {
     if let Some(path) = &output.json {
         result.save(path).map_err(|error| error.to_string())?;
     }
+    if let Some(path) = &output.html {
+        write_page(path, std::slice::from_ref(&result))?;
+    }
     verdict_of(&result)
 }
 
+fn write_page(path: &Path, results: &[RunResult]) -> Result<(), String> {
+    std::fs::write(path, page(results)).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn compare(args: &CompareArgs) -> Result<(), String> {
+    let results: Result<Vec<_>, _> = args
+        .results
+        .iter()
+        .map(|path| RunResult::load(path))
+        .collect();
+    let results = results.map_err(|error| error.to_string())?;
+    for result in &results {
+        println!("{} ({})", result.name, load_of(&result.plan));
+        print!("{}", result.text());
+    }
+    match &args.html {
+        Some(path) => write_page(path, &results),
+        None => Ok(()),
+    }
+}
+
+/// Tries rates until the highest one is known that keeps the bound; the result of its run is the one that is written.
+fn search(args: &SearchArgs) -> Result<(), String> {
+    let common = &args.produce.common;
+    let bound_ns = (args.bound_ms * 1e6) as u64;
+    let mut search = Search::new(args.first, args.precision);
+    let mut best = None;
+    while let Some(rate) = search.next() {
+        let mut load = args.produce.load.clone();
+        load.rate = Some(rate);
+        let pulls = Pulls {
+            group: "benchmark_consumer".to_owned(),
+            pull_messages: 32,
+            check_crc: false,
+        };
+        let plan = Plan {
+            size: load.size,
+            produce: Some(common.produce(&load, args.produce.batch.unwrap_or(1))),
+            consume: args.end_to_end.then(|| common.consume(&pulls, Mode::Hot)),
+            ..common.plan("search")
+        };
+        let output = Output {
+            json: None,
+            html: None,
+            hlog: None,
+            agents: common.output.agents.clone(),
+        };
+        let result = measure(&plan, &output)?;
+        let kind = if args.end_to_end {
+            Kind::EndToEnd
+        } else {
+            Kind::Publish
+        };
+        let held = result.of(kind).is_some_and(|measured| {
+            let reached = measured.latency.count as f64
+                * plan.produce.as_ref().map_or(1, |one| one.batch) as f64;
+            let histogram = decode(&measured.histogram).unwrap_or_else(|_| histogram());
+            println!(
+                "{rate:.0} messages/s: {:.0} came, quantile {} is {:.3} ms",
+                measured.messages_per_second,
+                args.quantile,
+                histogram.value_at_quantile(args.quantile) as f64 / 1e6
+            );
+            // What was due and never answered is missing in the histogram, so the count has to be right too.
+            reached >= 0.99 * rate * result.seconds
+                && measured.messages_per_second >= 0.99 * rate
+                && result.all_failures().is_empty()
+                && histogram.value_at_quantile(args.quantile) <= bound_ns
+        });
+        if held {
+            best = Some(result);
+        }
+        search.tried(held);
+    }
+    let Some(result) = best else {
+        return Err(format!(
+            "no rate keeps quantile {} below {} ms",
+            args.quantile, args.bound_ms
+        ));
+    };
+    println!(
+        "highest rate: {:.0} messages/s keep quantile {} below {} ms",
+        search.best().unwrap_or_default(),
+        args.quantile,
+        args.bound_ms
+    );
+    print!("{}", result.text());
+    if let Some(path) = &common.output.json {
+        result.save(path).map_err(|error| error.to_string())?;
+    }
+    if let Some(path) = &common.output.html {
+        write_page(path, std::slice::from_ref(&result))?;
+    }
+    Ok(())
+}
+
+fn workload(args: &WorkloadArgs) -> Result<(), String> {
+    let text = std::fs::read_to_string(&args.file)
+        .map_err(|error| format!("{}: {error}", args.file.display()))?;
+    let file = Workload::parse(&text).map_err(|error| error.to_string())?;
+    let base = args.common.plan("workload");
+    let produce = args.common.produce(&args.load, args.batch);
+    let consume = args.common.consume(&args.pulls, Mode::Hot);
+    let mut plan = file
+        .plan(base, produce, consume)
+        .map_err(|error| error.to_string())?;
+    if args.short {
+        plan.warm_seconds = args.common.warm;
+        plan.seconds = args.common.secs;
+    }
+    if !args.common.name.is_empty() {
+        plan.name.clone_from(&args.common.name);
+    }
+    run(&plan, &args.common.output)
+}
+
 fn measure(plan: &Plan, output: &Output) -> Result<RunResult, String> {
+    if !output.agents.is_empty() {
+        let (result, outcome) = coordinate(plan, &output.agents)?;
+        if let Some(path) = &output.hlog {
+            write_hlog(&outcome, path).map_err(|error| error.to_string())?;
+        }
+        return Ok(result);
+    }
     let prepared = prepare(plan, Share::whole())?;
     let settings = prepared.settings.clone();
-    let machine = facts(
-        settings.get("storePathRootDir").map(String::as_str),
-        plan.broker_pids.first().copied(),
-    );
+    let machine = machine_of(plan, &settings);
     let mut progress = Progress::new(&plan.name);
     let outcome = prepared.execute(|live| progress.show(live));
     drop(progress);
@@ -327,12 +540,18 @@ fn measure(plan: &Plan, output: &Output) -> Result<RunResult, String> {
 
 /// Whether a run is a success: something was measured, and what was verified is right.
 fn verdict_of(result: &RunResult) -> Result<(), String> {
-    if result.measured.iter().all(|measured| measured.messages == 0) {
+    if result
+        .measured
+        .iter()
+        .all(|measured| measured.messages == 0)
+    {
         return Err("nothing was measured".to_owned());
     }
     if let Some(verdict) = &result.verdict {
         let produce = result.plan.produce.as_ref();
-        let order_counts = produce.is_some_and(|produce| produce.rate.is_none() && produce.in_flight <= produce.connections);
+        let order_counts = produce.is_some_and(|produce| {
+            produce.rate.is_none() && produce.in_flight <= produce.connections
+        });
         if !verdict.is_clean(order_counts) {
             return Err("the broker did not keep its promise".to_owned());
         }

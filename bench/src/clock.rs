@@ -12,7 +12,9 @@ pub struct Origin {
 impl Origin {
     /// The run begins now.
     pub fn now() -> Self {
-        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Self {
             instant: Instant::now(),
             epoch_ns: epoch.as_nanos() as i64,

@@ -222,7 +222,14 @@ mod tests {
     fn a_number_that_was_never_sent_ends_nothing() {
         let mut in_flight = InFlight::default();
         in_flight.begin(sent(1));
-        for opaque in [0, -1, i32::MIN, i32::MAX, OPAQUE_FIRST + 1, OPAQUE_FIRST - 1] {
+        for opaque in [
+            0,
+            -1,
+            i32::MIN,
+            i32::MAX,
+            OPAQUE_FIRST + 1,
+            OPAQUE_FIRST - 1,
+        ] {
             assert!(in_flight.end(opaque).is_none(), "{opaque}");
         }
     }

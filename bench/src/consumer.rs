@@ -103,7 +103,11 @@ impl Consumer {
         let mut cursors = Vec::new();
         for (index, broker) in spec.queues.brokers.iter().enumerate() {
             let range = spec.queues.of_broker(index);
-            let mine: Vec<_> = spec.assigned.iter().filter(|one| range.contains(&one.queue)).collect();
+            let mine: Vec<_> = spec
+                .assigned
+                .iter()
+                .filter(|one| range.contains(&one.queue))
+                .collect();
             let first = lanes.len();
             let connections = spec.connections.min(mine.len());
             for _ in 0..connections {
@@ -131,7 +135,10 @@ impl Consumer {
 
     /// Pulls until all queues are where they should end, or the run stops.
     pub fn run(mut self, shared: &Shared, mut recorders: Recorders) -> Consumed {
-        let error = self.pull(shared, &mut recorders).err().map(|error| error.to_string());
+        let error = self
+            .pull(shared, &mut recorders)
+            .err()
+            .map(|error| error.to_string());
         recorders.pull.finish();
         recorders.end_to_end.finish();
         Consumed {
@@ -166,7 +173,10 @@ impl Consumer {
             }
             if resting > 0 {
                 for at in 0..self.cursors.len() {
-                    if self.cursors[at].retry_ns.is_some_and(|retry_ns| retry_ns <= now_ns) {
+                    if self.cursors[at]
+                        .retry_ns
+                        .is_some_and(|retry_ns| retry_ns <= now_ns)
+                    {
                         self.cursors[at].retry_ns = None;
                         resting -= 1;
                         self.ask(at, now_ns);
@@ -176,7 +186,11 @@ impl Consumer {
             for (index, connection) in self.lanes.iter_mut().enumerate() {
                 reactor.flush(index, connection)?;
             }
-            let wait = if resting > 0 { Duration::from_millis(5) } else { NAP };
+            let wait = if resting > 0 {
+                Duration::from_millis(5)
+            } else {
+                NAP
+            };
             if self.lanes.len() == 1 && resting == 0 && !reactor.is_stuck(0) {
                 if self.lanes[0].receive(true)? {
                     self.answers(0, shared, recorders, &mut open, &mut resting)?;
@@ -235,7 +249,9 @@ impl Consumer {
             }
             let Some(sent) = sent else {
                 let remark = format!("opaque {} is not in flight", answer.opaque);
-                recorders.pull.failed(now_ns, now_ns, 1, "unasked answer", &remark);
+                recorders
+                    .pull
+                    .failed(now_ns, now_ns, 1, "unasked answer", &remark);
                 continue;
             };
             let cursor = &mut self.cursors[sent.target as usize];
@@ -251,7 +267,9 @@ impl Consumer {
                     match taking.take(&answer, recorders, &mut self.entries) {
                         Ok((next, messages, bytes)) => {
                             shared.delivered.fetch_add(messages, Ordering::Relaxed);
-                            recorders.pull.answered(sent.due_ns, now_ns, messages, bytes);
+                            recorders
+                                .pull
+                                .answered(sent.due_ns, now_ns, messages, bytes);
                             self.last_ns = now_ns;
                             Ok(next)
                         }
@@ -263,7 +281,9 @@ impl Consumer {
                     match number("nextBeginOffset", answer.fields.next_begin_offset) {
                         Ok(next) if answer.code == response::PULL_OFFSET_MOVED => {
                             let remark = format!("from {} to {next}", sent.sequence);
-                            recorders.pull.failed(now_ns, now_ns, 1, "offset moved", &remark);
+                            recorders
+                                .pull
+                                .failed(now_ns, now_ns, 1, "offset moved", &remark);
                             Ok(next.max(0) as u64)
                         }
                         Ok(next) => Ok(next.max(0) as u64),
@@ -306,7 +326,12 @@ struct Taking<'a> {
 
 impl Taking<'_> {
     /// Looks at every record; returns the next offset, and how many messages and bytes of bodies there were.
-    fn take(&self, answer: &Answer, recorders: &mut Recorders, entries: &mut Vec<Entry>) -> Result<(u64, u64, u64), String> {
+    fn take(
+        &self,
+        answer: &Answer,
+        recorders: &mut Recorders,
+        entries: &mut Vec<Entry>,
+    ) -> Result<(u64, u64, u64), String> {
         let topic = self.spec.queues.topic(self.queue);
         let id = self.spec.queues.id(self.queue);
         let (mut next, mut messages, mut bytes) = (self.from, 0, 0);
@@ -319,13 +344,17 @@ impl Taking<'_> {
             }
             if record.topic() != topic || record.queue_id() as u32 != id {
                 let (other, other_id) = (record.topic(), record.queue_id());
-                return Err(format!("queue {id} of {topic} was asked for; a message of queue {other_id} of {other} came"));
+                return Err(format!(
+                    "queue {id} of {topic} was asked for; a message of queue {other_id} of {other} came"
+                ));
             }
             let offset = record.queue_offset() as u64;
             if offset != next {
                 // What that means to messages is the ledger's to say; here it is counted once per place.
                 let remark = format!("offset {next} was next, {offset} came");
-                recorders.pull.failed(self.now_ns, self.now_ns, 1, "gap or repetition", &remark);
+                recorders
+                    .pull
+                    .failed(self.now_ns, self.now_ns, 1, "gap or repetition", &remark);
             }
             next = offset + 1;
             messages += 1;
@@ -334,7 +363,9 @@ impl Taking<'_> {
                 && stamp.run == self.spec.run
             {
                 let due_ns = self.origin.run_ns(stamp.due_ns);
-                recorders.end_to_end.answered(due_ns, self.now_ns, 1, record.body().len() as u64);
+                recorders
+                    .end_to_end
+                    .answered(due_ns, self.now_ns, 1, record.body().len() as u64);
                 if self.spec.keep_entries {
                     entries.push(Entry {
                         queue: self.queue as u32,
@@ -350,7 +381,10 @@ impl Taking<'_> {
         }
         let said = number("nextBeginOffset", answer.fields.next_begin_offset)?;
         if said != next as i64 {
-            return Err(format!("the last message has offset {}, but the next one is said to be {said}", next - 1));
+            return Err(format!(
+                "the last message has offset {}, but the next one is said to be {said}",
+                next - 1
+            ));
         }
         Ok((next, messages, bytes))
     }

@@ -117,10 +117,11 @@ impl Control {
                 Some(_) => {}
                 None => {
                     let mut chunk = [0; 16 << 10];
-                    let read = self
-                        .stream
-                        .read(&mut chunk)
-                        .map_err(|error| io_error(&self.address, error))?;
+                    let read = match self.stream.read(&mut chunk) {
+                        // A process that was stopped and goes on; with a timeout the call is not restarted by itself.
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        other => other.map_err(|error| io_error(&self.address, error))?,
+                    };
                     if read == 0 {
                         return Err(io_error(&self.address, io::ErrorKind::UnexpectedEof.into()));
                     }
@@ -203,7 +204,9 @@ impl Control {
             .field("topic", topic.to_owned())
             .field("queueId", queue);
         let answer = self.ask("an offset", ask, &[])?;
-        let offset = answer.required_int("offset").map_err(|error| self.broken(error))?;
+        let offset = answer
+            .required_int("offset")
+            .map_err(|error| self.broken(error))?;
         u64::try_from(offset).map_err(|_| self.broken(format!("the offset is {offset}")))
     }
 

@@ -40,7 +40,10 @@ pub struct Verdict {
 impl Verdict {
     /// Whether the broker kept its promise; the order counts only where the protocol promises one.
     pub fn is_clean(&self, order_counts: bool) -> bool {
-        self.lost == 0 && self.duplicated == 0 && self.misplaced == 0 && (!order_counts || self.reordered == 0)
+        self.lost == 0
+            && self.duplicated == 0
+            && self.misplaced == 0
+            && (!order_counts || self.reordered == 0)
     }
 }
 
@@ -54,7 +57,9 @@ pub fn judge(mut acknowledged: Vec<Entry>, seen: Vec<Entry>) -> Verdict {
     };
     let mut last = std::collections::HashMap::new();
     for entry in &seen {
-        let highest = last.entry((entry.queue, entry.producer)).or_insert(entry.sequence);
+        let highest = last
+            .entry((entry.queue, entry.producer))
+            .or_insert(entry.sequence);
         if entry.sequence < *highest {
             verdict.reordered += 1;
         }
@@ -108,7 +113,12 @@ mod tests {
     use super::*;
 
     fn entry(queue: u32, producer: u32, sequence: u64, offset: u64) -> Entry {
-        Entry { queue, producer, sequence, offset }
+        Entry {
+            queue,
+            producer,
+            sequence,
+            offset,
+        }
     }
 
     #[test]
@@ -121,7 +131,12 @@ mod tests {
 
     #[test]
     fn each_fault_is_counted_as_what_it_is() {
-        let acks = vec![entry(0, 1, 0, 0), entry(0, 1, 1, 1), entry(0, 1, 2, 2), entry(1, 1, 0, 0)];
+        let acks = vec![
+            entry(0, 1, 0, 0),
+            entry(0, 1, 1, 1),
+            entry(0, 1, 2, 2),
+            entry(1, 1, 0, 0),
+        ];
         let seen = vec![
             entry(0, 1, 2, 2), // before 0: two reordered ones follow
             entry(0, 1, 0, 0),
@@ -130,8 +145,16 @@ mod tests {
             entry(1, 1, 1, 8), // never acknowledged
         ];
         let verdict = judge(acks, seen);
-        assert_eq!((verdict.lost, verdict.duplicated, verdict.misplaced), (1, 1, 1), "{verdict:?}");
-        assert_eq!((verdict.reordered, verdict.unacknowledged), (2, 1), "{verdict:?}");
+        assert_eq!(
+            (verdict.lost, verdict.duplicated, verdict.misplaced),
+            (1, 1, 1),
+            "{verdict:?}"
+        );
+        assert_eq!(
+            (verdict.reordered, verdict.unacknowledged),
+            (2, 1),
+            "{verdict:?}"
+        );
         assert!(verdict.examples[0].contains("sequence 1"), "{verdict:?}");
     }
 

@@ -37,7 +37,11 @@ pub struct Mount {
 
 /// Reads all of it. `store` is the broker's directory, if it is known.
 pub fn facts(store: Option<&str>, broker_pid: Option<u32>) -> Machine {
-    let text = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let text = |path: &str| {
+        fs::read_to_string(path)
+            .ok()
+            .map(|text| text.trim().to_owned())
+    };
     let cpuinfo = text("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
         .lines()
@@ -45,7 +49,11 @@ pub fn facts(store: Option<&str>, broker_pid: Option<u32>) -> Machine {
         .unwrap_or("unknown");
     let uname = rustix::system::uname();
     Machine {
-        kernel: format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy()),
+        kernel: format!(
+            "{} {}",
+            uname.sysname().to_string_lossy(),
+            uname.release().to_string_lossy()
+        ),
         cpu: model.trim().to_owned(),
         cpus: std::thread::available_parallelism().map_or(0, usize::from),
         governor: text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -64,13 +72,22 @@ pub fn facts(store: Option<&str>, broker_pid: Option<u32>) -> Machine {
 
 fn kib(text: &str, name: &str) -> u64 {
     text.lines()
-        .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok())
+        .find_map(|line| {
+            line.strip_prefix(name)?
+                .trim()
+                .strip_suffix("kB")?
+                .trim()
+                .parse()
+                .ok()
+        })
         .unwrap_or(0)
 }
 
 fn limit(path: &str) -> Option<String> {
     let limits = fs::read_to_string(path).ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max locked memory"))?;
     Some(line.split_whitespace().next()?.to_owned())
 }
 
@@ -134,7 +151,10 @@ mod tests {
     fn this_machine_has_a_kernel_and_memory() {
         let machine = facts(Some("/"), Some(std::process::id()));
         assert!(machine.kernel.starts_with("Linux "), "{machine:?}");
-        assert!(machine.memory_bytes > 1 << 20 && machine.cpus > 0, "{machine:?}");
+        assert!(
+            machine.memory_bytes > 1 << 20 && machine.cpus > 0,
+            "{machine:?}"
+        );
         assert_eq!(machine.memlock, machine.broker_memlock);
         assert_eq!(machine.store.unwrap().path, "/");
     }

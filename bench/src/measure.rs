@@ -21,7 +21,9 @@ pub fn histogram() -> Histogram<u64> {
 }
 
 /// What a latency is the latency of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A send, from its due time to its acknowledgement.
@@ -203,7 +205,10 @@ mod tests {
         assert_eq!(all.iter().map(|one| one.latencies.len()).sum::<u64>(), 2);
         let last = all.last().unwrap();
         assert_eq!(last.index, 1);
-        assert!(last.latencies.max() > 5 * S, "the late answer shows in the last second");
+        assert!(
+            last.latencies.max() > 5 * S,
+            "the late answer shows in the last second"
+        );
     }
 
     #[test]
@@ -220,7 +225,12 @@ mod tests {
         recorder.failed(4 * S, 4 * S + 7, 1, "busy", "second");
         recorder.finish();
         let all: Vec<_> = receiver.iter().collect();
-        assert_eq!(all.iter().map(|one| (one.index, one.messages)).collect::<Vec<_>>(), [(0, 1), (4, 2)]);
+        assert_eq!(
+            all.iter()
+                .map(|one| (one.index, one.messages))
+                .collect::<Vec<_>>(),
+            [(0, 1), (4, 2)]
+        );
         assert_eq!(all[1].failures["busy"].count, 4);
         assert_eq!(all[1].failures["busy"].remark, "first");
     }

@@ -112,7 +112,9 @@ impl Plan {
     pub fn topic_names(&self) -> Vec<String> {
         match self.topics {
             1 => vec![self.topic.clone()],
-            _ => (0..self.topics).map(|index| format!("{}-{index}", self.topic)).collect(),
+            _ => (0..self.topics)
+                .map(|index| format!("{}-{index}", self.topic))
+                .collect(),
         }
     }
 
@@ -130,7 +132,10 @@ impl Plan {
             }
         }
         if !(0.0..=1e9).contains(&self.warm_seconds) {
-            return Err(format!("--warm is {}; it has to be 0 or more", self.warm_seconds));
+            return Err(format!(
+                "--warm is {}; it has to be 0 or more",
+                self.warm_seconds
+            ));
         }
         let stamped = self.verify || (self.produce.is_some() && self.consume.is_some());
         if stamped && self.size < STAMP_BYTES {
@@ -143,9 +148,15 @@ impl Plan {
             produce.check(self.size)?;
         }
         if let Some(consume) = &self.consume {
-            let counts = [consume.connections, consume.threads, consume.pull_messages as usize];
+            let counts = [
+                consume.connections,
+                consume.threads,
+                consume.pull_messages as usize,
+            ];
             if counts.contains(&0) {
-                return Err("--connections, --threads and --pull-messages have to be above 0".to_owned());
+                return Err(
+                    "--connections, --threads and --pull-messages have to be above 0".to_owned(),
+                );
             }
         }
         Ok(())
@@ -158,10 +169,15 @@ impl Produce {
         use crate::connection::IN_FLIGHT_MAX;
         let counts = [self.batch, self.in_flight, self.connections, self.threads];
         if counts.contains(&0) {
-            return Err("--batch, --in-flight, --connections and --threads have to be above 0".to_owned());
+            return Err(
+                "--batch, --in-flight, --connections and --threads have to be above 0".to_owned(),
+            );
         }
         if self.in_flight > IN_FLIGHT_MAX {
-            return Err(format!("--in-flight is {}; the limit is {IN_FLIGHT_MAX}", self.in_flight));
+            return Err(format!(
+                "--in-flight is {}; the limit is {IN_FLIGHT_MAX}",
+                self.in_flight
+            ));
         }
         if (size + 200).saturating_mul(self.batch) > FRAME_BYTES_MAX {
             return Err(format!(
@@ -173,15 +189,24 @@ impl Produce {
             return Err("a transaction has one message; leave --batch at 1".to_owned());
         }
         let rates = [self.rate, self.burst.map(|burst| burst.rate)];
-        if rates.into_iter().flatten().any(|rate| rate.is_nan() || rate <= 0.0 || rate > 1e9) {
+        if rates
+            .into_iter()
+            .flatten()
+            .any(|rate| rate.is_nan() || rate <= 0.0 || rate > 1e9)
+        {
             return Err("a rate has to be above 0 and at most 1,000,000,000 messages/s".to_owned());
         }
         if let Some(burst) = &self.burst {
             if self.rate.is_none() {
                 return Err("--burst needs --rate, the rate between bursts".to_owned());
             }
-            if burst.for_seconds.is_nan() || burst.for_seconds <= 0.0 || burst.for_seconds > burst.every_seconds {
-                return Err("a burst has to be shorter than the time from one to the next".to_owned());
+            if burst.for_seconds.is_nan()
+                || burst.for_seconds <= 0.0
+                || burst.for_seconds > burst.every_seconds
+            {
+                return Err(
+                    "a burst has to be shorter than the time from one to the next".to_owned(),
+                );
             }
         }
         if self.skew.is_nan() || self.skew < 0.0 {

@@ -64,7 +64,10 @@ pub fn machine_cpu_seconds() -> f64 {
         .filter_map(|field| field.parse().ok())
         .collect();
     // user nice system idle iowait irq softirq steal: neither idle nor iowait is work.
-    let busy: u64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|at| ticks.get(*at)).sum();
+    let busy: u64 = [0, 1, 2, 5, 6, 7]
+        .iter()
+        .filter_map(|at| ticks.get(*at))
+        .sum();
     busy as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 

@@ -4,8 +4,8 @@
 //! load grows. A request is a failure if its answer has another code than success, or says something else than an answer to
 //! a send has to say. Transactions are half messages, ended by a one-way request as soon as they are stored.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -106,7 +106,13 @@ impl Producer {
         for (index, broker) in queues.brokers.iter().enumerate() {
             let range = queues.of_broker(index);
             for queue in range.clone() {
-                let header = SendHeader::new(&spec.shape, queues.topic(queue), &broker.name, queues.id(queue), body.len());
+                let header = SendHeader::new(
+                    &spec.shape,
+                    queues.topic(queue),
+                    &broker.name,
+                    queues.id(queue),
+                    body.len(),
+                );
                 headers.push(header);
             }
             for _ in 0..spec.connections {
@@ -116,7 +122,12 @@ impl Producer {
                 lanes.push(Lane {
                     connection: Connection::connect(broker.address)?,
                     first_queue: range.start,
-                    picker: Picker::new(range.len(), first, spec.skew, u64::from(producer) ^ spec.run),
+                    picker: Picker::new(
+                        range.len(),
+                        first,
+                        spec.skew,
+                        u64::from(producer) ^ spec.run,
+                    ),
                     sequences: vec![0; range.len()],
                     producer,
                     in_flight_max: 0,
@@ -125,7 +136,8 @@ impl Producer {
         }
         let count = lanes.len();
         for (index, lane) in lanes.iter_mut().enumerate() {
-            lane.in_flight_max = spec.in_flight / count + usize::from(index < spec.in_flight % count);
+            lane.in_flight_max =
+                spec.in_flight / count + usize::from(index < spec.in_flight % count);
         }
         Ok(Self {
             body,
@@ -143,10 +155,15 @@ impl Producer {
 
     /// Sends until the run is over, then waits for what is in flight.
     pub fn run(mut self, shared: &Shared, mut recorder: Recorder, first_ns: u64) -> Produced {
-        let error = self.load(shared, &mut recorder, first_ns).err().map(|error| error.to_string());
+        let error = self
+            .load(shared, &mut recorder, first_ns)
+            .err()
+            .map(|error| error.to_string());
         let now_ns = shared.origin.elapsed_ns();
         let messages = self.spec.shape.batch as u64;
-        let why = error.as_deref().unwrap_or("no answer came in the time after the run");
+        let why = error
+            .as_deref()
+            .unwrap_or("no answer came in the time after the run");
         for lane in &self.lanes {
             for sent in lane.connection.in_flight.abandoned() {
                 recorder.failed(sent.due_ns, now_ns, messages, "unanswered", why);
@@ -159,7 +176,12 @@ impl Producer {
         }
     }
 
-    fn load(&mut self, shared: &Shared, recorder: &mut Recorder, first_ns: u64) -> Result<(), ConnectionError> {
+    fn load(
+        &mut self,
+        shared: &Shared,
+        recorder: &mut Recorder,
+        first_ns: u64,
+    ) -> Result<(), ConnectionError> {
         settle(self.spec.cpu)?;
         let mut reactor = Reactor::new(self.lanes.iter().map(|lane| &lane.connection))?;
         let seed = self.spec.run.wrapping_add(u64::from(self.spec.number));
@@ -173,7 +195,9 @@ impl Producer {
                 self.fill(shared, &mut schedule, now_ns)?;
             } else {
                 gives_up_ns = gives_up_ns.min(now_ns + DRAIN.as_nanos() as u64);
-                let idle = |lane: &Lane| lane.connection.in_flight.is_empty() && !lane.connection.has_output();
+                let idle = |lane: &Lane| {
+                    lane.connection.in_flight.is_empty() && !lane.connection.has_output()
+                };
                 if self.lanes.iter().all(idle) || now_ns >= gives_up_ns {
                     return Ok(());
                 }
@@ -189,7 +213,8 @@ impl Producer {
             }
             let wait = match schedule.next_ns() {
                 Some(next_ns) if gives_up_ns == u64::MAX => {
-                    Duration::from_nanos(next_ns.saturating_sub(shared.origin.elapsed_ns())).min(NAP)
+                    Duration::from_nanos(next_ns.saturating_sub(shared.origin.elapsed_ns()))
+                        .min(NAP)
                 }
                 _ => NAP,
             };
@@ -206,7 +231,12 @@ impl Producer {
     }
 
     /// Begins all requests that are due and have room.
-    fn fill(&mut self, shared: &Shared, schedule: &mut Schedule, now_ns: u64) -> Result<(), ConnectionError> {
+    fn fill(
+        &mut self,
+        shared: &Shared,
+        schedule: &mut Schedule,
+        now_ns: u64,
+    ) -> Result<(), ConnectionError> {
         let lanes = self.lanes.len();
         let mut full = 0;
         while full < lanes {
@@ -214,7 +244,9 @@ impl Producer {
             self.next_lane = if index + 1 == lanes { 0 } else { index + 1 };
             let lane = &mut self.lanes[index];
             // A socket that takes no more gets no more: what waits here is not in flight.
-            if lane.connection.in_flight.len() >= lane.in_flight_max || lane.connection.out.len() >= 4 * FLUSH_BYTES {
+            if lane.connection.in_flight.len() >= lane.in_flight_max
+                || lane.connection.out.len() >= 4 * FLUSH_BYTES
+            {
                 full += 1;
                 continue;
             }
@@ -259,7 +291,12 @@ impl Producer {
     }
 
     /// Takes all whole answers that were read.
-    fn answers(&mut self, index: usize, shared: &Shared, recorder: &mut Recorder) -> Result<(), ConnectionError> {
+    fn answers(
+        &mut self,
+        index: usize,
+        shared: &Shared,
+        recorder: &mut Recorder,
+    ) -> Result<(), ConnectionError> {
         let now_ns = shared.origin.elapsed_ns();
         let batch = self.spec.shape.batch as u64;
         let bytes = batch * self.spec.message.len() as u64;
@@ -299,9 +336,17 @@ impl Producer {
             }
             if let Some(percent) = self.spec.rollback_percent {
                 let rolls_back = self.random.f64() * 100.0 < percent;
-                match end_of(&self.spec, sent.target as usize, &answer, offset, rolls_back) {
+                match end_of(
+                    &self.spec,
+                    sent.target as usize,
+                    &answer,
+                    offset,
+                    rolls_back,
+                ) {
                     Ok(end) => ends.push(end),
-                    Err(remark) => recorder.failed(sent.due_ns, now_ns, batch, "wrong answer", &remark),
+                    Err(remark) => {
+                        recorder.failed(sent.due_ns, now_ns, batch, "wrong answer", &remark)
+                    }
                 }
             }
         }
@@ -310,7 +355,9 @@ impl Producer {
             end.encode(self.spec.shape.encoding, 0, &mut self.scratch);
             lane.connection.out.extend_from_slice(&self.scratch);
         }
-        shared.acknowledged.fetch_add(acknowledged, Ordering::Relaxed);
+        shared
+            .acknowledged
+            .fetch_add(acknowledged, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -324,7 +371,9 @@ pub fn code_name(code: i32) -> String {
 fn check(answer: &Answer, queue: u32) -> Result<u64, String> {
     let answered = number("queueId", answer.fields.queue_id)?;
     if answered != i64::from(queue) {
-        return Err(format!("sent to queue {queue}, answered for queue {answered}"));
+        return Err(format!(
+            "sent to queue {queue}, answered for queue {answered}"
+        ));
     }
     if answer.fields.msg_id.is_none_or(str::is_empty) {
         return Err("the answer lacks msgId".to_owned());
@@ -334,20 +383,32 @@ fn check(answer: &Answer, queue: u32) -> Result<u64, String> {
 }
 
 /// END_TRANSACTION for a half message that was stored. Its physical offset is the end of its offset message id.
-fn end_of(spec: &ProducerSpec, queue: usize, answer: &Answer, offset: u64, rolls_back: bool) -> Result<Outgoing, String> {
+fn end_of(
+    spec: &ProducerSpec,
+    queue: usize,
+    answer: &Answer,
+    offset: u64,
+    rolls_back: bool,
+) -> Result<Outgoing, String> {
     let id = answer.fields.msg_id.unwrap_or_default();
     let position = id
         .len()
         .checked_sub(16)
         .and_then(|at| i64::from_str_radix(id.get(at..)?, 16).ok())
         .ok_or_else(|| format!("'{id}' is no offset message id"))?;
-    let key = answer.fields.transaction_id.ok_or("the answer lacks transactionId")?;
+    let key = answer
+        .fields
+        .transaction_id
+        .ok_or("the answer lacks transactionId")?;
     Ok(Outgoing::oneway(request::END_TRANSACTION)
         .field("topic", spec.queues.topic(queue).to_owned())
         .field("producerGroup", spec.shape.producer_group.clone())
         .field("tranStateTableOffset", offset as i64)
         .field("commitLogOffset", position)
-        .field("commitOrRollback", if rolls_back { ROLLBACK } else { COMMIT })
+        .field(
+            "commitOrRollback",
+            if rolls_back { ROLLBACK } else { COMMIT },
+        )
         .field("fromTransactionCheck", false)
         .field("msgId", key.to_owned())
         .field("transactionId", key.to_owned()))

@@ -45,7 +45,10 @@ impl Progress {
             text += &format!("{:.0} received/s ", rate(live.delivered, self.delivered));
         }
         if let Some(last) = live.last {
-            text += &format!("p99 {:.2} ms ", last.latencies.value_at_quantile(0.99) as f64 / 1e6);
+            text += &format!(
+                "p99 {:.2} ms ",
+                last.latencies.value_at_quantile(0.99) as f64 / 1e6
+            );
         }
         if live.failures > 0 {
             text += &format!("{} errors", live.failures);

@@ -53,7 +53,11 @@ impl Reactor {
     }
 
     /// Writes what waits, and asks to be told when more can be written.
-    pub fn flush(&mut self, index: usize, connection: &mut Connection) -> Result<(), ConnectionError> {
+    pub fn flush(
+        &mut self,
+        index: usize,
+        connection: &mut Connection,
+    ) -> Result<(), ConnectionError> {
         if !connection.has_output() {
             return Ok(());
         }
@@ -64,7 +68,8 @@ impl Reactor {
             let mut flags = epoll::EventFlags::IN;
             flags.set(epoll::EventFlags::OUT, wants);
             let data = epoll::EventData::new_u64(index as u64);
-            epoll::modify(&self.epoll, connection.stream(), data, flags).map_err(io::Error::from)?;
+            epoll::modify(&self.epoll, connection.stream(), data, flags)
+                .map_err(io::Error::from)?;
         }
         Ok(())
     }

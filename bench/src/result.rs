@@ -61,6 +61,9 @@ pub struct Usage {
     pub broker_peak_resident_bytes: Option<u64>,
     /// Processors that others used meanwhile; above 0.3 the figures are not to be trusted. Unknown without the broker.
     pub foreign_cpus: Option<f64>,
+    /// The longest time for which this program did not get to run although it should have.
+    #[serde(default)]
+    pub stall_seconds: f64,
 }
 
 /// Messages and latencies of one kind.
@@ -108,7 +111,10 @@ pub struct Second {
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
     #[error("{path}: {source}")]
-    Io { path: String, source: std::io::Error },
+    Io {
+        path: String,
+        source: std::io::Error,
+    },
     #[error("{path} is no result of this program: {reason}")]
     Content { path: String, reason: String },
 }
@@ -125,7 +131,11 @@ impl Quantiles {
             p999: at(0.999),
             p9999: at(0.9999),
             p99999: at(0.99999),
-            max: if histogram.is_empty() { 0 } else { histogram.max() },
+            max: if histogram.is_empty() {
+                0
+            } else {
+                histogram.max()
+            },
         }
     }
 }
@@ -178,7 +188,8 @@ pub fn summarise(parts: Parts) -> RunResult {
             measured.push(measure(kind, &intervals, outcome.seconds, whole_series));
         }
     }
-    let usage = usage_of(plan, &outcome.samples, work(&measured));
+    let mut usage = usage_of(plan, &outcome.samples, work(&measured));
+    usage.stall_seconds = outcome.stall_seconds;
     RunResult {
         format: FORMAT,
         name: plan.name.clone(),
@@ -211,7 +222,11 @@ fn measure(kind: Kind, intervals: &[&Interval], seconds: f64, whole_series: bool
         series.push(Second {
             index: interval.index,
             messages: interval.messages,
-            errors: interval.failures.values().map(|failure| failure.count).sum(),
+            errors: interval
+                .failures
+                .values()
+                .map(|failure| failure.count)
+                .sum(),
             latency: Quantiles::of(&interval.latencies),
             histogram: whole_series.then(|| encode(&interval.latencies)),
         });
@@ -240,9 +255,16 @@ fn usage_of(plan: &Plan, samples: &[Sample], messages: u64) -> Usage {
     let (Some(first), Some(last)) = (samples.first(), samples.last()) else {
         return Usage::default();
     };
-    let per_million = |seconds: f64| if messages == 0 { 0.0 } else { seconds * 1e6 / messages as f64 };
+    let per_million = |seconds: f64| {
+        if messages == 0 {
+            0.0
+        } else {
+            seconds * 1e6 / messages as f64
+        }
+    };
     let client = last.client_cpu_seconds - first.client_cpu_seconds;
-    let broker = (!plan.broker_pids.is_empty()).then_some(last.broker_cpu_seconds - first.broker_cpu_seconds);
+    let broker = (!plan.broker_pids.is_empty())
+        .then_some(last.broker_cpu_seconds - first.broker_cpu_seconds);
     let length = last.at_seconds - first.at_seconds;
     Usage {
         client_cpu_seconds: client,
@@ -255,6 +277,7 @@ fn usage_of(plan: &Plan, samples: &[Sample], messages: u64) -> Usage {
             let all = last.machine_cpu_seconds - first.machine_cpu_seconds;
             ((all - broker - client) / length).max(0.0)
         }),
+        stall_seconds: 0.0,
     }
 }
 
@@ -287,7 +310,10 @@ impl RunResult {
         if result.format != FORMAT {
             return Err(ResultError::Content {
                 path: shown,
-                reason: format!("its format is {}; this program knows {FORMAT}", result.format),
+                reason: format!(
+                    "its format is {}; this program knows {FORMAT}",
+                    result.format
+                ),
             });
         }
         Ok(result)
@@ -317,7 +343,11 @@ impl RunResult {
                 Kind::EndToEnd => "end to end",
             };
             let latency = &measured.latency;
-            let errors: u64 = measured.failures.values().map(|failure| failure.count).sum();
+            let errors: u64 = measured
+                .failures
+                .values()
+                .map(|failure| failure.count)
+                .sum();
             let _ = writeln!(
                 out,
                 "{what}: {:.0} messages/s, {:.1} MB/s, latency ms p50 {:.3} p99 {:.3} p999 {:.3} max {:.3}, {errors} errors",
@@ -335,13 +365,23 @@ impl RunResult {
             "client: {:.2} CPU-s, {:.2} per million messages",
             usage.client_cpu_seconds, usage.client_cpu_seconds_per_million
         );
-        if let (Some(cpu), Some(per_million)) = (usage.broker_cpu_seconds, usage.broker_cpu_seconds_per_million) {
+        if let (Some(cpu), Some(per_million)) = (
+            usage.broker_cpu_seconds,
+            usage.broker_cpu_seconds_per_million,
+        ) {
             let _ = writeln!(
                 out,
                 "broker: {cpu:.2} CPU-s, {per_million:.2} per million messages, resident {} MiB, peak {} MiB; others used {:.2} processors",
                 usage.broker_resident_bytes.unwrap_or(0) >> 20,
                 usage.broker_peak_resident_bytes.unwrap_or(0) >> 20,
                 usage.foreign_cpus.unwrap_or(0.0),
+            );
+        }
+        if usage.stall_seconds > 0.05 {
+            let _ = writeln!(
+                out,
+                "warning: the load generator itself did not get to run for {:.2} s; latencies up to that are its own",
+                usage.stall_seconds
             );
         }
         if let Some(verdict) = &self.verdict {
@@ -361,7 +401,11 @@ impl RunResult {
             }
         }
         for (kind, failure) in self.all_failures() {
-            let _ = writeln!(out, "error {kind}: {} times: {}", failure.count, failure.remark);
+            let _ = writeln!(
+                out,
+                "error {kind}: {} times: {}",
+                failure.count, failure.remark
+            );
         }
         out
     }
@@ -382,13 +426,19 @@ pub fn write_hlog(outcome: &Outcome, path: &Path) -> Result<(), ResultError> {
     let mut serializer = V2DeflateSerializer::new();
     {
         let mut log = IntervalLogWriterBuilder::new()
-            .add_comment("ringmq-bench; values are nanoseconds, the last column's unit is milliseconds")
+            .add_comment(
+                "ringmq-bench; values are nanoseconds, the last column's unit is milliseconds",
+            )
             .with_start_time(began)
             .with_base_time(began)
             .with_max_value_divisor(1e6)
             .begin_log_with(&mut bytes, &mut serializer)
             .map_err(io_error)?;
-        let mut intervals: Vec<_> = outcome.intervals.values().filter(|one| !one.latencies.is_empty()).collect();
+        let mut intervals: Vec<_> = outcome
+            .intervals
+            .values()
+            .filter(|one| !one.latencies.is_empty())
+            .collect();
         intervals.sort_by_key(|interval| interval.index);
         for interval in intervals {
             let tag = match interval.kind {

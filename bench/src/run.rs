@@ -33,6 +33,8 @@ use crate::schedule::Arrivals;
 const LEAD_NS: u64 = 50_000_000;
 /// How long messages may still be on their way to a consumer when the last one is acknowledged.
 const DELIVERY_NS: u64 = 10_000_000_000;
+/// The same where another process may receive what this one sends.
+const SHARED_DELIVERY_NS: u64 = 1_000_000_000;
 /// Collecting and sampling.
 const TICK: Duration = Duration::from_millis(100);
 /// The topic of RocketMQ's own benchmarks: every broker has it and lets nobody change it.
@@ -62,6 +64,8 @@ pub struct Outcome {
     pub failures: Failures,
     pub verdict: Option<Verdict>,
     pub began_epoch_ns: i64,
+    /// The longest time for which the thread that only sleeps woke up too late.
+    pub stall_seconds: f64,
 }
 
 /// What a progress display may show.
@@ -136,18 +140,24 @@ pub fn prepare(plan: &Plan, share: Share) -> Result<Prepared, String> {
     let mut settings = BTreeMap::new();
     let mut assigned = Vec::new();
     for (index, broker) in queues.brokers.iter().enumerate() {
-        let mut control = Control::connect(&broker.address.to_string()).map_err(|error| error.to_string())?;
+        let mut control =
+            Control::connect(&broker.address.to_string()).map_err(|error| error.to_string())?;
         if index == 0 {
             // A broker that does not tell them is measured all the same.
             settings = control.broker_config().unwrap_or_default();
         }
         if plan.produce.is_some() && share.index == 0 {
             for topic in queues.topics.iter().filter(|topic| *topic != OWN_TOPIC) {
-                control.make_topic(topic, plan.queues).map_err(|error| error.to_string())?;
+                control
+                    .make_topic(topic, plan.queues)
+                    .map_err(|error| error.to_string())?;
             }
         }
         if let Some(consume) = &plan.consume {
-            for queue in queues.of_broker(index).filter(|queue| *queue as u32 % share.count == share.index) {
+            for queue in queues
+                .of_broker(index)
+                .filter(|queue| *queue as u32 % share.count == share.index)
+            {
                 let offset = |control: &mut Control, newest| {
                     control
                         .offset(queues.topic(queue), queues.id(queue), newest)
@@ -169,7 +179,10 @@ pub fn prepare(plan: &Plan, share: Share) -> Result<Prepared, String> {
             }
         }
     }
-    let backlog = assigned.iter().filter_map(|one| Some(one.until?.saturating_sub(one.from))).sum();
+    let backlog = assigned
+        .iter()
+        .filter_map(|one| Some(one.until?.saturating_sub(one.from)))
+        .sum();
     let mut producers = Vec::new();
     if let Some(produce) = &plan.produce {
         for spec in producer_specs(plan, produce, share, &queues) {
@@ -186,7 +199,12 @@ pub fn prepare(plan: &Plan, share: Share) -> Result<Prepared, String> {
             let spec = ConsumerSpec {
                 run: share.run,
                 queues: queues.clone(),
-                assigned: assigned.iter().copied().skip(index).step_by(threads).collect(),
+                assigned: assigned
+                    .iter()
+                    .copied()
+                    .skip(index)
+                    .step_by(threads)
+                    .collect(),
                 connections: part(consume.connections, index, threads).max(1),
                 group: consume.group.clone(),
                 pull_messages: consume.pull_messages,
@@ -208,7 +226,12 @@ pub fn prepare(plan: &Plan, share: Share) -> Result<Prepared, String> {
     })
 }
 
-fn producer_specs(plan: &Plan, produce: &Produce, share: Share, queues: &Arc<Queues>) -> Vec<ProducerSpec> {
+fn producer_specs(
+    plan: &Plan,
+    produce: &Produce,
+    share: Share,
+    queues: &Arc<Queues>,
+) -> Vec<ProducerSpec> {
     let message = filler(plan.size);
     let all = produce.threads * share.count as usize;
     // Of the whole run: threads of all processes.
@@ -271,7 +294,9 @@ fn producer_specs(plan: &Plan, produce: &Produce, share: Share, queues: &Arc<Que
 fn drop_page_cache() {
     rustix::fs::sync();
     if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "1") {
-        eprintln!("warning: the page cache stays as it is ({error}); a broker that reads through it may read from memory");
+        eprintln!(
+            "warning: the page cache stays as it is ({error}); a broker that reads through it may read from memory"
+        );
     }
 }
 
@@ -285,13 +310,25 @@ impl Prepared {
             consumers,
             ..
         } = self;
-        let catches_up = producers.is_empty() && plan.consume.as_ref().is_some_and(|consume| consume.mode != Mode::Hot);
+        let catches_up = producers.is_empty()
+            && plan
+                .consume
+                .as_ref()
+                .is_some_and(|consume| consume.mode != Mode::Hot);
         let nanos = |seconds: f64| (seconds * 1e9) as u64;
-        let warm_ns = if catches_up { 0 } else { nanos(plan.warm_seconds) };
+        let warm_ns = if catches_up {
+            0
+        } else {
+            nanos(plan.warm_seconds)
+        };
         let window = Window {
             from_ns: if catches_up { 0 } else { LEAD_NS + warm_ns },
             // A catch-up ends where its backlog does.
-            until_ns: if catches_up { u64::MAX } else { LEAD_NS + warm_ns + nanos(plan.seconds) },
+            until_ns: if catches_up {
+                u64::MAX
+            } else {
+                LEAD_NS + warm_ns + nanos(plan.seconds)
+            },
         };
         let shared = Shared {
             origin: Origin::now(),
@@ -301,7 +338,9 @@ impl Prepared {
             delivered: AtomicU64::new(0),
         };
         let (sender, receiver) = channel();
-        let recorder = |kind, sender: &std::sync::mpsc::Sender<Interval>| Recorder::new(kind, window, sender.clone());
+        let recorder = |kind, sender: &std::sync::mpsc::Sender<Interval>| {
+            Recorder::new(kind, window, sender.clone())
+        };
         let acknowledged = Mutex::new(Vec::<Entry>::new());
         let delivered = Mutex::new(Vec::<Entry>::new());
         let failures = Mutex::new(Failures::new());
@@ -315,13 +354,19 @@ impl Prepared {
             samples: Vec::new(),
             pids: plan.broker_pids.clone(),
             window,
+            stall_ns: 0,
         };
         thread::scope(|scope| {
             for (index, producer) in producers.into_iter().enumerate() {
                 let recorder = recorder(Kind::Publish, &sender);
-                let (shared, failures, acknowledged, producing) = (&shared, &failures, &acknowledged, &producing);
+                let (shared, failures, acknowledged, producing) =
+                    (&shared, &failures, &acknowledged, &producing);
                 // Threads of one rate take turns.
-                let share_of_gap = match plan.produce.as_ref().and_then(|produce| Some((produce.rate?, produce.batch))) {
+                let share_of_gap = match plan
+                    .produce
+                    .as_ref()
+                    .and_then(|produce| Some((produce.rate?, produce.batch)))
+                {
                     Some((rate, batch)) => {
                         let number = share.index as usize * threads + index;
                         (1e9 * batch as f64 / rate * number as f64) as u64
@@ -342,7 +387,8 @@ impl Prepared {
                     pull: recorder(Kind::Pull, &sender),
                     end_to_end: recorder(Kind::EndToEnd, &sender),
                 };
-                let (shared, failures, delivered, consuming, last_ns) = (&shared, &failures, &delivered, &consuming, &last_ns);
+                let (shared, failures, delivered, consuming, last_ns) =
+                    (&shared, &failures, &delivered, &consuming, &last_ns);
                 scope.spawn(move || {
                     let done = consumer.run(shared, recorders);
                     lock(delivered).extend(done.entries);
@@ -363,14 +409,31 @@ impl Prepared {
                     shared.acknowledged.load(Ordering::Relaxed),
                     shared.delivered.load(Ordering::Relaxed),
                 );
-                if producing.load(Ordering::Acquire) == 0 && !catches_up && now_ns >= window.until_ns {
-                    let limit_ns = *gives_up_ns.get_or_insert(now_ns + DELIVERY_NS);
-                    if threads == 0 || deliveries >= acks || now_ns >= limit_ns {
+                if producing.load(Ordering::Acquire) == 0
+                    && !catches_up
+                    && now_ns >= window.until_ns
+                {
+                    let limit_ns = *gives_up_ns.get_or_insert(
+                        now_ns
+                            + if share.count > 1 {
+                                SHARED_DELIVERY_NS
+                            } else {
+                                DELIVERY_NS
+                            },
+                    );
+                    if threads == 0
+                        || (share.count == 1 && deliveries >= acks)
+                        || now_ns >= limit_ns
+                    {
                         shared.stop.store(true, Ordering::Relaxed);
                     }
                 }
-                let all_failed = threads > 0 && producing.load(Ordering::Acquire) == 0 && now_ns < window.until_ns;
-                if all_failed || (!catches_up && consuming.load(Ordering::Acquire) == 0 && threads == 0) {
+                let all_failed = threads > 0
+                    && producing.load(Ordering::Acquire) == 0
+                    && now_ns < window.until_ns;
+                if all_failed
+                    || (!catches_up && consuming.load(Ordering::Acquire) == 0 && threads == 0)
+                {
                     shared.stop.store(true, Ordering::Relaxed);
                 }
                 if ended {
@@ -384,7 +447,11 @@ impl Prepared {
         });
         collector.sample(&shared);
         let seconds = if catches_up {
-            last_ns.load(Ordering::Relaxed).saturating_sub(window.from_ns).max(1) as f64 / 1e9
+            last_ns
+                .load(Ordering::Relaxed)
+                .saturating_sub(window.from_ns)
+                .max(1) as f64
+                / 1e9
         } else {
             plan.seconds
         };
@@ -396,6 +463,7 @@ impl Prepared {
             samples: collector.samples,
             failures: into_inner(failures),
             verdict,
+            stall_seconds: collector.stall_ns as f64 / 1e9,
             began_epoch_ns: shared.origin.epoch_ns(window.from_ns),
         }
     }
@@ -403,11 +471,15 @@ impl Prepared {
 
 /// A thread that panicked while it held the lock left whole values behind.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn into_inner<T>(mutex: Mutex<T>) -> T {
-    mutex.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 struct Collector {
@@ -416,28 +488,46 @@ struct Collector {
     samples: Vec<Sample>,
     pids: Vec<u32>,
     window: Window,
+    stall_ns: u64,
 }
 
 impl Collector {
     /// Waits a moment for intervals and samples when that is due; true if all threads have ended.
     fn tick(&mut self, shared: &Shared) -> bool {
         let now_ns = shared.origin.elapsed_ns();
-        let due_ns = self.window.from_ns.saturating_add(self.samples.len() as u64 * 1_000_000_000).min(self.window.until_ns);
+        let due_ns = self
+            .window
+            .from_ns
+            .saturating_add(self.samples.len() as u64 * 1_000_000_000)
+            .min(self.window.until_ns);
         let is_over = self.samples.last().is_some_and(|last| {
             last.at_seconds >= (self.window.until_ns - self.window.from_ns) as f64 / 1e9
         });
         if now_ns >= due_ns && !is_over {
             self.sample(shared);
         }
-        let wait = if is_over { TICK } else { Duration::from_nanos(due_ns.saturating_sub(now_ns)).min(TICK) };
-        match self.receiver.recv_timeout(wait) {
+        let wait = if is_over {
+            TICK
+        } else {
+            Duration::from_nanos(due_ns.saturating_sub(now_ns)).min(TICK)
+        };
+        let before_ns = shared.origin.elapsed_ns();
+        let received = self.receiver.recv_timeout(wait);
+        let late_ns =
+            (shared.origin.elapsed_ns() - before_ns).saturating_sub(wait.as_nanos() as u64);
+        if self.window.contains(before_ns) {
+            self.stall_ns = self.stall_ns.max(late_ns);
+        }
+        match received {
             Ok(interval) => {
                 let key = (interval.kind, interval.index);
                 match self.intervals.entry(key) {
                     std::collections::btree_map::Entry::Vacant(entry) => {
                         entry.insert(interval);
                     }
-                    std::collections::btree_map::Entry::Occupied(mut entry) => entry.get_mut().merge(interval),
+                    std::collections::btree_map::Entry::Occupied(mut entry) => {
+                        entry.get_mut().merge(interval)
+                    }
                 }
                 false
             }
@@ -451,7 +541,12 @@ impl Collector {
         let now_ns = shared.origin.elapsed_ns();
         let at_seconds = (now_ns as f64 - self.window.from_ns as f64) / 1e9;
         let length = (self.window.until_ns - self.window.from_ns) as f64 / 1e9;
-        if at_seconds < 0.0 || self.samples.last().is_some_and(|last| last.at_seconds >= length) {
+        if at_seconds < 0.0
+            || self
+                .samples
+                .last()
+                .is_some_and(|last| last.at_seconds >= length)
+        {
             return;
         }
         let broker = usage(&self.pids).unwrap_or_default();
@@ -466,10 +561,16 @@ impl Collector {
     }
 
     fn live(&self, now_ns: u64, acknowledged: u64, delivered: u64) -> Live<'_> {
-        let failures = self.intervals.values().flat_map(|one| one.failures.values()).map(|failure| failure.count).sum();
+        let failures = self
+            .intervals
+            .values()
+            .flat_map(|one| one.failures.values())
+            .map(|failure| failure.count)
+            .sum();
         Live {
             at_seconds: now_ns as f64 / 1e9,
-            of_seconds: (self.window.until_ns != u64::MAX).then_some(self.window.until_ns as f64 / 1e9),
+            of_seconds: (self.window.until_ns != u64::MAX)
+                .then_some(self.window.until_ns as f64 / 1e9),
             acknowledged,
             delivered,
             failures,

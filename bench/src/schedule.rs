@@ -67,7 +67,11 @@ impl Schedule {
         match self.arrivals {
             Arrivals::Closed => f64::INFINITY,
             Arrivals::Open { rate, burst, .. } => match burst {
-                Some(burst) if (at_ns - self.first_ns) / 1e9 % burst.every_seconds < burst.for_seconds => burst.rate,
+                Some(burst)
+                    if (at_ns - self.first_ns) / 1e9 % burst.every_seconds < burst.for_seconds =>
+                {
+                    burst.rate
+                }
                 _ => rate,
             },
         }
@@ -109,10 +113,17 @@ impl Picker {
     pub fn pick(&mut self) -> usize {
         if !self.shares.is_empty() {
             let at = self.random.f64();
-            return self.shares.partition_point(|share| *share <= at).min(self.count - 1);
+            return self
+                .shares
+                .partition_point(|share| *share <= at)
+                .min(self.count - 1);
         }
         let picked = self.next;
-        self.next = if picked + 1 == self.count { 0 } else { picked + 1 };
+        self.next = if picked + 1 == self.count {
+            0
+        } else {
+            picked + 1
+        };
         picked
     }
 }
@@ -123,7 +134,15 @@ mod tests {
     use super::*;
 
     fn open(rate: f64, poisson: bool, burst: Option<Burst>) -> Schedule {
-        Schedule::new(Arrivals::Open { rate, poisson, burst }, 500, 7)
+        Schedule::new(
+            Arrivals::Open {
+                rate,
+                poisson,
+                burst,
+            },
+            500,
+            7,
+        )
     }
 
     fn due_by(schedule: &mut Schedule, now_ns: u64) -> Vec<u64> {
@@ -145,7 +164,8 @@ mod tests {
         let due = due_by(&mut schedule, 10_000_000_000);
         assert!((95_000..105_000).contains(&due.len()), "{}", due.len());
         assert!(due.is_sorted());
-        let gaps: std::collections::HashSet<_> = due.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let gaps: std::collections::HashSet<_> =
+            due.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert!(gaps.len() > 1000, "gaps differ");
     }
 
