@@ -13,6 +13,7 @@ use crate::report::{RESULTS_MAX, load_of, page};
 use crate::result::{Parts, RunResult, decode, summarise, write_hlog};
 use crate::run::{Share, prepare};
 use crate::search::Search;
+use crate::table::markdown;
 use crate::workload::Workload;
 
 /// Load for brokers that speak the Apache RocketMQ remoting protocol.
@@ -46,6 +47,12 @@ enum Verb {
     Agent(AgentArgs),
     /// Show results side by side: a table, and a page with --html
     Compare(CompareArgs),
+    /// Medians of results by case and side (CASE/SIDE is their name), as a Markdown table
+    Table {
+        /// Results (--json)
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
+    },
 }
 
 #[derive(Args, Clone)]
@@ -363,6 +370,7 @@ pub fn main() -> ExitCode {
         Verb::Workload(args) => workload(&args),
         Verb::Agent(args) => serve(&args.listen, args.once),
         Verb::Compare(args) => compare(&args),
+        Verb::Table { results } => load(&results).map(|results| print!("{}", markdown(&results))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -399,13 +407,13 @@ fn write_page(path: &Path, results: &[RunResult]) -> Result<(), String> {
     std::fs::write(path, page(results)).map_err(|error| format!("{}: {error}", path.display()))
 }
 
+fn load(paths: &[PathBuf]) -> Result<Vec<RunResult>, String> {
+    let results: Result<_, _> = paths.iter().map(|path| RunResult::load(path)).collect();
+    results.map_err(|error| error.to_string())
+}
+
 fn compare(args: &CompareArgs) -> Result<(), String> {
-    let results: Result<Vec<_>, _> = args
-        .results
-        .iter()
-        .map(|path| RunResult::load(path))
-        .collect();
-    let results = results.map_err(|error| error.to_string())?;
+    let results = load(&args.results)?;
     for result in &results {
         println!("{} ({})", result.name, load_of(&result.plan));
         print!("{}", result.text());

@@ -3,7 +3,7 @@
 //! It is a client and nothing else: it runs unchanged against Apache RocketMQ and RingMQ, and believes no answer that it
 //! has not checked. From the bottom: `payload`, `frames`, `answer` (bytes); `schedule`, `measure`, `ledger`, `search` (pure);
 //! `connection`, `reactor`, `control` (sockets); `producer`, `consumer` (one thread each); `plan`, `workload` (what to do),
-//! `run`, `agents` (doing it); `machine`, `process` (where); `result`, `report` (what came out); `progress`, `cli`.
+//! `run`, `agents` (doing it); `machine`, `process` (where); `result`, `report`, `table` (what came out); `progress`, `cli`.
 
 pub mod agents;
 pub mod answer;
@@ -28,4 +28,5 @@ pub mod result;
 pub mod run;
 pub mod schedule;
 pub mod search;
+pub mod table;
 pub mod workload;
