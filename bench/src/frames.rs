@@ -237,3 +237,80 @@ fn put_hex(number: u64, out: &mut [u8]) {
         *digit = DIGITS[(number >> (4 * (KEY_DIGITS - 1 - index))) as usize & 15];
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use ringmq::wire::batch;
+    use ringmq::wire::properties;
+    use ringmq::wire::remoting::frame::next_frame;
+
+    use super::*;
+    use crate::payload::filler;
+
+    proptest! {
+        /// The broker's own decoder reads what was patched, and nothing else has changed.
+        #[test]
+        fn a_patched_frame_says_what_was_patched(
+            is_json: bool,
+            batch_size in 1usize..5,
+            size in 0usize..200,
+            opaque in OPAQUE_FIRST..i32::MAX,
+            born_ms in 1_000_000_000_000i64..9_999_999_999_999,
+            key in 0u64..u64::MAX - 10,
+            queue_id in 0u32..5000,
+        ) {
+            let shape = SendShape {
+                encoding: if is_json { Encoding::Json } else { Encoding::Binary },
+                producer_group: "G".into(),
+                batch: batch_size,
+                key_prefix: "00112233445566AA".into(),
+                properties: vec![("TAGS".into(), "a".into())],
+                sys_flag: 0,
+            };
+            let message = filler(size);
+            let body = SendBody::new(&shape, &message);
+            let header = SendHeader::new(&shape, "Topic", "b", queue_id, body.len());
+            let stamp = Stamp { producer: 7, run: 8, sequence: 100, due_ns: 9 };
+            let mut wire = Vec::new();
+            // Twice, since the first frame must not change the template.
+            for _ in 0..2 {
+                header.append(&body, &SendNumbers { opaque, born_ms, key, stamp }, &mut wire);
+            }
+            let mut buffer = BytesMut::from(&wire[..]);
+            for _ in 0..2 {
+                let command = next_frame(&mut buffer).unwrap().unwrap();
+                prop_assert_eq!(command.opaque, opaque);
+                prop_assert_eq!(command.required_int("g"), Ok(born_ms));
+                prop_assert_eq!(command.required_int("e"), Ok(i64::from(queue_id)));
+                prop_assert_eq!(command.text("b").unwrap(), "Topic");
+                prop_assert_eq!(command.flag("m"), batch_size > 1);
+                let of = |at: usize| format!("00112233445566AA{:016X}", key + at as u64);
+                let text = command.text("i").unwrap().into_owned();
+                prop_assert_eq!(properties::get(text.as_bytes(), "UNIQ_KEY"), Some(&of(0)[..]));
+                let bodies: Vec<_> = if batch_size == 1 {
+                    vec![command.body.clone()]
+                } else {
+                    let items = batch::decode(command.body.clone()).unwrap();
+                    for (at, item) in items.iter().enumerate() {
+                        prop_assert_eq!(properties::get(&item.properties, "UNIQ_KEY"), Some(&of(at)[..]));
+                        prop_assert_eq!(properties::get(&item.properties, "TAGS"), Some("a"));
+                    }
+                    items.into_iter().map(|item| item.body).collect()
+                };
+                prop_assert_eq!(bodies.len(), batch_size);
+                for (at, one) in bodies.iter().enumerate() {
+                    if size < STAMP_BYTES {
+                        prop_assert_eq!(&one[..], &message[..]);
+                    } else {
+                        let expected = Stamp { sequence: 100 + at as u64, ..stamp };
+                        prop_assert_eq!(Stamp::read(one), Some(expected));
+                        prop_assert_eq!(&one[STAMP_BYTES..], &message[STAMP_BYTES..]);
+                    }
+                }
+            }
+            prop_assert!(buffer.is_empty());
+        }
+    }
+}

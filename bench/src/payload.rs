@@ -64,3 +64,45 @@ pub fn filler(bytes: usize) -> Vec<u8> {
     random.fill(&mut body);
     body
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_stamp_reads_back_and_damage_is_seen(
+            producer: u32, run: u64, sequence: u64, due_ns: i64,
+            at in 0..STAMP_BYTES, bit in 0..8u32,
+        ) {
+            let stamp = Stamp { producer, run, sequence, due_ns };
+            let mut body = filler(100);
+            stamp.write(&mut body);
+            prop_assert_eq!(Stamp::read(&body), Some(stamp));
+            // The sign bit of the CRC is always clear, as RocketMQ keeps it.
+            body[at] ^= 1 << bit;
+            prop_assert_eq!(Stamp::read(&body), None);
+        }
+
+        #[test]
+        fn other_bodies_have_no_stamp(body in proptest::collection::vec(any::<u8>(), 0..60)) {
+            prop_assert_eq!(Stamp::read(&body), None);
+        }
+    }
+
+    #[test]
+    fn a_body_without_room_stays_as_it_is() {
+        let mut body = filler(STAMP_BYTES - 1);
+        Stamp {
+            producer: 1,
+            run: 2,
+            sequence: 3,
+            due_ns: 4,
+        }
+        .write(&mut body);
+        assert_eq!(body, filler(STAMP_BYTES - 1));
+    }
+}

@@ -188,6 +188,9 @@ impl Producer {
         let mut schedule = Schedule::new(self.spec.arrivals, first_ns, seed);
         let single = self.lanes.len() == 1 && self.spec.arrivals == Arrivals::Closed;
         let mut gives_up_ns = u64::MAX;
+        std::thread::sleep(Duration::from_nanos(
+            first_ns.saturating_sub(shared.origin.elapsed_ns()),
+        ));
         loop {
             let now_ns = shared.origin.elapsed_ns();
             recorder.advance(now_ns);

@@ -556,9 +556,9 @@ fn steps(from: f64, until: f64, wanted: u32) -> Vec<f64> {
 /// A drawing with the y axis on the left and a legend on top.
 fn chart(curves: &[Curve], x: &Axis, scale: Scale, (width, height): (f64, f64)) -> String {
     const LEFT: f64 = 62.0;
-    const RIGHT: f64 = 24.0;
+    const RIGHT: f64 = 36.0;
     const TOP: f64 = 26.0;
-    const BOTTOM: f64 = 24.0;
+    const BOTTOM: f64 = 28.0;
     let values = || {
         curves
             .iter()
