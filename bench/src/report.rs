@@ -9,6 +9,9 @@ use crate::measure::Kind;
 use crate::plan::Plan;
 use crate::result::{Measured, Quantiles, RunResult, Second, decode};
 
+/// One figure of them.
+type OfQuantiles = fn(&Quantiles) -> u64;
+
 /// More results than this have colours that nobody tells apart.
 pub const RESULTS_MAX: usize = 8;
 const COLOURS: [&str; RESULTS_MAX] = [
@@ -186,7 +189,7 @@ fn section(out: &mut String, kind: Kind, rows: &[Row]) {
     out.push_str("</figure><figure class=\"latency\">");
     let curves = if let [(_, result, measured)] = rows {
         out.push_str("<figcaption>Latency over time <small>ms: p50, p99, p99.9 of each second</small></figcaption>");
-        let lines: [(&str, usize, fn(&Quantiles) -> u64); 3] = [
+        let lines: [(&str, usize, OfQuantiles); 3] = [
             ("p50", 2, |latency| latency.p50),
             ("p99", 0, |latency| latency.p99),
             ("p99.9", 1, |latency| latency.p999),

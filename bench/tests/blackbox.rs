@@ -200,7 +200,7 @@ fn every_verb_works_against_the_broker() {
         &broker.result(&["consumer", "-t", "Batch", "--mode", "catch-up"]),
         Kind::Pull,
     );
-    assert!(got >= sent && got % 32 == 0, "{got} of {sent}");
+    assert!(got >= sent && got.is_multiple_of(32), "{got} of {sent}");
 }
 
 #[test]
