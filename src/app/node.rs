@@ -17,6 +17,7 @@ use crate::base::config::value::{FlushDiskType, MessageRequestMode};
 use crate::base::config::{Config, Roles};
 use crate::base::limits::KEY_TAIL_ENTRIES;
 use crate::broker::dispatch::Broker;
+use crate::broker::metrics::{Metrics, MetricsSite};
 use crate::broker::options::{BrokerOptions, DelayRules, TransactionRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
 use crate::broker::routes::NameServers;
@@ -29,6 +30,7 @@ use crate::namesrv::handlers::NameServer;
 use crate::namesrv::kv::KvStore;
 use crate::namesrv::options::NamesrvOptions;
 use crate::server::Handler;
+use crate::server::http;
 use crate::server::listener::{Server, ServerOptions};
 use crate::shard::executor::{CoreStart, ExecutorOptions, run_on_cores, run_once};
 use crate::shard::message::ShardRequest;
@@ -45,6 +47,8 @@ const SNAPSHOT_BYTES: u64 = 128 << 20;
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the boot line waits for the name servers.
 const REGISTRATION_WAIT: Duration = Duration::from_secs(5);
+/// How often the port of the metrics is tried again if it was taken.
+const METRICS_RETRY: Duration = Duration::from_secs(10);
 /// How often a core looks whether the others have come as far.
 const MEET_POLL: Duration = Duration::from_millis(1);
 
@@ -192,6 +196,8 @@ struct BrokerCore {
     shard: Rc<Shard<RingEnv>>,
     server: Rc<Server>,
     registrar: Option<Registrar<RingEnv, BrokerTopics>>,
+    /// On core 0, unless they are switched off.
+    metrics: Option<Rc<Metrics>>,
 }
 
 impl Node {
@@ -219,6 +225,9 @@ impl Node {
                 registrar.start();
                 self.await_registration(&env, registrar).await;
             }
+            if let Some(metrics) = broker.as_ref().and_then(|broker| broker.metrics.as_ref()) {
+                metrics.set_serving(true);
+            }
             (self.serving)(&self.config, self.roles);
         }
         self.shutdown.reached(Phase::Draining).await;
@@ -237,6 +246,9 @@ impl Node {
             tracing::info!("stopping: no new requests are taken");
         }
         if let Some(broker) = &broker {
+            if let Some(metrics) = &broker.metrics {
+                metrics.set_serving(false);
+            }
             if let Some(registrar) = &broker.registrar {
                 registrar.stop().await;
             }
@@ -385,13 +397,43 @@ impl Node {
             server.serve(self.bind(fast)?);
         }
         self.keep_retention(&env, &shard);
+        let metrics = (index == 0)
+            .then(|| self.serve_metrics(&env, &broker))
+            .flatten();
         let registrar = (index == 0 && !self.config.broker.namesrv_addresses.0.is_empty())
             .then(|| self.registrar(&env, &shard.handle()));
         Ok(BrokerCore {
             shard,
             server,
             registrar,
+            metrics,
         })
+    }
+
+    /// Opens the port of the metrics. A port that is taken stops nothing: it is told, and tried again.
+    fn serve_metrics(&self, env: &RingEnv, broker: &Broker) -> Option<Rc<Metrics>> {
+        let address = self.config.metrics_address()?;
+        let labels = &self.config.broker.metrics_labels;
+        let metrics = Metrics::new(broker.clone(), labels, env!("CARGO_PKG_VERSION"));
+        let site = Rc::new(MetricsSite(metrics.clone()));
+        match Listener::bind_alone(address) {
+            Ok(listener) => http::serve(env, listener, site),
+            Err(error) => {
+                tracing::warn!(%address, %error, "no metrics: their port cannot be opened; it is tried again every {} s. \
+                    Another one is set by metricsPromExporterPort, 0 switches it off", METRICS_RETRY.as_secs());
+                let own = env.clone();
+                env.spawn_background(async move {
+                    loop {
+                        own.sleep(METRICS_RETRY).await;
+                        if let Ok(listener) = Listener::bind_alone(address) {
+                            tracing::info!(%address, "the port of the metrics is open now");
+                            return http::serve(&own, listener, site);
+                        }
+                    }
+                });
+            }
+        }
+        Some(metrics)
     }
 
     fn broker_options(&self) -> BrokerOptions {
@@ -425,6 +467,7 @@ impl Node {
                 check_period_ms: keys.transaction_check_period_ms,
                 checks_max: keys.transaction_checks_max,
             },
+            strict_subscriptions: keys.strict_subscriptions,
             property_filter: keys.property_filter,
             lite_pull: keys.lite_pull,
             long_polling: keys.long_polling,

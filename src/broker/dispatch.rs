@@ -228,6 +228,7 @@ impl Broker {
 
     /// The header of an error answer.
     pub(super) fn refusal(&self, error: &BrokerError) -> Outgoing {
+        self.statistics.borrow_mut().refused(error.reason());
         Outgoing::error(code_of(error), error.to_string())
     }
 
@@ -422,7 +423,7 @@ fn code_of(error: &BrokerError) -> i32 {
         BrokerError::NoSubscription { .. } => response::SUBSCRIPTION_NOT_EXIST,
         BrokerError::SubscriptionNotLatest { .. } => response::SUBSCRIPTION_NOT_LATEST,
         BrokerError::NoFilter { .. } => response::FILTER_DATA_NOT_EXIST,
-        BrokerError::NoPermission(_) => response::NO_PERMISSION,
+        BrokerError::NoPermission(_) | BrokerError::SubscriptionDiffers => response::NO_PERMISSION,
         BrokerError::MessageIllegal(_) => response::MESSAGE_ILLEGAL,
         BrokerError::IllegalOperation(_) => response::ILLEGAL_OPERATION,
         BrokerError::NotFound(_) => response::QUERY_NOT_FOUND,

@@ -12,6 +12,7 @@ mod groups;
 mod heartbeat;
 mod ids;
 mod lock;
+pub mod metrics;
 mod offset;
 pub mod options;
 mod pop;

@@ -42,6 +42,8 @@ pub struct BrokerOptions {
     pub transactions: TransactionRules,
     /// `enablePropertyFilter`: SQL92 subscriptions are understood. RocketMQ's default is false.
     pub property_filter: bool,
+    /// `rejectInconsistentSubscription`: a member that subscribes otherwise than its group is not taken.
+    pub strict_subscriptions: bool,
     /// `messageIndexEnable`: messages are found by key.
     pub key_index: bool,
     /// `litePullMessageEnable`.
@@ -87,6 +89,7 @@ impl BrokerOptions {
             delay: DelayRules::rocketmq(),
             transactions: TransactionRules::rocketmq(),
             property_filter: true,
+            strict_subscriptions: false,
             key_index: true,
             lite_pull: true,
             long_polling: true,

@@ -31,7 +31,7 @@ use crate::shard::message::{
 };
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::wire::message_id::MessageId;
-use crate::wire::properties::{PropertiesBuilder, name};
+use crate::wire::properties::{self, PropertiesBuilder, name};
 use crate::wire::record::{
     SYS_FLAG_BORN_HOST_V6, SYS_FLAG_MULTI_TAGS, SYS_FLAG_STORE_HOST_V6, SYS_FLAG_TRANSACTION,
 };
@@ -65,7 +65,11 @@ struct SendAnswer {
     queue_id: u32,
     unique_key: Option<String>,
     recall_handle: Option<String>,
-    topic: Arc<Topic>,
+    /// Topic of the statistics: a half message counts for the topic of the halves, as in RocketMQ.
+    counted_topic: Arc<str>,
+    message_type: &'static str,
+    /// A dead letter: its first topic, and the group that gave it up.
+    dead_of: Option<(Arc<str>, Arc<str>)>,
     body_bytes: u64,
 }
 
@@ -78,6 +82,8 @@ struct Prepared {
     due: Option<Due>,
     /// A half message, whose producer is asked after so many milliseconds. Never of a batch, nor with `due`.
     check_after_ms: Option<u64>,
+    /// `message_type` of the metrics.
+    message_type: &'static str,
 }
 
 impl Prepared {
@@ -260,7 +266,17 @@ impl Broker {
                     queue_id: target.queue_id,
                     unique_key: prepared.unique_key.clone(),
                     recall_handle: None,
-                    topic: target.topic.clone(),
+                    counted_topic: match prepared.check_after_ms {
+                        Some(_) => Arc::from(names::TRANS_HALF_TOPIC),
+                        None => target.topic.name.clone(),
+                    },
+                    message_type: prepared.message_type,
+                    dead_of: target.dead.then(|| {
+                        let group = names::group_of_dlq_topic(&target.topic.name);
+                        let topic = properties::get(&header.properties, name::RETRY_TOPIC);
+                        let topic = topic.unwrap_or(&target.topic.name);
+                        (Arc::from(topic), Arc::from(group.unwrap_or_default()))
+                    }),
                     body_bytes: body.len() as u64,
                 };
                 let broker = self.clone();
@@ -340,6 +356,7 @@ impl Broker {
                 unique_key,
                 due: None,
                 check_after_ms: None,
+                message_type: sent.message_type(),
             });
         }
         let (unique_key, added) = match sent.unique_key {
@@ -369,6 +386,7 @@ impl Broker {
                 unique_key: Some(unique_key),
                 // Its delay begins with the commit; what is illegal is refused now.
                 due: None,
+                message_type: sent.message_type(),
                 check_after_ms: Some(self.options.transactions.immunity_ms(&header.properties)),
             });
         }
@@ -386,6 +404,7 @@ impl Broker {
             unique_key: Some(unique_key),
             due,
             check_after_ms: None,
+            message_type: sent.message_type(),
         })
     }
 
@@ -399,12 +418,17 @@ impl Broker {
         };
         let count = appended.physical_offsets.len() as u64;
         self.count(
-            Counted::Put,
-            &answer.topic.name,
-            "",
+            Counted::In,
+            &answer.counted_topic,
+            answer.message_type,
             appended.store_timestamp as u64,
             (count, answer.body_bytes),
         );
+        if let Some((topic, group)) = &answer.dead_of {
+            let now_ms = appended.store_timestamp as u64;
+            let sum = (count, answer.body_bytes);
+            self.count(Counted::Dead, topic, group, now_ms, sum);
+        }
         let head = self
             .stored(answer.queue_id, answer.unique_key, &appended)
             .field_if("recallHandle", answer.recall_handle);

@@ -127,6 +127,7 @@ impl<E: Env> Shard<E> {
                     while log.durable() <= position && !self.log_has_ended(&log) {
                         bell.rung_beyond(position).await;
                     }
+                    self.count_fired(&due);
                     continue;
                 }
                 Err(Unmoved::Refused(Refusal::SpaceOnItsWay { .. })) => SPACE_PAUSE,
@@ -152,6 +153,15 @@ impl<E: Env> Shard<E> {
             let keys = due.iter().map(|(key, _)| *key);
             log.tables().borrow_mut().timers.give_back(keys);
             self.env.sleep(pause).await;
+        }
+    }
+
+    fn count_fired(&self, fired: &[(TimerKey, Timer)]) {
+        let now_ms = self.env.now_ms();
+        let mut figures = self.timer_figures.borrow_mut();
+        for (key, timer) in fired {
+            *figures.fired.entry(timer.topic_id).or_default() += 1;
+            figures.late_ms.record(now_ms.saturating_sub(key.due_ms));
         }
     }
 

@@ -28,6 +28,7 @@ mod everyday;
 mod ledger;
 mod malformed;
 mod many_queues;
+mod metrics;
 mod pop;
 mod process;
 mod query;

@@ -294,11 +294,11 @@ pub const IGNORED: &[Ignored] = &[
             rocketmq.namesrv.domain.subgroup productEnvName clusterTest",
     },
     Ignored {
-        reason: "metrics are not exported yet",
+        reason: "metrics are offered as text of Prometheus only, cumulative, at metricsPromExporterPort",
         keys: "
-            metricsExporterType metricsGrpcExporterTarget metricsGrpcExporterHeader metricGrpcExporterTimeOutInMills
-            metricGrpcExporterIntervalInMills metricLoggingExporterIntervalInMills metricsPromExporterPort
-            metricsPromExporterHost metricsLabel metricsInDelta metricsOtelCardinalityLimit enableLmqStats",
+            metricsGrpcExporterTarget metricsGrpcExporterHeader metricGrpcExporterTimeOutInMills
+            metricGrpcExporterIntervalInMills metricLoggingExporterIntervalInMills
+            metricsInDelta metricsOtelCardinalityLimit enableLmqStats",
     },
     Ignored {
         reason: "statistics are counted per core and cost nothing to keep",

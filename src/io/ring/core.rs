@@ -142,6 +142,8 @@ pub struct Core {
     /// Commits that are on their way to the device.
     commits: Cell<u32>,
     turns: Cell<u32>,
+    /// Nanoseconds that it has slept.
+    idle_ns: Cell<u64>,
     completions: RefCell<Vec<cqueue::Entry>>,
 }
 
@@ -176,6 +178,7 @@ impl Core {
             listening: Cell::new(false),
             commits: Cell::new(0),
             turns: Cell::new(0),
+            idle_ns: Cell::new(0),
             completions: RefCell::default(),
         });
         Ok(core)
@@ -383,6 +386,11 @@ impl Core {
             || self.inboxes.borrow().iter().any(|inbox| inbox.is_waiting())
     }
 
+    /// Time in which nothing was to do, in nanoseconds.
+    pub(super) fn idle_ns(&self) -> u64 {
+        self.idle_ns.get()
+    }
+
     /// The end of a turn: on to the next one, or to sleep until something happens.
     ///
     /// While a commit is on its way the sleep is a nap: only the ring ends it, or [`NAP_MAX`]. A request that comes
@@ -407,7 +415,10 @@ impl Core {
         } else {
             self.timers.next_in()
         };
+        let slept_from = Instant::now();
         self.enter(wait);
+        let slept_ns = slept_from.elapsed().as_nanos() as u64;
+        self.idle_ns.set(self.idle_ns.get() + slept_ns);
         self.remote.sleeping.store(false, Ordering::SeqCst);
     }
 

@@ -68,6 +68,10 @@ impl Env for RingEnv {
         self.0.started.elapsed().as_nanos() as u64
     }
 
+    fn idle_ns(&self) -> u64 {
+        self.0.core.idle_ns()
+    }
+
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
         Sleep::new(self.0.core.clone(), duration)
     }

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use ahash::AHashMap;
+
 use crate::store::snapshot::{Reader, Short, Writer};
 
 /// A timer: when it is due and where its record lies. The order is the one in which timers fire.
@@ -34,18 +36,31 @@ pub struct Timers {
     taken: BTreeMap<TimerKey, Timer>,
     /// Their records cannot be read: nobody tries again before the next start.
     unreadable: BTreeMap<TimerKey, Timer>,
+    /// How many there are of each topic incarnation.
+    counts: AHashMap<u32, u64>,
 }
 
 impl Timers {
     /// A delayed record has become durable.
     pub fn set(&mut self, key: TimerKey, timer: Timer) {
-        self.pending.insert(key, timer);
+        if self.pending.insert(key, timer).is_none() {
+            *self.counts.entry(timer.topic_id).or_default() += 1;
+        }
     }
 
     /// Its message is in its queue, or it moved to another place, or it was cancelled.
     pub fn done(&mut self, key: TimerKey) {
+        let mut removed = None;
         for map in self.maps() {
-            map.remove(&key);
+            removed = map.remove(&key).or(removed);
+        }
+        if let Some(timer) = removed
+            && let Some(count) = self.counts.get_mut(&timer.topic_id)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&timer.topic_id);
+            }
         }
     }
 
@@ -54,6 +69,7 @@ impl Timers {
         for map in self.maps() {
             map.retain(|_, timer| timer.topic_id != topic_id);
         }
+        self.counts.remove(&topic_id);
     }
 
     fn maps(&mut self) -> [&mut BTreeMap<TimerKey, Timer>; 3] {
@@ -126,6 +142,13 @@ impl Timers {
     /// Whether any timer's record lies before `position`.
     pub fn has_below(&self, position: u64) -> bool {
         self.all().any(|(key, _)| key.position < position)
+    }
+
+    /// How many timers each topic incarnation has, taken ones too.
+    pub fn counts(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.counts
+            .iter()
+            .map(|(&topic_id, &count)| (topic_id, count))
     }
 
     /// How many timers there are, taken ones too.
