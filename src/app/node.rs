@@ -38,7 +38,7 @@ use crate::shard::meta::{DataVersion, MetaCommand};
 use crate::shard::{Shard, ShardHandle, ShardOptions};
 use crate::store::LogOptions;
 use crate::store::manifest::Manifest;
-use crate::store::retention::{RetentionRules, clean};
+use crate::store::retention::{DiskRules, keep};
 use crate::wire::remoting::body::TopicConfig;
 
 /// A log gets a snapshot when it has grown by this: what recovery has to read at most.
@@ -460,6 +460,7 @@ impl Node {
                 levels_ms: config.store.delay_levels.0.clone(),
                 timer: config.store.timer,
                 timer_delay_max_s: config.store.timer_delay_max_s,
+                timer_precision_ms: config.store.timer_precision_ms,
             },
             transactions: TransactionRules {
                 reject: keys.reject_transactions,
@@ -468,6 +469,8 @@ impl Node {
                 checks_max: keys.transaction_checks_max,
             },
             strict_subscriptions: keys.strict_subscriptions,
+            recall: keys.recall,
+            recall_when_not_writable: keys.recall_when_not_writeable,
             property_filter: keys.property_filter,
             lite_pull: keys.lite_pull,
             long_polling: keys.long_polling,
@@ -528,12 +531,18 @@ impl Node {
         }
     }
 
-    /// Removes segments by age, at the hours of deleteWhen or when the disk fills up, and by bytes at any time.
+    /// Removes segments by age, at the hours of deleteWhen or when the disk fills up, by bytes at any time, and before their
+    /// time when the disk is about to be full; refuses new messages when it is.
     fn keep_retention(&self, env: &RingEnv, shard: &Rc<Shard<RingEnv>>) {
         let store = &self.config.store;
         let period = Duration::from_millis(store.retention_period_ms);
         let (hours, reserved_h) = (store.delete_hours.0.clone(), store.retention_hours);
-        let clean_percent = u64::from(store.disk_clean_percent);
+        let disk = DiskRules {
+            clean_percent: store.disk_clean_percent,
+            clean_early_percent: store.disk_clean_early_percent,
+            clean_early: store.clean_early,
+            refuse_percent: store.disk_refuse_percent,
+        };
         let logs = self
             .manifest
             .as_ref()
@@ -542,7 +551,6 @@ impl Node {
         let (env, shard) = (env.clone(), shard.clone());
         env.clone().spawn_background(async move {
             loop {
-                env.sleep(period).await;
                 let settings = shard.handle().meta().settings.clone();
                 let hours = settings
                     .get("deleteWhen")
@@ -557,22 +565,14 @@ impl Node {
                     .and_then(|hours| hours.trim().parse().ok())
                     .unwrap_or(reserved_h);
                 let now_ms = env.now_ms();
+                let hour = hours.contains(&process::local_hour(now_ms));
+                let older_than_ms = now_ms.saturating_sub(reserved_h * 3_600_000);
                 for log in shard.logs() {
-                    let used_percent =
-                        env.disk_space(&log.options().directory).map_or(0, |space| {
-                            100 - space.available_bytes * 100 / space.total_bytes.max(1)
-                        });
-                    let now_is_the_time = hours.contains(&process::local_hour(now_ms))
-                        || used_percent > clean_percent;
-                    let rules = RetentionRules {
-                        older_than_ms: now_is_the_time
-                            .then(|| now_ms.saturating_sub(reserved_h * 3_600_000)),
-                        bytes_max,
-                    };
-                    if let Err(error) = clean(log, rules).await {
+                    if let Err(error) = keep(log, &disk, older_than_ms, bytes_max, hour).await {
                         tracing::warn!(log = log.id(), %error, "old segments cannot be removed");
                     }
                 }
+                env.sleep(period).await;
             }
         });
     }

@@ -252,6 +252,10 @@ impl Handler for Broker {
             }
 
             request::END_TRANSACTION => self.later(responder, this().end_transaction(command)),
+            request::RECALL_MESSAGE => {
+                let born_host = responder.connection.peer();
+                self.later(responder, this().recall(command, born_host));
+            }
             request::RINGMQ_TRANSACTIONS => self.later(responder, this().transactions(command)),
             request::POP_MESSAGE => {
                 let connection = responder.connection.clone();
@@ -425,6 +429,7 @@ fn code_of(error: &BrokerError) -> i32 {
         BrokerError::NoFilter { .. } => response::FILTER_DATA_NOT_EXIST,
         BrokerError::NoPermission(_) | BrokerError::SubscriptionDiffers => response::NO_PERMISSION,
         BrokerError::MessageIllegal(_) => response::MESSAGE_ILLEGAL,
+        BrokerError::Unavailable(_) => response::SERVICE_NOT_AVAILABLE,
         BrokerError::IllegalOperation(_) => response::ILLEGAL_OPERATION,
         BrokerError::NotFound(_) => response::QUERY_NOT_FOUND,
         BrokerError::NotOnline { .. } => response::CONSUMER_NOT_ONLINE,

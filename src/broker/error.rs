@@ -75,6 +75,9 @@ pub enum BrokerError {
     NotOnline { group: String },
     #[error("{0}")]
     ClientTimeout(String),
+    /// Code 14.
+    #[error("{0}")]
+    Unavailable(String),
     /// Code 604.
     #[error("{0}")]
     IllegalOperation(String),
@@ -112,6 +115,7 @@ impl BrokerError {
             Self::MessageIllegal(_) => "message_illegal",
             Self::NotFound(_) => "not_found",
             Self::NotOnline { .. } | Self::ClientTimeout(_) => "client_away",
+            Self::Unavailable(_) => "unavailable",
             Self::IllegalOperation(_) => "illegal_operation",
             Self::System(_) => "system",
             Self::NotSupported { .. } => "not_supported",

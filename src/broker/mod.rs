@@ -20,6 +20,7 @@ mod pop_ack;
 mod progress;
 mod pull;
 mod query;
+mod recall;
 mod receipt;
 pub mod registration;
 mod reply;

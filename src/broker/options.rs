@@ -40,6 +40,10 @@ pub struct BrokerOptions {
     pub delay: DelayRules,
     /// Transactions and their checks.
     pub transactions: TransactionRules,
+    /// `recallMessageEnable`.
+    pub recall: bool,
+    /// `allowRecallWhenBrokerNotWriteable`.
+    pub recall_when_not_writable: bool,
     /// `enablePropertyFilter`: SQL92 subscriptions are understood. RocketMQ's default is false.
     pub property_filter: bool,
     /// `rejectInconsistentSubscription`: a member that subscribes otherwise than its group is not taken.
@@ -88,6 +92,8 @@ impl BrokerOptions {
             message_bytes_max: MESSAGE_BODY_BYTES_MAX,
             delay: DelayRules::rocketmq(),
             transactions: TransactionRules::rocketmq(),
+            recall: false,
+            recall_when_not_writable: true,
             property_filter: true,
             strict_subscriptions: false,
             key_index: true,

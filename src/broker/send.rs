@@ -13,9 +13,10 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::base::names;
 use crate::base::offset::PhysicalOffset;
-use crate::broker::delay::{Due, recall_handle};
+use crate::broker::delay::Due;
 use crate::broker::dispatch::Broker;
 use crate::broker::error::BrokerError;
+use crate::broker::recall::RecallHandle;
 use crate::broker::send_plan::{
     Plan, SendHeader, batch_of, begins_transaction, check_body, check_properties, is_dead, plan,
 };
@@ -84,6 +85,8 @@ struct Prepared {
     check_after_ms: Option<u64>,
     /// `message_type` of the metrics.
     message_type: &'static str,
+    /// It is no message but takes one back that is due when this says. Never of a batch.
+    is_recall: bool,
 }
 
 impl Prepared {
@@ -290,8 +293,24 @@ impl Broker {
                     && !names::is_retry_topic(&target.topic.name)
                 {
                     let key = prepared.unique_key.as_deref().unwrap_or_default();
-                    let (topic, broker_name) = (&target.topic.name, &self.options.broker);
-                    answer.recall_handle = Some(recall_handle(topic, broker_name, due.at_ms, key));
+                    let handle = RecallHandle {
+                        topic: target.topic.name.to_string(),
+                        broker: self.options.broker.to_string(),
+                        at_ms: due.at_ms,
+                        unique_key: key.to_owned(),
+                    };
+                    answer.recall_handle = Some(handle.encode());
+                }
+                if let (true, Some(due)) = (prepared.is_recall, prepared.due) {
+                    let mut messages = prepared.messages.into_vec();
+                    let Some(recall) = messages.pop() else { return };
+                    self.shard.spawn(async move {
+                        match broker.store_recall(&target.topic, recall, due.at_ms).await {
+                            Ok(stored) => broker.answer_send(answer, ShardReply::Appended(stored)),
+                            Err(error) => broker.refuse_send(error, answer.responder),
+                        }
+                    });
+                    return;
                 }
                 self.shard
                     .call(shard, prepared.into_request(), move |reply| {
@@ -329,6 +348,12 @@ impl Broker {
             true => None,
             false => self.options.delay.due(&sent.delay, now_ms)?,
         };
+        let is_recall = sent.is_recall && !header.batch && !is_half && !target.dead;
+        if is_recall && !due.is_some_and(|due| due.is_timer) {
+            return Err(BrokerError::MessageIllegal(
+                "a message with TIMER_DEL_UNIQKEY takes back one that is due at a time to come, which has to be its own time too (TIMER_DELIVER_MS)".into(),
+            ));
+        }
         if due.is_some() && header.batch {
             return Err(BrokerError::MessageIllegal(
                 "a batch cannot be delayed; send its messages one by one".into(),
@@ -357,6 +382,7 @@ impl Broker {
                 due: None,
                 check_after_ms: None,
                 message_type: sent.message_type(),
+                is_recall: false,
             });
         }
         let (unique_key, added) = match sent.unique_key {
@@ -387,6 +413,7 @@ impl Broker {
                 // Its delay begins with the commit; what is illegal is refused now.
                 due: None,
                 message_type: sent.message_type(),
+                is_recall: false,
                 check_after_ms: Some(self.options.transactions.immunity_ms(&header.properties)),
             });
         }
@@ -405,6 +432,7 @@ impl Broker {
             due,
             check_after_ms: None,
             message_type: sent.message_type(),
+            is_recall,
         })
     }
 

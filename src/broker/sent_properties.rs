@@ -27,6 +27,8 @@ pub struct Sent<'a> {
     /// It has a sharding key: its order counts.
     pub is_ordered: bool,
     pub delay: DelayProperties<'a>,
+    /// TIMER_DEL_UNIQKEY: it takes a delayed message back.
+    pub is_recall: bool,
     /// Bytes of the names and values that stay, with their separators.
     kept_bytes: usize,
 }
@@ -62,6 +64,7 @@ impl<'a> Sent<'a> {
                 b"UNIQ_KEY" => sent.unique_key = Some(value),
                 b"KEYS" => sent.has_keys = true,
                 b"TRAN_MSG" => sent.half = value.eq_ignore_ascii_case(b"true"),
+                b"TIMER_DEL_UNIQKEY" => sent.is_recall = true,
                 b"__SHARDINGKEY" => sent.is_ordered = true,
                 b"DELAY" => sent.delay.level = Some(value),
                 b"TIMER_DELAY_SEC" => sent.delay.delay_sec = Some(value),

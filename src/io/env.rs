@@ -20,7 +20,7 @@ pub struct OpenMode {
     pub flush_each_write: bool,
 }
 
-/// Space of a file system in bytes.
+/// Space of a file system in bytes, for unprivileged users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSpace {
     pub total_bytes: u64,

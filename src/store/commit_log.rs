@@ -170,6 +170,8 @@ pub struct CommitLog<E: Env> {
     state: RefCell<State>,
     listener: RefCell<Option<Rc<dyn LogListener>>>,
     figures: RefCell<CommitFigures>,
+    /// Why new messages are refused although there is still space: the disk is fuller than the configuration allows.
+    too_full: RefCell<Option<Arc<str>>>,
     work: Notify,
     space: Notify,
     extended: Notify,
@@ -262,6 +264,7 @@ impl<E: Env> CommitLog<E> {
             }),
             listener: RefCell::default(),
             figures: RefCell::default(),
+            too_full: RefCell::default(),
             work: Notify::default(),
             space: Notify::default(),
             extended: Notify::default(),
@@ -351,7 +354,27 @@ impl<E: Env> CommitLog<E> {
 
     /// Why space is missing, if the disk is full.
     pub fn disk_full(&self) -> Option<Arc<str>> {
-        self.state.borrow().disk_full.clone()
+        let really = self.state.borrow().disk_full.clone();
+        really.or_else(|| self.too_full.borrow().clone())
+    }
+
+    /// New messages are refused for this reason, or taken again. What was taken goes on: offsets, acknowledgements, timers
+    /// that fire, ends of transactions.
+    pub fn set_too_full(&self, reason: Option<Arc<str>>) {
+        let mut known = self.too_full.borrow_mut();
+        match (&*known, &reason) {
+            (None, Some(reason)) => {
+                tracing::error!(log = self.options.log, %reason, "sends are refused");
+            }
+            (Some(_), None) => tracing::info!(log = self.options.log, "sends are taken again"),
+            _ => {}
+        }
+        *known = reason;
+    }
+
+    /// Gives the segment back to the disk that is kept for later.
+    pub(super) async fn drop_spare(&self) -> io::Result<bool> {
+        self.segments.drop_spare().await
     }
 
     /// When the first batch that retention has left was stored, milliseconds since 1970; none in an empty log, or if it
@@ -404,11 +427,20 @@ impl<E: Env> CommitLog<E> {
         })
     }
 
+    /// The same for a new message.
+    fn refuse_new(&self, state: &State) -> Option<Refusal> {
+        let too_full = || {
+            let reason = self.too_full.borrow().clone()?;
+            Some(Refusal::DiskFull { reason })
+        };
+        self.refuse(state).or_else(too_full)
+    }
+
     /// Appends messages of one queue as consecutive records of one batch. `Ok` is a promise only when the log is durable
     /// beyond the returned position.
     pub fn append(&self, messages: &[NewMessage]) -> Result<(Appended, Position), Refusal> {
         let mut state = self.state.borrow_mut();
-        if let Some(refusal) = self.refuse(&state) {
+        if let Some(refusal) = self.refuse_new(&state) {
             return Err(refusal);
         }
         let store_timestamp = self.env.now_ms();
@@ -481,7 +513,7 @@ impl<E: Env> CommitLog<E> {
         due_ms: u64,
     ) -> Result<(Appended, Position), Refusal> {
         let mut state = self.state.borrow_mut();
-        if let Some(refusal) = self.refuse(&state) {
+        if let Some(refusal) = self.refuse_new(&state) {
             return Err(refusal);
         }
         let store_timestamp = self.env.now_ms();

@@ -32,4 +32,5 @@ mod metrics;
 mod pop;
 mod process;
 mod query;
+mod timers;
 mod transactions;

@@ -39,6 +39,13 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
+/// The metrics of a node.
+pub fn page(node: &Node) -> String {
+    let (status, page) = get(metrics_address(node), "/metrics");
+    assert_eq!(status, 200, "{page}");
+    page
+}
+
 /// The value of the one series that has this name and these labels.
 fn value(page: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let mut found = page.lines().filter(|line| {
