@@ -17,6 +17,7 @@ use crate::base::config::value::{FlushDiskType, MessageRequestMode};
 use crate::base::config::{Config, Roles};
 use crate::base::limits::KEY_TAIL_ENTRIES;
 use crate::broker::dispatch::Broker;
+use crate::broker::metrics::{Metrics, MetricsSite};
 use crate::broker::options::{BrokerOptions, DelayRules, TransactionRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
 use crate::broker::routes::NameServers;
@@ -29,6 +30,7 @@ use crate::namesrv::handlers::NameServer;
 use crate::namesrv::kv::KvStore;
 use crate::namesrv::options::NamesrvOptions;
 use crate::server::Handler;
+use crate::server::http;
 use crate::server::listener::{Server, ServerOptions};
 use crate::shard::executor::{CoreStart, ExecutorOptions, run_on_cores, run_once};
 use crate::shard::message::ShardRequest;
@@ -36,7 +38,7 @@ use crate::shard::meta::{DataVersion, MetaCommand};
 use crate::shard::{Shard, ShardHandle, ShardOptions};
 use crate::store::LogOptions;
 use crate::store::manifest::Manifest;
-use crate::store::retention::{RetentionRules, clean};
+use crate::store::retention::{DiskRules, keep};
 use crate::wire::remoting::body::TopicConfig;
 
 /// A log gets a snapshot when it has grown by this: what recovery has to read at most.
@@ -45,6 +47,8 @@ const SNAPSHOT_BYTES: u64 = 128 << 20;
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the boot line waits for the name servers.
 const REGISTRATION_WAIT: Duration = Duration::from_secs(5);
+/// How often the port of the metrics is tried again if it was taken.
+const METRICS_RETRY: Duration = Duration::from_secs(10);
 /// How often a core looks whether the others have come as far.
 const MEET_POLL: Duration = Duration::from_millis(1);
 
@@ -192,6 +196,8 @@ struct BrokerCore {
     shard: Rc<Shard<RingEnv>>,
     server: Rc<Server>,
     registrar: Option<Registrar<RingEnv, BrokerTopics>>,
+    /// On core 0, unless they are switched off.
+    metrics: Option<Rc<Metrics>>,
 }
 
 impl Node {
@@ -219,6 +225,9 @@ impl Node {
                 registrar.start();
                 self.await_registration(&env, registrar).await;
             }
+            if let Some(metrics) = broker.as_ref().and_then(|broker| broker.metrics.as_ref()) {
+                metrics.set_serving(true);
+            }
             (self.serving)(&self.config, self.roles);
         }
         self.shutdown.reached(Phase::Draining).await;
@@ -237,6 +246,9 @@ impl Node {
             tracing::info!("stopping: no new requests are taken");
         }
         if let Some(broker) = &broker {
+            if let Some(metrics) = &broker.metrics {
+                metrics.set_serving(false);
+            }
             if let Some(registrar) = &broker.registrar {
                 registrar.stop().await;
             }
@@ -385,13 +397,43 @@ impl Node {
             server.serve(self.bind(fast)?);
         }
         self.keep_retention(&env, &shard);
+        let metrics = (index == 0)
+            .then(|| self.serve_metrics(&env, &broker))
+            .flatten();
         let registrar = (index == 0 && !self.config.broker.namesrv_addresses.0.is_empty())
             .then(|| self.registrar(&env, &shard.handle()));
         Ok(BrokerCore {
             shard,
             server,
             registrar,
+            metrics,
         })
+    }
+
+    /// Opens the port of the metrics. A port that is taken stops nothing: it is told, and tried again.
+    fn serve_metrics(&self, env: &RingEnv, broker: &Broker) -> Option<Rc<Metrics>> {
+        let address = self.config.metrics_address()?;
+        let labels = &self.config.broker.metrics_labels;
+        let metrics = Metrics::new(broker.clone(), labels, env!("CARGO_PKG_VERSION"));
+        let site = Rc::new(MetricsSite(metrics.clone()));
+        match Listener::bind_alone(address) {
+            Ok(listener) => http::serve(env, listener, site),
+            Err(error) => {
+                tracing::warn!(%address, %error, "no metrics: their port cannot be opened; it is tried again every {} s. \
+                    Another one is set by metricsPromExporterPort, 0 switches it off", METRICS_RETRY.as_secs());
+                let own = env.clone();
+                env.spawn_background(async move {
+                    loop {
+                        own.sleep(METRICS_RETRY).await;
+                        if let Ok(listener) = Listener::bind_alone(address) {
+                            tracing::info!(%address, "the port of the metrics is open now");
+                            return http::serve(&own, listener, site);
+                        }
+                    }
+                });
+            }
+        }
+        Some(metrics)
     }
 
     fn broker_options(&self) -> BrokerOptions {
@@ -418,6 +460,7 @@ impl Node {
                 levels_ms: config.store.delay_levels.0.clone(),
                 timer: config.store.timer,
                 timer_delay_max_s: config.store.timer_delay_max_s,
+                timer_precision_ms: config.store.timer_precision_ms,
             },
             transactions: TransactionRules {
                 reject: keys.reject_transactions,
@@ -425,6 +468,9 @@ impl Node {
                 check_period_ms: keys.transaction_check_period_ms,
                 checks_max: keys.transaction_checks_max,
             },
+            strict_subscriptions: keys.strict_subscriptions,
+            recall: keys.recall,
+            recall_when_not_writable: keys.recall_when_not_writeable,
             property_filter: keys.property_filter,
             lite_pull: keys.lite_pull,
             long_polling: keys.long_polling,
@@ -485,12 +531,18 @@ impl Node {
         }
     }
 
-    /// Removes segments by age, at the hours of deleteWhen or when the disk fills up, and by bytes at any time.
+    /// Removes segments by age, at the hours of deleteWhen or when the disk fills up, by bytes at any time, and before their
+    /// time when the disk is about to be full; refuses new messages when it is.
     fn keep_retention(&self, env: &RingEnv, shard: &Rc<Shard<RingEnv>>) {
         let store = &self.config.store;
         let period = Duration::from_millis(store.retention_period_ms);
         let (hours, reserved_h) = (store.delete_hours.0.clone(), store.retention_hours);
-        let clean_percent = u64::from(store.disk_clean_percent);
+        let disk = DiskRules {
+            clean_percent: store.disk_clean_percent,
+            clean_early_percent: store.disk_clean_early_percent,
+            clean_early: store.clean_early,
+            refuse_percent: store.disk_refuse_percent,
+        };
         let logs = self
             .manifest
             .as_ref()
@@ -499,7 +551,6 @@ impl Node {
         let (env, shard) = (env.clone(), shard.clone());
         env.clone().spawn_background(async move {
             loop {
-                env.sleep(period).await;
                 let settings = shard.handle().meta().settings.clone();
                 let hours = settings
                     .get("deleteWhen")
@@ -514,22 +565,14 @@ impl Node {
                     .and_then(|hours| hours.trim().parse().ok())
                     .unwrap_or(reserved_h);
                 let now_ms = env.now_ms();
+                let hour = hours.contains(&process::local_hour(now_ms));
+                let older_than_ms = now_ms.saturating_sub(reserved_h * 3_600_000);
                 for log in shard.logs() {
-                    let used_percent =
-                        env.disk_space(&log.options().directory).map_or(0, |space| {
-                            100 - space.available_bytes * 100 / space.total_bytes.max(1)
-                        });
-                    let now_is_the_time = hours.contains(&process::local_hour(now_ms))
-                        || used_percent > clean_percent;
-                    let rules = RetentionRules {
-                        older_than_ms: now_is_the_time
-                            .then(|| now_ms.saturating_sub(reserved_h * 3_600_000)),
-                        bytes_max,
-                    };
-                    if let Err(error) = clean(log, rules).await {
+                    if let Err(error) = keep(log, &disk, older_than_ms, bytes_max, hour).await {
                         tracing::warn!(log = log.id(), %error, "old segments cannot be removed");
                     }
                 }
+                env.sleep(period).await;
             }
         });
     }

@@ -1,6 +1,7 @@
 //! The leaf layer: numbers, names, limits and configuration. It names no other layer.
 
 pub mod config;
+pub mod histogram;
 pub mod id;
 pub mod limits;
 pub mod names;

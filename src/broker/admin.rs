@@ -206,7 +206,7 @@ fn runtime_table(stats: &[ShardStats], boot_ms: u64, now_ms: u64) -> BTreeMap<St
 }
 
 impl Broker {
-    async fn all_stats(&self) -> Result<Vec<ShardStats>, BrokerError> {
+    pub(super) async fn all_stats(&self) -> Result<Vec<ShardStats>, BrokerError> {
         let mut all = Vec::with_capacity(self.shard.count());
         for core in 0..self.shard.count() {
             match self.ask(core, ShardRequest::Stats).await? {

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use crate::base::id::ConnectionId;
+use crate::broker::subscription::is_tag_type;
 use crate::shard::message::ClientInfo;
 use crate::shard::meta::{Member, OnlineGroup};
-use crate::wire::remoting::body::{ConsumerData, SubscriptionData};
+use crate::wire::remoting::body::{ConsumerData, SubscriptionData, SubscriptionsDiffer};
 
 /// A client that was not heard of for this long is gone (`channelExpiredTimeout`), in milliseconds.
 pub const EXPIRY_MS: u64 = 120_000;
@@ -30,14 +31,24 @@ pub struct GroupChange {
     pub notify: Vec<ConnectionId>,
 }
 
-/// Two members of one group that subscribe differently.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disagreement {
-    pub group: Arc<str>,
-    pub topic: String,
-    /// Client and its expression; none if it does not subscribe the topic.
-    pub one: (Arc<str>, Option<String>),
-    pub other: (Arc<str>, Option<String>),
+/// What a heartbeat of a consumer group comes to.
+#[derive(Debug, Default, PartialEq)]
+pub struct Heard {
+    /// The group changed.
+    pub change: Option<GroupChange>,
+    /// Members subscribe differently, and otherwise than when that was reported last.
+    pub report: Option<Arc<SubscriptionsDiffer>>,
+    /// The heartbeat was not taken because its subscription differs from that of the members.
+    pub refused: bool,
+}
+
+/// What is asked of the table besides keeping the members.
+#[derive(Clone, Copy, Debug)]
+pub struct HeartbeatRules {
+    /// The group's `notifyConsumerIdsChangedEnable`.
+    pub notify: bool,
+    /// `rejectInconsistentSubscription`: who subscribes otherwise than the members is not taken.
+    pub strict: bool,
 }
 
 #[derive(Debug)]
@@ -52,8 +63,10 @@ struct ConsumerGroup {
     consume_type: String,
     message_model: String,
     consume_from_where: String,
-    /// A disagreement was reported and still holds.
-    reported: bool,
+    /// The disagreement that was reported and still holds.
+    differ: Option<Arc<SubscriptionsDiffer>>,
+    /// The last heartbeat that was refused for its subscription: it comes again and again.
+    refused: Option<SubscriptionsDiffer>,
 }
 
 impl ConsumerGroup {
@@ -65,6 +78,7 @@ impl ConsumerGroup {
             consume_type: self.consume_type.clone(),
             message_model: self.message_model.clone(),
             consume_from_where: self.consume_from_where.clone(),
+            differ: self.differ.clone(),
         })
     }
 
@@ -90,44 +104,86 @@ impl ConsumerGroup {
         connections.filter(|&c| Some(c) != but).collect()
     }
 
-    /// The first topic that two members see differently.
-    fn disagreement(&self, name: &Arc<str>) -> Option<Disagreement> {
+    /// The first topic that two members see differently; each is compared with the one that has been there longest.
+    fn disagreement(&self) -> Option<SubscriptionsDiffer> {
         let (first, others) = self.members.split_first()?;
-        others
-            .iter()
-            .find_map(|other| differing(first, other, name))
+        others.iter().find_map(|other| {
+            let id = &other.member.client.client_id;
+            differing(first, id, &other.subscriptions)
+        })
+    }
+
+    /// What of a refused heartbeat is to be reported.
+    fn refused(&mut self, differ: SubscriptionsDiffer) -> Option<Arc<SubscriptionsDiffer>> {
+        if self.refused.as_ref() == Some(&differ) {
+            return None;
+        }
+        self.refused = Some(differ.clone());
+        Some(Arc::new(differ))
+    }
+
+    /// Whether the members disagree now, and what of it is to be reported.
+    fn compare(&mut self) -> Option<Arc<SubscriptionsDiffer>> {
+        let differ = self.disagreement();
+        if differ.as_ref() == self.differ.as_deref() {
+            return None;
+        }
+        self.differ = differ.map(Arc::new);
+        self.differ.clone()
     }
 }
 
-fn expressions(member: &ConsumerMember) -> BTreeMap<&str, &str> {
-    member
-        .subscriptions
-        .iter()
-        .map(|s| (s.topic.as_str(), s.sub_string.as_str()))
-        .collect()
+/// What an expression asks for, whatever the order of its tags.
+fn meaning(subscription: &SubscriptionData) -> (bool, Vec<&str>) {
+    if !is_tag_type(subscription.expression_type.as_deref()) {
+        return (false, vec![subscription.sub_string.trim()]);
+    }
+    let mut tags: Vec<&str> = subscription
+        .sub_string
+        .split("||")
+        .map(str::trim)
+        .filter(|tag| !tag.is_empty())
+        .collect();
+    tags.sort_unstable();
+    tags.dedup();
+    if tags.is_empty() {
+        tags.push("*");
+    }
+    (true, tags)
 }
 
+fn by_topic(subscriptions: &[SubscriptionData]) -> BTreeMap<&str, &SubscriptionData> {
+    let named = subscriptions.iter().map(|s| (s.topic.as_str(), s));
+    named.collect()
+}
+
+/// Where a client subscribes otherwise than a member. One client on two connections, of which one is dying, does not.
 fn differing(
     one: &ConsumerMember,
-    other: &ConsumerMember,
-    name: &Arc<str>,
-) -> Option<Disagreement> {
-    let (mine, theirs) = (expressions(one), expressions(other));
-    let topic = mine
-        .keys()
-        .chain(theirs.keys())
-        .find(|topic| mine.get(*topic) != theirs.get(*topic))?;
-    let side = |member: &ConsumerMember, expressions: &BTreeMap<&str, &str>| {
-        (
-            member.member.client.client_id.clone(),
-            expressions.get(topic).map(|e| (*e).to_owned()),
-        )
+    other_id: &Arc<str>,
+    other: &[SubscriptionData],
+) -> Option<SubscriptionsDiffer> {
+    if one.member.client.client_id == *other_id {
+        return None;
+    }
+    let (mine, theirs) = (by_topic(&one.subscriptions), by_topic(other));
+    let topic = mine.keys().chain(theirs.keys()).find(|topic| {
+        let (one, other) = (mine.get(*topic), theirs.get(*topic));
+        one.map(|s| meaning(s)) != other.map(|s| meaning(s))
+    })?;
+    let expression = |of: &BTreeMap<&str, &SubscriptionData>| {
+        of.get(topic).map(|found| match &found.expression_type {
+            kind if is_tag_type(kind.as_deref()) => found.sub_string.clone(),
+            Some(kind) => format!("{kind}: {}", found.sub_string),
+            None => found.sub_string.clone(),
+        })
     };
-    Some(Disagreement {
-        group: name.clone(),
+    Some(SubscriptionsDiffer {
         topic: (*topic).to_owned(),
-        one: side(one, &mine),
-        other: side(other, &theirs),
+        one_client: one.member.client.client_id.to_string(),
+        one_subscription: expression(&mine),
+        other_client: other_id.to_string(),
+        other_subscription: expression(&theirs),
     })
 }
 
@@ -140,17 +196,39 @@ pub struct ClientTable {
 }
 
 impl ClientTable {
-    /// One consumer group of a heartbeat. `notify` is the group's `notifyConsumerIdsChangedEnable`.
+    /// One consumer group of a heartbeat.
     pub fn consumer_heartbeat(
         &mut self,
         now_ms: u64,
         connection: ConnectionId,
         client: ClientInfo,
         data: ConsumerData,
-        notify: bool,
-    ) -> (Option<GroupChange>, Option<Disagreement>) {
+        rules: HeartbeatRules,
+    ) -> Heard {
         let name: Arc<str> = Arc::from(data.group_name.as_str());
         let group = self.consumers.entry(name.clone()).or_default();
+        if rules.strict {
+            let differ = group
+                .members
+                .iter()
+                .filter(|known| known.member.connection != connection)
+                .find_map(|known| differing(known, &client.client_id, &data.subscription_data_set));
+            if let Some(differ) = differ {
+                let own = group
+                    .members
+                    .iter_mut()
+                    .find(|known| known.member.connection == connection);
+                if let Some(own) = own {
+                    // It is alive, and stays with what it subscribed before.
+                    own.member.last_heartbeat_ms = now_ms;
+                }
+                return Heard {
+                    refused: true,
+                    report: group.refused(differ),
+                    ..Heard::default()
+                };
+            }
+        }
         let topics_before: Vec<String> = topics_of(group);
         let kind_before = (group.consume_type != data.consume_type)
             || (group.message_model != data.message_model)
@@ -185,17 +263,19 @@ impl ClientTable {
             }
         };
         if !changed && !kind_before {
-            return (None, None);
+            return Heard::default();
         }
         let told = joined || topics_of(group) != topics_before;
-        let disagreement = group.disagreement(&name);
-        let was_reported = std::mem::replace(&mut group.reported, disagreement.is_some());
-        let report = disagreement.filter(|_| !was_reported);
+        let report = group.compare();
         let change = GroupChange {
             online: group.online(&name),
-            notify: group.notified(Some(connection), notify && told),
+            notify: group.notified(Some(connection), rules.notify && told),
         };
-        (Some(change), report)
+        Heard {
+            change: Some(change),
+            report,
+            refused: false,
+        }
     }
 
     /// One producer group of a heartbeat.
@@ -298,7 +378,8 @@ impl ClientTable {
         let name = name.clone();
         let entry = self.consumers.get_mut(group)?;
         entry.members.retain(|m| stays(&m.member));
-        entry.reported = entry.reported && entry.disagreement(&name).is_some();
+        // What remains of a disagreement was reported when it began.
+        let _ = entry.compare();
         let change = GroupChange {
             online: entry.online(&name),
             notify: entry.notified(None, notify),
@@ -386,16 +467,23 @@ mod tests {
         now_ms: u64,
         serial: u64,
         subscriptions: &[(&str, &str, i64)],
-    ) -> (Option<GroupChange>, Option<Disagreement>) {
+    ) -> (Option<GroupChange>, Option<Arc<SubscriptionsDiffer>>) {
         let id = format!("c{serial}");
-        table.consumer_heartbeat(
+        let heard = table.consumer_heartbeat(
             now_ms,
             connection(serial),
             client(&id),
             data(subscriptions),
-            true,
-        )
+            RULES,
+        );
+        assert!(!heard.refused);
+        (heard.change, heard.report)
     }
+
+    const RULES: HeartbeatRules = HeartbeatRules {
+        notify: true,
+        strict: false,
+    };
 
     #[test]
     fn a_join_is_told_to_the_others_but_not_to_the_one_who_joins() {
@@ -428,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn members_that_disagree_keep_all_topics_and_are_reported_once() {
+    fn members_that_disagree_keep_all_topics_and_are_reported_once_per_change() {
         let mut table = ClientTable::default();
         beat(&mut table, 0, 1, &[("T", "a", 1)]);
         let (change, report) = beat(&mut table, 0, 2, &[("T", "a", 1), ("U", "*", 1)]);
@@ -436,20 +524,84 @@ mod tests {
         assert!(change.online.subscriptions.contains_key("T"));
         assert!(change.online.subscriptions.contains_key("U"));
         let report = report.unwrap();
+        assert_eq!(change.online.differ, Some(report.clone()));
         assert_eq!(report.topic, "U");
-        assert_eq!(report.one, (Arc::from("c1"), None));
-        assert_eq!(report.other, (Arc::from("c2"), Some("*".into())));
-        assert_eq!(beat(&mut table, 1, 1, &[("T", "x", 2)]).1, None, "once");
         assert_eq!(
-            beat(&mut table, 1, 1, &[("T", "a", 3), ("U", "*", 3)]).1,
-            None
+            (report.one_client.as_str(), &report.one_subscription),
+            ("c1", &None)
         );
-        assert!(
-            beat(&mut table, 2, 2, &[("T", "z", 4), ("U", "*", 1)])
-                .1
-                .is_some(),
-            "a new one"
-        );
+        assert_eq!(report.other_client, "c2");
+        assert_eq!(report.other_subscription.as_deref(), Some("*"));
+        // The same again, and a new version of the same expression, are no change of it.
+        let again = [("T", "a", 1), ("U", "*", 1)];
+        assert_eq!(beat(&mut table, 1, 2, &again).1, None);
+        assert_eq!(beat(&mut table, 1, 1, &[("T", "a", 2)]).1, None);
+        let report = beat(&mut table, 1, 1, &[("T", "x", 3)]).1.unwrap();
+        assert_eq!(report.one_subscription.as_deref(), Some("x"), "another one");
+        let (change, report) = beat(&mut table, 1, 1, &[("T", "a", 3), ("U", "*", 3)]);
+        assert_eq!(report, None, "they agree");
+        assert_eq!(change.unwrap().online.differ, None);
+        let report = beat(&mut table, 2, 2, &[("T", "z", 4), ("U", "*", 1)]).1;
+        assert!(report.is_some(), "a new one");
+    }
+
+    #[test]
+    fn the_order_of_tags_is_no_disagreement_and_the_kind_of_the_expression_is_one() {
+        let mut table = ClientTable::default();
+        beat(&mut table, 0, 1, &[("T", "a || b", 1)]);
+        assert_eq!(beat(&mut table, 0, 2, &[("T", "b||a", 1)]).1, None);
+        let mut sql = data(&[("T", "b||a", 2)]);
+        sql.subscription_data_set[0].expression_type = Some("SQL92".into());
+        let heard = table.consumer_heartbeat(1, connection(2), client("c2"), sql, RULES);
+        let report = heard.report.unwrap();
+        assert_eq!(report.other_subscription.as_deref(), Some("SQL92: b||a"));
+    }
+
+    #[test]
+    fn a_client_that_comes_back_on_a_new_connection_does_not_disagree_with_itself() {
+        let mut table = ClientTable::default();
+        beat(&mut table, 0, 1, &[("T", "a", 1)]);
+        let new = data(&[("T", "b", 2)]);
+        let heard = table.consumer_heartbeat(1, connection(9), client("c1"), new, RULES);
+        assert_eq!(heard.report, None);
+    }
+
+    #[test]
+    fn a_disagreement_ends_when_one_side_leaves() {
+        let mut table = ClientTable::default();
+        beat(&mut table, 0, 1, &[("T", "a", 1)]);
+        beat(&mut table, 0, 2, &[("T", "b", 1)]);
+        let left = table.leave_consumers(connection(2), "G", true).unwrap();
+        assert_eq!(left.online.differ, None);
+    }
+
+    #[test]
+    fn a_strict_group_does_not_take_who_subscribes_otherwise_and_says_so_once() {
+        let strict = HeartbeatRules {
+            strict: true,
+            ..RULES
+        };
+        let mut table = ClientTable::default();
+        let mut beat = |now_ms, serial, expression| {
+            let id = format!("c{serial}");
+            let data = data(&[("T", expression, 1)]);
+            table.consumer_heartbeat(now_ms, connection(serial), client(&id), data, strict)
+        };
+        assert!(!beat(0, 1, "a").refused);
+        let heard = beat(0, 2, "b");
+        assert!(heard.refused && heard.report.is_some() && heard.change.is_none());
+        let again = beat(30_000, 2, "b");
+        assert!(again.refused && again.report.is_none(), "once");
+        assert!(!beat(30_000, 3, "a").refused);
+        // A member that changes its mind stays a member with what it said before.
+        assert!(beat(60_000, 3, "c").refused);
+        let online = table
+            .leave_consumers(connection(1), "G", true)
+            .unwrap()
+            .online;
+        assert_eq!(online.members.len(), 1);
+        assert_eq!(online.subscriptions["T"].sub_string, "a");
+        assert_eq!(online.members[0].last_heartbeat_ms, 60_000);
     }
 
     #[test]
@@ -493,13 +645,16 @@ mod tests {
             connection(2),
             client("c2"),
             data(&[("T", "*", 1)]),
-            false,
+            HeartbeatRules {
+                notify: false,
+                ..RULES
+            },
         );
-        assert_eq!(quiet.0.unwrap().notify, []);
+        assert_eq!(quiet.change.unwrap().notify, []);
         let mut cast = data(&[("T", "*", 1)]);
         cast.message_model = BROADCASTING.into();
-        let cast = table.consumer_heartbeat(0, connection(3), client("c3"), cast, true);
-        assert_eq!(cast.0.unwrap().notify, []);
+        let cast = table.consumer_heartbeat(0, connection(3), client("c3"), cast, RULES);
+        assert_eq!(cast.change.unwrap().notify, []);
     }
 
     #[test]

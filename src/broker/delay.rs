@@ -2,7 +2,7 @@
 //!
 //! Pure. `send.rs` and `send_back.rs` ask here and then store the message for later
 //! ([`crate::shard::message::ShardRequest::AppendDelayed`]); the shard that owns the queue delivers it.
-//! Unlike RocketMQ's timer wheel, which rounds down to `timerPrecisionMs`, nothing is delivered early.
+//! Unlike RocketMQ's timer wheel, which moves a time back by up to `timerPrecisionMs`, nothing is delivered early.
 //! Source: `HookUtils.handleScheduleMessage`, `ScheduleMessageService.parseDelayLevel`, `ExponentialRetryPolicy`.
 
 use crate::broker::error::BrokerError;
@@ -75,6 +75,8 @@ pub struct DelayRules {
     pub timer: bool,
     /// `timerMaxDelaySec`, in seconds.
     pub timer_delay_max_s: u64,
+    /// `timerPrecisionMs`: chosen times are moved to the next multiple. At least 1.
+    pub timer_precision_ms: u64,
 }
 
 /// When a message is due, and why.
@@ -96,6 +98,7 @@ impl DelayRules {
             levels_ms: SECONDS.iter().map(|seconds| seconds * 1_000).collect(),
             timer: true,
             timer_delay_max_s: 259_200,
+            timer_precision_ms: 1,
         }
     }
 
@@ -130,8 +133,9 @@ impl DelayRules {
                 self.timer_delay_max_s
             )));
         }
+        let precision_ms = self.timer_precision_ms.max(1);
         Ok(Some(Due {
-            at_ms,
+            at_ms: at_ms.div_ceil(precision_ms).saturating_mul(precision_ms),
             is_timer: true,
         }))
     }
@@ -154,12 +158,24 @@ impl DelayRules {
     }
 }
 
+/// Times that a retry of a customized policy skips: its first delay is the third (`CustomizedRetryPolicy`).
+const CUSTOMIZED_SKIPS: usize = 2;
+/// Reconsume times from which on an exponential policy grows no more (`ExponentialRetryPolicy`).
+const EXPONENTIAL_TIMES_MAX: i32 = 32;
+
 /// The delay in milliseconds that a group's own policy gives to the retry after `reconsume_times` earlier ones. `None`
-/// if it has none but the delay levels (CUSTOMIZED without own delays).
+/// if it has none but the delay levels (CUSTOMIZED without own delays). A number that is none, or below 0, is left out, as
+/// if it had not been set.
 pub fn policy_delay_ms(group: &SubscriptionGroupConfig, reconsume_times: i32) -> Option<u64> {
     let policy = &group.group_retry_policy;
     if policy.get("type")?.as_str()? != "EXPONENTIAL" {
-        return None;
+        let own = policy
+            .get("customizedRetryPolicy")?
+            .get("next")?
+            .as_array()?;
+        let delays: Vec<u64> = own.iter().filter_map(|delay| delay.as_u64()).collect();
+        let at = reconsume_times.max(0) as usize + CUSTOMIZED_SKIPS;
+        return delays.get(at).or(delays.last()).copied();
     }
     let own = policy.get("exponentialRetryPolicy");
     let value = |name: &str, default: u64| {
@@ -168,32 +184,12 @@ pub fn policy_delay_ms(group: &SubscriptionGroupConfig, reconsume_times: i32) ->
     };
     let (initial, max) = (value("initial", 5_000), value("max", 7_200_000));
     let multiplier = value("multiplier", 2);
-    let times = reconsume_times.clamp(0, 32) as u32;
+    let times = reconsume_times.clamp(0, EXPONENTIAL_TIMES_MAX) as u32;
     Some(
         initial
             .saturating_mul(multiplier.saturating_pow(times))
             .min(max),
     )
-}
-
-/// What a client may name a timer by (`RecallMessageHandle`): URL-safe Base64 of version, topic, broker, time and key.
-pub fn recall_handle(topic: &str, broker: &str, at_ms: u64, unique_key: &str) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let text = format!("v1 {topic} {broker} {at_ms} {unique_key}");
-    let mut handle = String::with_capacity(text.len().div_ceil(3) * 4);
-    for three in text.as_bytes().chunks(3) {
-        let mut bits = [0; 3];
-        bits[..three.len()].copy_from_slice(three);
-        let number = u32::from_be_bytes([0, bits[0], bits[1], bits[2]]);
-        for digit in 0..4 {
-            handle.push(if digit <= three.len() {
-                char::from(DIGITS[(number >> (18 - 6 * digit)) as usize & 63])
-            } else {
-                '='
-            });
-        }
-    }
-    handle
 }
 
 fn number(name: &'static str, value: Option<&[u8]>) -> Result<Option<i64>, DelayError> {
@@ -284,6 +280,22 @@ mod tests {
     }
 
     #[test]
+    fn a_coarser_precision_moves_a_time_on_and_never_back() {
+        let rules = DelayRules {
+            timer_precision_ms: 1_000,
+            ..DelayRules::rocketmq()
+        };
+        let due = |at: &str| {
+            let wanted = DelayProperties {
+                deliver_ms: Some(at.as_bytes()),
+                ..DelayProperties::default()
+            };
+            rules.due(&wanted, 0).unwrap().unwrap().at_ms
+        };
+        assert_eq!([due("1"), due("1000"), due("1001")], [1_000, 1_000, 2_000]);
+    }
+
+    #[test]
     fn without_timers_a_time_is_refused_and_a_level_is_not() {
         let rules = DelayRules {
             timer: false,
@@ -323,15 +335,6 @@ mod tests {
     }
 
     #[test]
-    fn a_recall_handle_is_url_safe_base64() {
-        assert_eq!(
-            recall_handle("T1", "b1", 1795197379001, "TM1"),
-            "djEgVDEgYjEgMTc5NTE5NzM3OTAwMSBUTTE="
-        );
-        assert_eq!(recall_handle("~~?", "", 0, "k"), "djEgfn4_ICAwIGs=");
-    }
-
-    #[test]
     fn an_exponential_policy_doubles_up_to_its_limit() {
         let group = |policy| SubscriptionGroupConfig {
             group_retry_policy: policy,
@@ -350,5 +353,25 @@ mod tests {
             policy_delay_ms(&SubscriptionGroupConfig::default(), 0),
             None
         );
+    }
+
+    #[test]
+    fn a_customized_policy_begins_with_its_third_delay_and_stays_at_its_last() {
+        let group = |next| SubscriptionGroupConfig {
+            group_retry_policy: serde_json::json!({
+                "type": "CUSTOMIZED", "customizedRetryPolicy": {"next": next},
+            }),
+            ..SubscriptionGroupConfig::default()
+        };
+        let own = group(serde_json::json!([1, 2, 30, 40]));
+        let delays: Vec<_> = [-1, 0, 1, 2, 99]
+            .map(|times| policy_delay_ms(&own, times))
+            .into();
+        assert_eq!(delays, [Some(30), Some(30), Some(40), Some(40), Some(40)]);
+        assert_eq!(policy_delay_ms(&group(serde_json::json!([7])), 0), Some(7));
+        assert_eq!(policy_delay_ms(&group(serde_json::json!([])), 0), None);
+        assert_eq!(policy_delay_ms(&group(serde_json::json!("x")), 0), None);
+        let wrong = group(serde_json::json!(["a", -5, 9]));
+        assert_eq!(policy_delay_ms(&wrong, 0), Some(9));
     }
 }

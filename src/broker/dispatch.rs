@@ -228,6 +228,7 @@ impl Broker {
 
     /// The header of an error answer.
     pub(super) fn refusal(&self, error: &BrokerError) -> Outgoing {
+        self.statistics.borrow_mut().refused(error.reason());
         Outgoing::error(code_of(error), error.to_string())
     }
 
@@ -251,6 +252,10 @@ impl Handler for Broker {
             }
 
             request::END_TRANSACTION => self.later(responder, this().end_transaction(command)),
+            request::RECALL_MESSAGE => {
+                let born_host = responder.connection.peer();
+                self.later(responder, this().recall(command, born_host));
+            }
             request::RINGMQ_TRANSACTIONS => self.later(responder, this().transactions(command)),
             request::POP_MESSAGE => {
                 let connection = responder.connection.clone();
@@ -422,8 +427,9 @@ fn code_of(error: &BrokerError) -> i32 {
         BrokerError::NoSubscription { .. } => response::SUBSCRIPTION_NOT_EXIST,
         BrokerError::SubscriptionNotLatest { .. } => response::SUBSCRIPTION_NOT_LATEST,
         BrokerError::NoFilter { .. } => response::FILTER_DATA_NOT_EXIST,
-        BrokerError::NoPermission(_) => response::NO_PERMISSION,
+        BrokerError::NoPermission(_) | BrokerError::SubscriptionDiffers => response::NO_PERMISSION,
         BrokerError::MessageIllegal(_) => response::MESSAGE_ILLEGAL,
+        BrokerError::Unavailable(_) => response::SERVICE_NOT_AVAILABLE,
         BrokerError::IllegalOperation(_) => response::ILLEGAL_OPERATION,
         BrokerError::NotFound(_) => response::QUERY_NOT_FOUND,
         BrokerError::NotOnline { .. } => response::CONSUMER_NOT_ONLINE,

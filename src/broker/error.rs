@@ -45,6 +45,11 @@ pub enum BrokerError {
         known: i64,
         asked: i64,
     },
+    /// Code 16.
+    #[error(
+        "other members of the consumer group subscribe differently, which this broker refuses (rejectInconsistentSubscription); give all members one subscription, or use two groups. The broker's log names both"
+    )]
+    SubscriptionDiffers,
     /// Code 27.
     #[error(
         "the group '{group}' subscribes '{topic}' by an expression that is none, so there is no filter: {reason}"
@@ -70,6 +75,9 @@ pub enum BrokerError {
     NotOnline { group: String },
     #[error("{0}")]
     ClientTimeout(String),
+    /// Code 14.
+    #[error("{0}")]
+    Unavailable(String),
     /// Code 604.
     #[error("{0}")]
     IllegalOperation(String),
@@ -92,6 +100,40 @@ fn not_supported(code: i32) -> String {
 }
 
 impl BrokerError {
+    /// The reason in one word, for the metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Field(_) | Self::Body { .. } | Self::Name(_) | Self::InvalidParameter(_) => {
+                "bad_request"
+            }
+            Self::Expression(_) | Self::NoFilter { .. } => "filter",
+            Self::NoTopic { .. } => "no_topic",
+            Self::NoGroup { .. } => "no_group",
+            Self::NoSubscription { .. } | Self::SubscriptionNotLatest { .. } => "no_subscription",
+            Self::NoPermission(_) => "permission",
+            Self::SubscriptionDiffers => "subscription_differs",
+            Self::MessageIllegal(_) => "message_illegal",
+            Self::NotFound(_) => "not_found",
+            Self::NotOnline { .. } | Self::ClientTimeout(_) => "client_away",
+            Self::Unavailable(_) => "unavailable",
+            Self::IllegalOperation(_) => "illegal_operation",
+            Self::System(_) => "system",
+            Self::NotSupported { .. } => "not_supported",
+            Self::Shard(refusal) => match refusal {
+                Refusal::Busy { .. } => "log_busy",
+                Refusal::SpaceOnItsWay { .. } => "log_space",
+                Refusal::DiskFull { .. } => "disk_full",
+                Refusal::Poisoned { .. } => "log_failed",
+                Refusal::TooLarge { .. } => "message_illegal",
+                Refusal::TooManyTransactions { .. } => "too_many_transactions",
+                Refusal::NoQueue => "no_topic",
+                Refusal::MeshFull { .. } => "core_busy",
+                Refusal::Stopping => "stopping",
+                Refusal::Read { .. } => "read_failed",
+            },
+        }
+    }
+
     /// A shard answered something that does not belong to the question: our own bug, told instead of a panic.
     pub fn unexpected(reply: &impl std::fmt::Debug) -> Self {
         let mut text = format!("{reply:?}");

@@ -149,6 +149,7 @@ impl Broker {
                 .iter()
                 .map(|(topic, data)| (topic.clone(), data.clone()))
                 .collect(),
+            subscriptions_differ: online.differ.as_deref().cloned(),
         })
     }
 

@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use crate::base::id::ConnectionId;
 use crate::base::names;
-use crate::broker::clients::{BROADCASTING, Disagreement, GroupChange};
+use crate::broker::clients::{BROADCASTING, GroupChange, Heard, HeartbeatRules};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::broker::filters;
@@ -148,9 +148,13 @@ impl Broker {
         if !self.connections.borrow().contains_key(&connection) {
             return Ok(());
         }
-        self.ask(home, ShardRequest::Group(Box::new(command)))
-            .await
-            .map(|_| ())
+        match self
+            .ask(home, ShardRequest::Group(Box::new(command)))
+            .await?
+        {
+            ShardReply::Flag(false) => Err(BrokerError::SubscriptionDiffers),
+            _ => Ok(()),
+        }
     }
 
     /// The group of a heartbeat and its retry topic, made if they are not there and may be.
@@ -270,6 +274,9 @@ impl Broker {
         if let GroupCommand::Statistics { name, key } = &command {
             return self.statistics_here(name, key, now_ms);
         }
+        if let GroupCommand::Figures = &command {
+            return ShardReply::BrokerFigures(Box::new(self.figures_here()));
+        }
         let mut clients = self.clients.borrow_mut();
         let (consumers, producers) = match command {
             GroupCommand::ConsumerHeartbeat {
@@ -277,15 +284,19 @@ impl Broker {
                 client,
                 data,
             } => {
-                let notify = self.notifies(&data.group_name);
-                let (change, disagreement) =
-                    clients.consumer_heartbeat(now_ms, connection, client, data, notify);
-                if let Some(disagreement) = disagreement {
-                    warn_of(&disagreement);
+                let group = data.group_name.clone();
+                let rules = HeartbeatRules {
+                    notify: self.notifies(&group),
+                    strict: self.options.strict_subscriptions,
+                };
+                let heard = clients.consumer_heartbeat(now_ms, connection, client, data, rules);
+                warn_of(&group, &heard);
+                if heard.refused {
+                    return ShardReply::Flag(false);
                 }
-                (change.into_iter().collect(), Vec::new())
+                (heard.change.into_iter().collect(), Vec::new())
             }
-            GroupCommand::Statistics { .. } => (Vec::new(), Vec::new()),
+            GroupCommand::Statistics { .. } | GroupCommand::Figures => (Vec::new(), Vec::new()),
             GroupCommand::ProducerHeartbeat {
                 connection,
                 client,
@@ -376,17 +387,18 @@ fn ids_changed(group: Arc<str>) -> Bytes {
         .frame(Encoding::Json, b"")
 }
 
-fn warn_of(disagreement: &Disagreement) {
-    let side = |(client, expression): &(Arc<str>, Option<String>)| match expression {
-        Some(expression) => format!("{client} subscribes '{expression}'"),
-        None => format!("{client} does not subscribe it"),
-    };
-    tracing::warn!(
-        group = %disagreement.group,
-        topic = disagreement.topic,
-        "members of one consumer group subscribe differently: {}, {}; messages go to members that do not want them. \
-         Give them one subscription, or two groups",
-        side(&disagreement.one),
-        side(&disagreement.other)
-    );
+fn warn_of(group: &str, heard: &Heard) {
+    match &heard.report {
+        Some(differ) if heard.refused => tracing::warn!(
+            group,
+            "a member is refused (rejectInconsistentSubscription) because members would subscribe differently: {differ}. \
+             Give all one subscription, or use two groups"
+        ),
+        Some(differ) => tracing::warn!(
+            group,
+            "members of one consumer group subscribe differently: {differ}. Messages go to members that do not want \
+             them, and others miss them. Give all one subscription, or use two groups"
+        ),
+        None => {}
+    }
 }

@@ -40,8 +40,14 @@ pub struct BrokerOptions {
     pub delay: DelayRules,
     /// Transactions and their checks.
     pub transactions: TransactionRules,
+    /// `recallMessageEnable`.
+    pub recall: bool,
+    /// `allowRecallWhenBrokerNotWriteable`.
+    pub recall_when_not_writable: bool,
     /// `enablePropertyFilter`: SQL92 subscriptions are understood. RocketMQ's default is false.
     pub property_filter: bool,
+    /// `rejectInconsistentSubscription`: a member that subscribes otherwise than its group is not taken.
+    pub strict_subscriptions: bool,
     /// `messageIndexEnable`: messages are found by key.
     pub key_index: bool,
     /// `litePullMessageEnable`.
@@ -86,7 +92,10 @@ impl BrokerOptions {
             message_bytes_max: MESSAGE_BODY_BYTES_MAX,
             delay: DelayRules::rocketmq(),
             transactions: TransactionRules::rocketmq(),
+            recall: false,
+            recall_when_not_writable: true,
             property_filter: true,
+            strict_subscriptions: false,
             key_index: true,
             lite_pull: true,
             long_polling: true,

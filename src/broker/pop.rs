@@ -20,6 +20,7 @@ use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::broker::filters;
 use crate::broker::receipt::{self, ORDER_REVIVE_QUEUE, Origin, PoppedQueue};
+use crate::broker::statistics::Counted;
 use crate::broker::topics::PERM_READ;
 use crate::io::body::Body;
 use crate::server::connection::Connection;
@@ -418,6 +419,9 @@ impl Broker {
             ask.pop_ms = self.shard.now_ms();
             let popped = self.take(&sources, woken_by, &ask).await?;
             if popped.messages > 0 {
+                let sum = (u64::from(popped.messages), popped.bytes as u64);
+                let topic = &plan.topic.name;
+                self.count(Counted::Out, topic, &plan.group, ask.pop_ms, sum);
                 return Ok(pop_answer(popped, ask.pop_ms, invisible_ms, order));
             }
             if popped.more {

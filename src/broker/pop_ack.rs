@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::broker::receipt::{self, ORDER_REVIVE_QUEUE, Origin};
+use crate::broker::statistics::Counted;
 use crate::shard::message::{QueueKey, ShardReply, ShardRequest};
 use crate::shard::pop::message::{PopAck, PopChange, PopReply, PopRequest, Receipt};
 use crate::wire::remoting::body::{BatchAck, BatchAckMessageRequestBody};
@@ -94,7 +95,10 @@ impl Broker {
             order: receipt.order,
         };
         match self.ask_pop(core, PopRequest::Ack(ack)).await? {
-            ShardReply::Done => Answer::done(),
+            ShardReply::Done => {
+                self.count_acks(&topic, &group, 1);
+                Answer::done()
+            }
             ShardReply::Pop(reply) => refused(&reply, &topic, queue_id),
             other => Err(BrokerError::unexpected(&other)),
         }
@@ -113,6 +117,17 @@ impl Broker {
             None => Answer::done(),
             Some(error) => Err(error),
         }
+    }
+
+    fn count_acks(&self, topic: &str, group: &str, count: u64) {
+        let topic: Arc<str> = Arc::from(topic);
+        self.count(
+            Counted::Acked,
+            &topic,
+            group,
+            self.shard.now_ms(),
+            (count, 0),
+        );
     }
 
     async fn ack_entry(&self, entry: &BatchAck) -> Result<(), BrokerError> {
@@ -138,6 +153,7 @@ impl Broker {
         }
         let group = entry.consumer_group.as_str();
         let (core, queue) = self.queue_of_receipt(group, &entry.topic, origin, entry.queue_id)?;
+        let count = receipts.len() as u64;
         let ack = PopAck {
             group: Arc::from(group),
             queue,
@@ -146,7 +162,11 @@ impl Broker {
         };
         match self.ask_pop(core, PopRequest::Ack(ack)).await? {
             // What is not there (any more) needs no acknowledgement.
-            ShardReply::Done | ShardReply::Pop(PopReply::NoOffset { .. }) => Ok(()),
+            ShardReply::Done => {
+                self.count_acks(&entry.topic, group, count);
+                Ok(())
+            }
+            ShardReply::Pop(PopReply::NoOffset { .. }) => Ok(()),
             ShardReply::Pop(PopReply::NotGiven { offset }) => {
                 Err(bad(format!("the offset {offset} was not given out")))
             }

@@ -371,7 +371,7 @@ impl Broker {
                     let sum = (u64::from(pulled.message_count), pulled.records.len() as u64);
                     let now_ms = self.shard.now_ms();
                     let (topic, group) = (&answer.topic.name, &group.group_name);
-                    self.count(Counted::Get, topic, group, now_ms, sum);
+                    self.count(Counted::Out, topic, group, now_ms, sum);
                 }
                 let body = if head.code == response::SUCCESS {
                     pulled.records

@@ -13,9 +13,10 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::base::names;
 use crate::base::offset::PhysicalOffset;
-use crate::broker::delay::{Due, recall_handle};
+use crate::broker::delay::Due;
 use crate::broker::dispatch::Broker;
 use crate::broker::error::BrokerError;
+use crate::broker::recall::RecallHandle;
 use crate::broker::send_plan::{
     Plan, SendHeader, batch_of, begins_transaction, check_body, check_properties, is_dead, plan,
 };
@@ -31,7 +32,7 @@ use crate::shard::message::{
 };
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::wire::message_id::MessageId;
-use crate::wire::properties::{PropertiesBuilder, name};
+use crate::wire::properties::{self, PropertiesBuilder, name};
 use crate::wire::record::{
     SYS_FLAG_BORN_HOST_V6, SYS_FLAG_MULTI_TAGS, SYS_FLAG_STORE_HOST_V6, SYS_FLAG_TRANSACTION,
 };
@@ -65,7 +66,11 @@ struct SendAnswer {
     queue_id: u32,
     unique_key: Option<String>,
     recall_handle: Option<String>,
-    topic: Arc<Topic>,
+    /// Topic of the statistics: a half message counts for the topic of the halves, as in RocketMQ.
+    counted_topic: Arc<str>,
+    message_type: &'static str,
+    /// A dead letter: its first topic, and the group that gave it up.
+    dead_of: Option<(Arc<str>, Arc<str>)>,
     body_bytes: u64,
 }
 
@@ -78,6 +83,10 @@ struct Prepared {
     due: Option<Due>,
     /// A half message, whose producer is asked after so many milliseconds. Never of a batch, nor with `due`.
     check_after_ms: Option<u64>,
+    /// `message_type` of the metrics.
+    message_type: &'static str,
+    /// It is no message but takes one back that is due when this says. Never of a batch.
+    is_recall: bool,
 }
 
 impl Prepared {
@@ -260,7 +269,17 @@ impl Broker {
                     queue_id: target.queue_id,
                     unique_key: prepared.unique_key.clone(),
                     recall_handle: None,
-                    topic: target.topic.clone(),
+                    counted_topic: match prepared.check_after_ms {
+                        Some(_) => Arc::from(names::TRANS_HALF_TOPIC),
+                        None => target.topic.name.clone(),
+                    },
+                    message_type: prepared.message_type,
+                    dead_of: target.dead.then(|| {
+                        let group = names::group_of_dlq_topic(&target.topic.name);
+                        let topic = properties::get(&header.properties, name::RETRY_TOPIC);
+                        let topic = topic.unwrap_or(&target.topic.name);
+                        (Arc::from(topic), Arc::from(group.unwrap_or_default()))
+                    }),
                     body_bytes: body.len() as u64,
                 };
                 let broker = self.clone();
@@ -274,8 +293,24 @@ impl Broker {
                     && !names::is_retry_topic(&target.topic.name)
                 {
                     let key = prepared.unique_key.as_deref().unwrap_or_default();
-                    let (topic, broker_name) = (&target.topic.name, &self.options.broker);
-                    answer.recall_handle = Some(recall_handle(topic, broker_name, due.at_ms, key));
+                    let handle = RecallHandle {
+                        topic: target.topic.name.to_string(),
+                        broker: self.options.broker.to_string(),
+                        at_ms: due.at_ms,
+                        unique_key: key.to_owned(),
+                    };
+                    answer.recall_handle = Some(handle.encode());
+                }
+                if let (true, Some(due)) = (prepared.is_recall, prepared.due) {
+                    let mut messages = prepared.messages.into_vec();
+                    let Some(recall) = messages.pop() else { return };
+                    self.shard.spawn(async move {
+                        match broker.store_recall(&target.topic, recall, due.at_ms).await {
+                            Ok(stored) => broker.answer_send(answer, ShardReply::Appended(stored)),
+                            Err(error) => broker.refuse_send(error, answer.responder),
+                        }
+                    });
+                    return;
                 }
                 self.shard
                     .call(shard, prepared.into_request(), move |reply| {
@@ -313,6 +348,12 @@ impl Broker {
             true => None,
             false => self.options.delay.due(&sent.delay, now_ms)?,
         };
+        let is_recall = sent.is_recall && !header.batch && !is_half && !target.dead;
+        if is_recall && !due.is_some_and(|due| due.is_timer) {
+            return Err(BrokerError::MessageIllegal(
+                "a message with TIMER_DEL_UNIQKEY takes back one that is due at a time to come, which has to be its own time too (TIMER_DELIVER_MS)".into(),
+            ));
+        }
         if due.is_some() && header.batch {
             return Err(BrokerError::MessageIllegal(
                 "a batch cannot be delayed; send its messages one by one".into(),
@@ -340,6 +381,8 @@ impl Broker {
                 unique_key,
                 due: None,
                 check_after_ms: None,
+                message_type: sent.message_type(),
+                is_recall: false,
             });
         }
         let (unique_key, added) = match sent.unique_key {
@@ -369,6 +412,8 @@ impl Broker {
                 unique_key: Some(unique_key),
                 // Its delay begins with the commit; what is illegal is refused now.
                 due: None,
+                message_type: sent.message_type(),
+                is_recall: false,
                 check_after_ms: Some(self.options.transactions.immunity_ms(&header.properties)),
             });
         }
@@ -386,6 +431,8 @@ impl Broker {
             unique_key: Some(unique_key),
             due,
             check_after_ms: None,
+            message_type: sent.message_type(),
+            is_recall,
         })
     }
 
@@ -399,12 +446,17 @@ impl Broker {
         };
         let count = appended.physical_offsets.len() as u64;
         self.count(
-            Counted::Put,
-            &answer.topic.name,
-            "",
+            Counted::In,
+            &answer.counted_topic,
+            answer.message_type,
             appended.store_timestamp as u64,
             (count, answer.body_bytes),
         );
+        if let Some((topic, group)) = &answer.dead_of {
+            let now_ms = appended.store_timestamp as u64;
+            let sum = (count, answer.body_bytes);
+            self.count(Counted::Dead, topic, group, now_ms, sum);
+        }
         let head = self
             .stored(answer.queue_id, answer.unique_key, &appended)
             .field_if("recallHandle", answer.recall_handle);

@@ -6,6 +6,8 @@
 //!
 //! Source: `AbstractSendMessageProcessor.consumerSendMsgBack`.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::base::offset::PhysicalOffset;
@@ -13,6 +15,7 @@ use crate::broker::delay::{DelayRules, policy_delay_ms};
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::broker::send_plan::check_properties;
+use crate::broker::statistics::Counted;
 use crate::broker::topics::{self, PERM_WRITE};
 use crate::io::body::Body;
 use crate::shard::ShardHandle;
@@ -190,9 +193,24 @@ impl Broker {
             }
         };
         match self.ask(core, request).await? {
-            ShardReply::Appended(_) => Answer::done(),
+            ShardReply::Appended(_) => {
+                let kind = match fate {
+                    Fate::Dead => Counted::Dead,
+                    _ => Counted::SentBack,
+                };
+                self.count_again(kind, &record, &group);
+                Answer::done()
+            }
             other => Err(BrokerError::unexpected(&other)),
         }
+    }
+
+    /// Counts a message that its group did not consume, for its first topic.
+    fn count_again(&self, kind: Counted, record: &RecordView<'_>, group: &str) {
+        let first = properties::get(record.properties(), name::RETRY_TOPIC);
+        let topic: Arc<str> = Arc::from(first.unwrap_or(record.topic()));
+        let sum = (1, record.body().len() as u64);
+        self.count(kind, &topic, group, self.shard.now_ms(), sum);
     }
 
     /// Puts a message that a POP consumer failed to process too often into the group's dead letter topic.
@@ -218,7 +236,10 @@ impl Broker {
             .ask(core, ShardRequest::Append(Box::new([copy])))
             .await?
         {
-            ShardReply::Appended(_) => Ok(()),
+            ShardReply::Appended(_) => {
+                self.count_again(Counted::Dead, &record, group);
+                Ok(())
+            }
             other => Err(BrokerError::unexpected(&other)),
         }
     }

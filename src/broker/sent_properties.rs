@@ -24,7 +24,11 @@ pub struct Sent<'a> {
     pub has_keys: bool,
     /// TRAN_MSG=true.
     pub half: bool,
+    /// It has a sharding key: its order counts.
+    pub is_ordered: bool,
     pub delay: DelayProperties<'a>,
+    /// TIMER_DEL_UNIQKEY: it takes a delayed message back.
+    pub is_recall: bool,
     /// Bytes of the names and values that stay, with their separators.
     kept_bytes: usize,
 }
@@ -60,6 +64,8 @@ impl<'a> Sent<'a> {
                 b"UNIQ_KEY" => sent.unique_key = Some(value),
                 b"KEYS" => sent.has_keys = true,
                 b"TRAN_MSG" => sent.half = value.eq_ignore_ascii_case(b"true"),
+                b"TIMER_DEL_UNIQKEY" => sent.is_recall = true,
+                b"__SHARDINGKEY" => sent.is_ordered = true,
                 b"DELAY" => sent.delay.level = Some(value),
                 b"TIMER_DELAY_SEC" => sent.delay.delay_sec = Some(value),
                 b"TIMER_DELAY_MS" => sent.delay.delay_ms = Some(value),
@@ -68,6 +74,19 @@ impl<'a> Sent<'a> {
             }
         }
         sent
+    }
+
+    /// The `message_type` of RocketMQ's metrics (`BrokerMetricsManager.getMessageType`).
+    pub fn message_type(&self) -> &'static str {
+        if self.half {
+            "transaction"
+        } else if self.is_ordered {
+            "fifo"
+        } else if self.delay.level.is_some() || self.delay.has_time() {
+            "delay"
+        } else {
+            "normal"
+        }
     }
 }
 

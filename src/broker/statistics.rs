@@ -8,22 +8,22 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use crate::base::histogram::Histogram;
 use crate::base::limits::STATISTICS_ROWS_MAX;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
-use crate::shard::message::{GroupCommand, LocalReply, ShardReply, ShardRequest};
+use crate::shard::message::{GroupCommand, LocalReply, ShardReply, ShardRequest, Traffic};
 use crate::wire::remoting::body::{BrokerStatsData, BrokerStatsItem};
 use crate::wire::remoting::command::Command;
 
 /// Length of one cell and number of cells: a minute, an hour, a day.
 const WINDOWS: [(u64, usize); 3] = [(10_000, 6), (600_000, 6), (3_600_000, 24)];
 
-/// What is counted. A row's key is a topic, or a topic and a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Counted {
-    Put,
-    Get,
-}
+/// What is counted. A row's key is a topic and a group; of what was sent, a topic and the type of the messages.
+pub(super) use crate::shard::message::TrafficKind as Counted;
+
+/// Bounds of the sizes of messages in bytes, as RocketMQ's metrics have them.
+const SIZE_BOUNDS: &[u64] = &[1 << 10, 4 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20];
 
 /// Messages, their bytes, and in how many requests they came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,10 +82,37 @@ impl Window {
 #[derive(Clone, Debug)]
 struct Row {
     windows: [Window; 3],
+    /// Since the row is there.
+    total: Sum,
+    /// Sizes of sent messages.
+    sizes: Option<Box<Histogram>>,
     used_ms: u64,
 }
 
-/// The rows of one topic; the group is empty where a row counts the topic itself.
+impl Row {
+    fn new(what: Counted, now_ms: u64) -> Self {
+        let sizes = (what == Counted::In).then(|| Box::new(Histogram::new(SIZE_BOUNDS)));
+        Self {
+            windows: WINDOWS.map(Window::new),
+            total: Sum::default(),
+            sizes,
+            used_ms: now_ms,
+        }
+    }
+
+    fn add(&mut self, now_ms: u64, sum: Sum) {
+        self.used_ms = now_ms;
+        self.total.add(sum);
+        for window in &mut self.windows {
+            window.add(now_ms, sum);
+        }
+        if let Some(sizes) = &mut self.sizes {
+            sizes.record_many(sum.bytes / sum.messages.max(1), sum.messages);
+        }
+    }
+}
+
+/// The rows of one topic, by group or by type of message.
 type RowsByGroup = AHashMap<Arc<str>, Row>;
 
 /// The rows of one core.
@@ -93,10 +120,25 @@ type RowsByGroup = AHashMap<Arc<str>, Row>;
 pub(super) struct Statistics {
     rows: AHashMap<Counted, AHashMap<Arc<str>, RowsByGroup>>,
     count: usize,
+    /// Refused requests by reason; there are about twenty.
+    refused: Vec<(&'static str, u64)>,
 }
 
 impl Statistics {
-    /// Counts messages of one request; `group` is empty for [`Counted::Put`].
+    /// Counts a refused request.
+    pub fn refused(&mut self, reason: &'static str) {
+        match self.refused.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, count)) => *count += 1,
+            None => self.refused.push((reason, 1)),
+        }
+    }
+
+    /// Refused requests by reason.
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        self.refused.clone()
+    }
+
+    /// Counts messages of one request; for [`Counted::In`] the `group` is the type of the messages.
     pub fn add(
         &mut self,
         what: Counted,
@@ -116,22 +158,13 @@ impl Statistics {
             .and_then(|topics| topics.get_mut(&**topic))
             .and_then(|groups| groups.get_mut(group));
         if let Some(row) = known {
-            row.used_ms = now_ms;
-            for window in &mut row.windows {
-                window.add(now_ms, sum);
-            }
-            return;
+            return row.add(now_ms, sum);
         }
         if self.count >= STATISTICS_ROWS_MAX {
             self.drop_older_half();
         }
-        let mut row = Row {
-            windows: WINDOWS.map(Window::new),
-            used_ms: now_ms,
-        };
-        for window in &mut row.windows {
-            window.add(now_ms, sum);
-        }
+        let mut row = Row::new(what, now_ms);
+        row.add(now_ms, sum);
         let topics = self.rows.entry(what).or_default();
         let groups = topics.entry(topic.clone()).or_default();
         groups.insert(Arc::from(group), row);
@@ -159,16 +192,40 @@ impl Statistics {
         self.count = self.rows().count();
     }
 
-    /// Minute, hour and day of a row, three numbers each, or nothing. An empty topic sums all of a kind.
-    fn look(&self, what: Counted, topic: &str, group: &str, now_ms: u64) -> Vec<u64> {
+    /// All rows since they are there.
+    pub fn traffic(&self) -> Vec<Traffic> {
+        let mut all = Vec::with_capacity(self.count);
+        for (&kind, topics) in &self.rows {
+            for (topic, groups) in topics {
+                for (by, row) in groups {
+                    all.push(Traffic {
+                        kind,
+                        topic: topic.clone(),
+                        by: by.clone(),
+                        messages: row.total.messages,
+                        bytes: row.total.bytes,
+                        sizes: row.sizes.as_deref().copied(),
+                    });
+                }
+            }
+        }
+        all
+    }
+
+    /// Minute, hour and day of a row, three numbers each, or nothing. An empty topic sums all of a kind, without a group
+    /// all of the topic.
+    fn look(&self, what: Counted, topic: &str, group: Option<&str>, now_ms: u64) -> Vec<u64> {
         let Some(topics) = self.rows.get(&what) else {
             return Vec::new();
         };
         let rows: Vec<&Row> = if topic.is_empty() {
             topics.values().flat_map(|groups| groups.values()).collect()
         } else {
-            let row = topics.get(topic).and_then(|groups| groups.get(group));
-            row.into_iter().collect()
+            let groups = topics.get(topic).into_iter().flatten();
+            groups
+                .filter(|(name, _)| group.is_none_or(|group| group == &***name))
+                .map(|(_, row)| row)
+                .collect()
         };
         if rows.is_empty() {
             return Vec::new();
@@ -211,13 +268,21 @@ const fn named(name: &'static str, what: Counted, bytes: bool, key: Key) -> Name
     }
 }
 
-const NAMED: [Named; 6] = [
-    named("TOPIC_PUT_NUMS", Counted::Put, false, Key::Topic),
-    named("TOPIC_PUT_SIZE", Counted::Put, true, Key::Topic),
-    named("GROUP_GET_NUMS", Counted::Get, false, Key::TopicAndGroup),
-    named("GROUP_GET_SIZE", Counted::Get, true, Key::TopicAndGroup),
-    named("BROKER_PUT_NUMS", Counted::Put, false, Key::Cluster),
-    named("BROKER_GET_NUMS", Counted::Get, false, Key::Cluster),
+const NAMED: [Named; 9] = [
+    named("TOPIC_PUT_NUMS", Counted::In, false, Key::Topic),
+    named("TOPIC_PUT_SIZE", Counted::In, true, Key::Topic),
+    named("GROUP_GET_NUMS", Counted::Out, false, Key::TopicAndGroup),
+    named("GROUP_GET_SIZE", Counted::Out, true, Key::TopicAndGroup),
+    named("GROUP_ACK_NUMS", Counted::Acked, false, Key::TopicAndGroup),
+    named(
+        "SNDBCK_PUT_NUMS",
+        Counted::SentBack,
+        false,
+        Key::TopicAndGroup,
+    ),
+    named("BROKER_PUT_NUMS", Counted::In, false, Key::Cluster),
+    named("BROKER_GET_NUMS", Counted::Out, false, Key::Cluster),
+    named("BROKER_ACK_NUMS", Counted::Acked, false, Key::Cluster),
 ];
 
 /// One item of the answer from the numbers of its window.
@@ -255,9 +320,11 @@ impl Broker {
             return LocalReply::Numbers(Vec::new());
         };
         let (topic, group) = match named.key {
-            Key::Topic => (key, ""),
-            Key::TopicAndGroup => key.split_once('@').unwrap_or((key, "")),
-            Key::Cluster => ("", ""),
+            Key::Topic => (key, None),
+            Key::TopicAndGroup => key
+                .split_once('@')
+                .map_or((key, Some("")), |(topic, group)| (topic, Some(group))),
+            Key::Cluster => ("", None),
         };
         let empty = named.key == Key::Cluster && key != &*self.options.cluster
             || named.key != Key::Cluster && topic.is_empty();
@@ -319,7 +386,7 @@ mod tests {
     const NOW: u64 = 1_700_000_000_000;
 
     fn look(statistics: &Statistics, topic: &str, now_ms: u64) -> Vec<u64> {
-        statistics.look(Counted::Get, topic, "g", now_ms)
+        statistics.look(Counted::Out, topic, Some("g"), now_ms)
     }
 
     #[test]
@@ -327,8 +394,8 @@ mod tests {
         let mut statistics = Statistics::default();
         let topic: Arc<str> = Arc::from("t");
         assert!(look(&statistics, "t", NOW).is_empty());
-        statistics.add(Counted::Get, &topic, "g", NOW, (3, 30));
-        statistics.add(Counted::Get, &topic, "g", NOW + 20_000, (1, 5));
+        statistics.add(Counted::Out, &topic, "g", NOW, (3, 30));
+        statistics.add(Counted::Out, &topic, "g", NOW + 20_000, (1, 5));
         let all = [4, 35, 2];
         assert_eq!(
             look(&statistics, "t", NOW + 20_000),
@@ -339,8 +406,12 @@ mod tests {
         let later = look(&statistics, "t", NOW + 2 * 3_600_000);
         assert_eq!(later, [[0; 3], [0; 3], all].concat());
         assert_eq!(look(&statistics, "t", NOW + 25 * 3_600_000), [0; 9]);
-        assert!(statistics.look(Counted::Put, "t", "g", NOW).is_empty());
-        assert!(statistics.look(Counted::Get, "t", "other", NOW).is_empty());
+        assert!(statistics.look(Counted::In, "t", Some("g"), NOW).is_empty());
+        assert!(
+            statistics
+                .look(Counted::Out, "t", Some("other"), NOW)
+                .is_empty()
+        );
     }
 
     #[test]
@@ -348,11 +419,11 @@ mod tests {
         let mut statistics = Statistics::default();
         for number in 0..STATISTICS_ROWS_MAX as u64 {
             let topic: Arc<str> = Arc::from(number.to_string());
-            statistics.add(Counted::Get, &topic, "g", NOW + number, (1, 1));
+            statistics.add(Counted::Out, &topic, "g", NOW + number, (1, 1));
         }
-        let all = statistics.look(Counted::Get, "", "", NOW);
+        let all = statistics.look(Counted::Out, "", None, NOW);
         assert_eq!(all[0], STATISTICS_ROWS_MAX as u64);
-        statistics.add(Counted::Get, &Arc::from("new"), "g", NOW + 10_000, (1, 1));
+        statistics.add(Counted::Out, &Arc::from("new"), "g", NOW + 10_000, (1, 1));
         assert!(statistics.count <= STATISTICS_ROWS_MAX / 2 + 1);
         assert!(look(&statistics, "0", NOW).is_empty());
         assert!(!look(&statistics, "new", NOW + 10_000).is_empty());
@@ -362,5 +433,29 @@ mod tests {
     fn a_rate_is_the_sum_over_its_window() {
         let item = item(&[120, 600, 60], false, WINDOWS[0]);
         assert_eq!((item.sum, item.tps, item.avgpt), (120, 2.0, 2.0));
+    }
+
+    #[test]
+    fn a_topic_sums_the_types_of_its_messages_and_totals_stay() {
+        let mut statistics = Statistics::default();
+        let topic: Arc<str> = Arc::from("t");
+        statistics.add(Counted::In, &topic, "normal", NOW, (2, 4_000));
+        statistics.add(Counted::In, &topic, "delay", NOW, (1, 5_000));
+        let found = statistics.look(Counted::In, "t", None, NOW);
+        assert_eq!(found[..3], [3, 9_000, 2]);
+        statistics.add(Counted::In, &topic, "delay", NOW + 48 * 3_600_000, (1, 1));
+        let traffic = statistics.traffic();
+        let delayed = traffic.iter().find(|row| &*row.by == "delay");
+        let delayed = delayed.expect("it was counted");
+        assert_eq!((delayed.messages, delayed.bytes), (2, 5_001));
+        let sizes = delayed.sizes.expect("sizes of what was sent");
+        assert_eq!(
+            sizes
+                .cumulative()
+                .take(3)
+                .map(|(_, count)| count)
+                .collect::<Vec<_>>(),
+            [1, 1, 2]
+        );
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Source: `EndTransactionProcessor`, `TransactionalMessageServiceImpl`, `AbstractTransactionalMessageCheckListener`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use crate::broker::error::BrokerError;
 use crate::broker::send::delayed_properties;
 use crate::broker::send_plan::check_properties;
 use crate::broker::sent_properties::Sent;
+use crate::broker::statistics::Counted;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::shard::ShardHandle;
 use crate::shard::message::{
@@ -228,15 +230,42 @@ impl Broker {
             log: end.log,
             origin: end.origin,
         };
+        let mut ended = None;
         let how = match self.ask(core, request).await? {
-            ShardReply::Record(Some(record)) => self.half_end(end, &record.into_bytes())?,
+            ShardReply::Record(Some(record)) => {
+                let record = record.into_bytes();
+                let how = self.half_end(end, &record)?;
+                let half = parse(&record)?;
+                ended = Some((Arc::<str>::from(half.topic()), half.body().len() as u64));
+                how
+            }
             ShardReply::Record(None) => HalfEnd::Ask,
             other => return Err(BrokerError::unexpected(&other)),
         };
         match self.end_half(end.log, end.origin, how).await? {
-            Some(outcome) if outcome == end.outcome => Answer::done(),
+            Some(outcome) if outcome == end.outcome => {
+                if let Some((topic, bytes)) = ended {
+                    self.count_end(outcome, &topic, bytes);
+                }
+                Answer::done()
+            }
             Some(outcome) => Err(ended_otherwise(end.commit_log_offset, outcome)),
             None => Err(not_found(end.commit_log_offset)),
+        }
+    }
+
+    /// A committed message counts for its topic only now; as a half it counted for the topic of the halves.
+    fn count_end(&self, outcome: TransactionOutcome, topic: &Arc<str>, bytes: u64) {
+        let now_ms = self.shard.now_ms();
+        match outcome {
+            TransactionOutcome::Committed => {
+                self.count(Counted::Committed, topic, "", now_ms, (1, bytes));
+                self.count(Counted::In, topic, "transaction", now_ms, (1, bytes));
+            }
+            TransactionOutcome::RolledBack => {
+                self.count(Counted::RolledBack, topic, "", now_ms, (1, bytes));
+            }
+            TransactionOutcome::GivenUp => {}
         }
     }
 

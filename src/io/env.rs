@@ -20,7 +20,7 @@ pub struct OpenMode {
     pub flush_each_write: bool,
 }
 
-/// Space of a file system in bytes.
+/// Space of a file system in bytes, for unprivileged users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSpace {
     pub total_bytes: u64,
@@ -38,6 +38,10 @@ pub trait Env: Clone + 'static {
     fn now_ms(&self) -> u64;
     /// Monotonic clock, nanoseconds since an arbitrary start.
     fn now_ns(&self) -> u64;
+    /// How long this core has slept since its start because nothing was to do, in nanoseconds; 0 where that is not known.
+    fn idle_ns(&self) -> u64 {
+        0
+    }
     /// Completes after `duration`.
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static;
     /// A commit is about to go to the device, or has come back: meanwhile what comes in by the network need not end a

@@ -1,9 +1,10 @@
 //! Connections and frames. This layer knows neither broker nor name server, only their [`Handler`].
 //!
 //! `listener.rs` accepts and keeps the connections of one core, `connection.rs` runs one of them, `outbox.rs` gathers
-//! what it has to write, `tasks.rs` is what a connection needs of its core.
+//! what it has to write, `tasks.rs` is what a connection needs of its core. `http.rs` serves the pages of the metrics port.
 
 pub mod connection;
+pub mod http;
 pub mod listener;
 pub mod outbox;
 pub mod tasks;

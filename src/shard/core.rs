@@ -20,6 +20,7 @@ use crate::base::notify::Notify;
 use crate::base::offset::{LogId, Position};
 use crate::io::env::Env;
 use crate::shard::ack_gate::AckGate;
+use crate::shard::figures::TimerFigures;
 use crate::shard::handle::{CoreApi, Done, Handlers, ShardHandle, Task};
 use crate::shard::hold::Hold;
 use crate::shard::locks::QueueLocks;
@@ -101,6 +102,7 @@ pub struct Shard<E: Env> {
     pub(super) committing: RefCell<AHashMap<(Arc<str>, QueueKey), OffsetAt>>,
     pub(super) offsets_timer: Cell<bool>,
     pub(super) stats: RefCell<ShardStats>,
+    pub(super) timer_figures: RefCell<TimerFigures>,
     pub(super) handlers: Handlers,
     pub(super) meta_writer: MetaWriter,
     tickets: RefCell<Slab<Done>>,
@@ -143,6 +145,7 @@ impl<E: Env> Shard<E> {
             committing: RefCell::default(),
             offsets_timer: Cell::new(false),
             stats: RefCell::default(),
+            timer_figures: RefCell::default(),
             handlers: Handlers::default(),
             meta_writer: MetaWriter::default(),
             tickets: RefCell::default(),

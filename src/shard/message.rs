@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::base::histogram::Histogram;
 use crate::base::id::ConnectionId;
 use crate::base::offset::{LogId, Position};
 use crate::io::body::Body;
+use crate::shard::figures::ShardFigures;
 use crate::shard::meta::{MetaChange, MetaCommand, OnlineGroup};
 use crate::shard::pop::message::{PopReply, PopRequest};
 use crate::wire::remoting::body::{ConsumerData, HeartbeatData};
@@ -251,6 +253,8 @@ pub enum ShardRequest {
     },
     /// Figures of this core since its start, and of its logs.
     Stats,
+    /// All that a core tells of itself: see [`crate::shard::figures`].
+    Figures,
     /// After recovery: drops what this core's logs have of topics that were deleted while a crash came in between.
     /// Topics that the metadata lost (their id is `next_topic_id` or more) come back in the answer.
     DropOrphans {
@@ -322,6 +326,41 @@ pub struct ShardStats {
     pub logs: Vec<LogStats>,
 }
 
+/// What the broker of one core has counted since its start: answer to [`GroupCommand::Figures`].
+#[derive(Clone, Debug, Default)]
+pub struct BrokerFigures {
+    pub connections: u64,
+    pub traffic: Vec<Traffic>,
+    /// Refused requests by the reason.
+    pub refusals: Vec<(&'static str, u64)>,
+}
+
+/// Messages of one topic, and of one kind or group.
+#[derive(Clone, Debug)]
+pub struct Traffic {
+    pub kind: TrafficKind,
+    pub topic: Arc<str>,
+    /// What was sent: the type of the messages. What was taken: the consumer group.
+    pub by: Arc<str>,
+    pub messages: u64,
+    pub bytes: u64,
+    /// Sizes of sent messages in bytes.
+    pub sizes: Option<Histogram>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TrafficKind {
+    In,
+    Out,
+    Acked,
+    /// To be tried again later, by a consumer.
+    SentBack,
+    /// Dead letters of a group.
+    Dead,
+    Committed,
+    RolledBack,
+}
+
 /// Figures of one log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogStats {
@@ -338,6 +377,8 @@ pub struct LogStats {
     pub disk_available_bytes: u64,
     /// Directory of the log.
     pub path: String,
+    /// Why it takes no writes, if so.
+    pub refusal: Option<Arc<str>>,
 }
 
 /// What a group's home core is asked.
@@ -364,6 +405,8 @@ pub enum GroupCommand {
     },
     /// To every core: what it has counted for a name and key of VIEW_BROKER_STATS_DATA; the answer is numbers.
     Statistics { name: Arc<str>, key: Arc<str> },
+    /// To every core: what the broker has counted there since its start.
+    Figures,
     /// To every core: a connection is gone.
     ConnectionClosed { connection: ConnectionId },
 }
@@ -404,6 +447,8 @@ pub enum ShardReply<B> {
     Numbers(Vec<u64>),
     Offsets(Vec<CommittedOffset>),
     Stats(Box<ShardStats>),
+    Figures(Box<ShardFigures>),
+    BrokerFigures(Box<BrokerFigures>),
     Called(ClientAnswer),
     Orphans(Vec<Orphan>),
     Done,
@@ -459,6 +504,8 @@ impl<B> ShardReply<B> {
             Self::Numbers(numbers) => ShardReply::Numbers(numbers),
             Self::Offsets(offsets) => ShardReply::Offsets(offsets),
             Self::Stats(stats) => ShardReply::Stats(stats),
+            Self::Figures(figures) => ShardReply::Figures(figures),
+            Self::BrokerFigures(figures) => ShardReply::BrokerFigures(figures),
             Self::Called(answer) => ShardReply::Called(answer),
             Self::Orphans(orphans) => ShardReply::Orphans(orphans),
             Self::Done => ShardReply::Done,

@@ -12,7 +12,8 @@ use crate::base::id::ConnectionId;
 use crate::base::offset::LogId;
 use crate::shard::message::ClientInfo;
 use crate::wire::remoting::body::{
-    SetMessageRequestModeRequestBody, SubscriptionData, SubscriptionGroupConfig, TopicConfig,
+    SetMessageRequestModeRequestBody, SubscriptionData, SubscriptionGroupConfig,
+    SubscriptionsDiffer, TopicConfig,
 };
 
 /// One incarnation of a topic.
@@ -49,6 +50,8 @@ pub struct OnlineGroup {
     /// CLUSTERING, BROADCASTING.
     pub message_model: String,
     pub consume_from_where: String,
+    /// Two members that subscribe differently, if any do.
+    pub differ: Option<Arc<SubscriptionsDiffer>>,
 }
 
 /// A change that every core applies. Cheap to clone.

@@ -3,6 +3,7 @@
 pub mod ack_gate;
 pub mod core;
 pub mod executor;
+pub mod figures;
 pub mod handle;
 pub mod hold;
 pub mod locks;

@@ -138,6 +138,7 @@ impl<E: Env> Shard<E> {
                 LocalReply::Offsets(self.offsets(group.as_deref(), topic_id))
             }
             ShardRequest::Stats => return self.serve_stats(reply_to),
+            ShardRequest::Figures => return self.serve_figures(reply_to),
             ShardRequest::DropOrphans { next_topic_id } => {
                 return self.drop_orphans(next_topic_id, reply_to);
             }
@@ -204,6 +205,10 @@ impl<E: Env> Shard<E> {
         delayed: &Delayed,
     ) -> Result<(Appended, Position), Refusal> {
         let result = log.append_delayed(&delayed.message, delayed.due_ms)?;
+        let mut timers = self.timer_figures.borrow_mut();
+        let topic_id = delayed.message.queue.topic_id;
+        *timers.accepted.entry(topic_id).or_default() += 1;
+        drop(timers);
         let mut stats = self.stats.borrow_mut();
         stats.put_messages += 1;
         stats.put_bytes += delayed.message.body.len() as u64;
@@ -453,7 +458,11 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    fn offsets(&self, group: Option<&str>, topic_id: Option<u32>) -> Vec<CommittedOffset> {
+    pub(super) fn offsets(
+        &self,
+        group: Option<&str>,
+        topic_id: Option<u32>,
+    ) -> Vec<CommittedOffset> {
         let wanted = |name: &str, queue: QueueKey| {
             group.is_none_or(|group| group == name)
                 && topic_id.is_none_or(|id| id == queue.topic_id)
@@ -667,6 +676,7 @@ impl<E: Env> Shard<E> {
                     disk_total_bytes: space.map_or(0, |space| space.total_bytes),
                     disk_available_bytes: space.map_or(0, |space| space.available_bytes),
                     path: path.display().to_string(),
+                    refusal: why_not_writable(log),
                 }
             })
             .collect();
@@ -697,8 +707,15 @@ pub(super) async fn read_record<E: Env>(
         .then(|| Body::Pages(smallvec::smallvec![record]))
 }
 
+/// Why a log takes no writes, if so.
+pub(super) fn why_not_writable<E: Env>(log: &CommitLog<E>) -> Option<Arc<str>> {
+    log.refusal()
+        .map(|refusal| Arc::from(refusal.to_string()))
+        .or_else(|| log.disk_full())
+}
+
 /// Store time of a visible message in milliseconds.
-async fn store_time<E: Env>(
+pub(super) async fn store_time<E: Env>(
     log: &Rc<CommitLog<E>>,
     queue: QueueKey,
     offset: i64,

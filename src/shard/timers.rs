@@ -4,8 +4,13 @@
 //! exactly once. Only durable timers fire, never before their time by the wall clock, in the order of their times. What
 //! the log refuses (disk full, too much pending) is tried again; the timer stays. Timers whose record cannot be read are put
 //! aside after some tries, so that they do not hold up the others.
+//!
+//! A **recall** (TIMER_DEL_UNIQKEY) is a delayed message too, due one millisecond before the message that it names. When it
+//! is due, it and that message end in one batch and neither is stored anywhere. Whoever recalls does not know the queue,
+//! so each log of the topic gets one; in the others it finds nothing. Source: `TimerMessageStore`.
 
 use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -123,10 +128,11 @@ impl<E: Env> Shard<E> {
                 continue;
             }
             let pause = match self.fire(&log, &due).await {
-                Ok(position) => {
+                Ok((position, fired)) => {
                     while log.durable() <= position && !self.log_has_ended(&log) {
                         bell.rung_beyond(position).await;
                     }
+                    self.count_fired(&fired);
                     continue;
                 }
                 Err(Unmoved::Refused(Refusal::SpaceOnItsWay { .. })) => SPACE_PAUSE,
@@ -155,6 +161,15 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    fn count_fired(&self, fired: &[(TimerKey, u32)]) {
+        let now_ms = self.env.now_ms();
+        let mut figures = self.timer_figures.borrow_mut();
+        for (key, topic_id) in fired {
+            *figures.fired.entry(*topic_id).or_default() += 1;
+            figures.late_ms.record(now_ms.saturating_sub(key.due_ms));
+        }
+    }
+
     async fn sleep_until_due(&self, log: &CommitLog<E>, bell: &Bell, now_ms: u64) {
         let first = log.tables().borrow().timers.first_due_ms();
         bell.sleeps_until(first);
@@ -169,21 +184,26 @@ impl<E: Env> Shard<E> {
         bell.is_awake();
     }
 
-    /// Moves timers that are due into their queues. Gives the position that has to be durable.
+    /// Moves timers that are due into their queues. Gives the position that has to be durable, and which were delivered.
     async fn fire(
         &self,
         log: &Rc<CommitLog<E>>,
         due: &[(TimerKey, Timer)],
-    ) -> Result<Position, Unmoved> {
-        let mut messages = Vec::with_capacity(due.len());
+    ) -> Result<(Position, Vec<(TimerKey, u32)>), Unmoved> {
+        let mut read = Vec::with_capacity(due.len());
         for &(key, timer) in due {
-            let read = log.reader().read_whole(key.position, timer.bytes as usize);
-            let message = read
-                .await
-                .and_then(|record| message_of(&record, key).map_err(io::Error::other))
-                .map_err(|error| Unmoved::Unreadable { key, error })?;
-            messages.push(message);
+            let message = read_message(log, key, timer).await;
+            read.push((
+                key,
+                message.map_err(|error| Unmoved::Unreadable { key, error })?,
+            ));
         }
+        let recalled = self.recalled(log, due, &read).await?;
+        let (fired, mut messages): (Vec<(TimerKey, u32)>, Vec<NewMessage>) = read
+            .into_iter()
+            .filter(|(key, message)| recall_of(message).is_none() && !recalled.contains(key))
+            .map(|(key, message)| ((key, message.queue.topic_id), message))
+            .unzip();
         // Asked last, without a wait until the append: whoever deletes a topic tells the cores before the logs.
         messages.retain(|message| {
             let has_queue = self
@@ -198,10 +218,83 @@ impl<E: Env> Shard<E> {
         for message in &mut messages {
             note_firing(message, now_ms);
         }
-        let keys: Vec<TimerKey> = due.iter().map(|(key, _)| *key).collect();
-        log.append_moved(&messages, &[], &keys)
+        let mut keys: BTreeSet<TimerKey> = due.iter().map(|(key, _)| *key).collect();
+        keys.extend(&recalled);
+        let keys: Vec<TimerKey> = keys.into_iter().collect();
+        let moved = log.append_moved(&messages, &[], &keys);
+        if moved.is_err() {
+            // Those of `due` are given back by the caller.
+            log.tables().borrow_mut().timers.give_back(recalled);
+        }
+        moved
+            .map(|position| (position, fired))
             .map_err(Unmoved::Refused)
     }
+
+    /// The messages that recalls among what is due name: in the same batch, or due at the next millisecond, which are
+    /// then taken.
+    async fn recalled(
+        &self,
+        log: &CommitLog<E>,
+        due: &[(TimerKey, Timer)],
+        read: &[(TimerKey, NewMessage)],
+    ) -> Result<BTreeSet<TimerKey>, Unmoved> {
+        let mut wanted: BTreeMap<(u64, u32), BTreeSet<&str>> = BTreeMap::new();
+        for (key, message) in read {
+            if let Some(recall) = recall_of(message) {
+                let slot = (key.due_ms + 1, message.queue.topic_id);
+                wanted.entry(slot).or_default().insert(recall);
+            }
+        }
+        let mut found = BTreeSet::new();
+        for ((due_ms, topic_id), unique_keys) in wanted {
+            let names = |message: &NewMessage| {
+                recall_of(message).is_none()
+                    && properties::get(&message.properties, name::UNIQUE_KEY)
+                        .is_some_and(|unique_key| unique_keys.contains(unique_key))
+            };
+            let own = read.iter().filter(|(key, message)| {
+                key.due_ms == due_ms && message.queue.topic_id == topic_id && names(message)
+            });
+            found.extend(own.map(|(key, _)| *key));
+            let others = log
+                .tables()
+                .borrow_mut()
+                .timers
+                .take_at(due_ms, topic_id, due);
+            let Some(others) = others else {
+                // Retention is moving one of them: in a moment it has another place.
+                log.tables().borrow_mut().timers.give_back(found);
+                return Err(Unmoved::Refused(Refusal::SpaceOnItsWay { log: log.id() }));
+            };
+            for (key, timer) in others {
+                // What cannot be read now is not delivered either; it is told when it is due.
+                let message = read_message(log, key, timer).await;
+                if message.is_ok_and(|message| names(&message)) {
+                    found.insert(key);
+                } else {
+                    log.tables().borrow_mut().timers.give_back([key]);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+async fn read_message<E: Env>(
+    log: &CommitLog<E>,
+    key: TimerKey,
+    timer: Timer,
+) -> io::Result<NewMessage> {
+    let record = log.reader().read_whole(key.position, timer.bytes as usize);
+    record
+        .await
+        .and_then(|record| message_of(&record, key).map_err(io::Error::other))
+}
+
+/// The unique key of the message that this one recalls, if it is a recall.
+fn recall_of(message: &NewMessage) -> Option<&str> {
+    properties::get(&message.properties, name::TIMER_DEL_UNIQUE_KEY)
 }
 
 fn message_of(record: &[u8], key: TimerKey) -> Result<NewMessage, DelayedError> {

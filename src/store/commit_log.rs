@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::base::histogram::Histogram;
 use crate::base::limits::{
     BATCH_BYTES_TARGET, GROUP_BATCHES_MAX, LOG_PENDING_BYTES_MAX, SECTOR_BYTES,
 };
@@ -83,6 +84,41 @@ pub trait LogListener {
     fn on_poisoned(&self, log: LogId, reason: &Arc<str>);
 }
 
+/// Bounds of the time that a group commit takes, in microseconds.
+const FLUSH_US_BOUNDS: &[u64] = &[
+    100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
+    1_000_000, 5_000_000,
+];
+/// Bounds of the bytes of a group commit.
+const GROUP_BYTES_BOUNDS: &[u64] = &[
+    4 << 10,
+    8 << 10,
+    16 << 10,
+    64 << 10,
+    256 << 10,
+    1 << 20,
+    4 << 20,
+    8 << 20,
+];
+
+/// What the group commits of a log took since its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitFigures {
+    /// From the first write of a group to the completion of its last, in microseconds; with SYNC_FLUSH the flush is in it.
+    pub flush_us: Histogram,
+    /// Bytes of a group as they are written, in whole sectors.
+    pub group_bytes: Histogram,
+}
+
+impl Default for CommitFigures {
+    fn default() -> Self {
+        Self {
+            flush_us: Histogram::new(FLUSH_US_BOUNDS),
+            group_bytes: Histogram::new(GROUP_BYTES_BOUNDS),
+        }
+    }
+}
+
 struct OpenBatch {
     /// Position of the header.
     start: u64,
@@ -133,6 +169,9 @@ pub struct CommitLog<E: Env> {
     keys: Rc<KeyIndex<E>>,
     state: RefCell<State>,
     listener: RefCell<Option<Rc<dyn LogListener>>>,
+    figures: RefCell<CommitFigures>,
+    /// Why new messages are refused although there is still space: the disk is fuller than the configuration allows.
+    too_full: RefCell<Option<Arc<str>>>,
     work: Notify,
     space: Notify,
     extended: Notify,
@@ -224,6 +263,8 @@ impl<E: Env> CommitLog<E> {
                 stopping: false,
             }),
             listener: RefCell::default(),
+            figures: RefCell::default(),
+            too_full: RefCell::default(),
             work: Notify::default(),
             space: Notify::default(),
             extended: Notify::default(),
@@ -306,6 +347,48 @@ impl<E: Env> CommitLog<E> {
         Position(self.segments.start())
     }
 
+    /// What its group commits took.
+    pub fn figures(&self) -> CommitFigures {
+        *self.figures.borrow()
+    }
+
+    /// Why space is missing, if the disk is full.
+    pub fn disk_full(&self) -> Option<Arc<str>> {
+        let really = self.state.borrow().disk_full.clone();
+        really.or_else(|| self.too_full.borrow().clone())
+    }
+
+    /// New messages are refused for this reason, or taken again. What was taken goes on: offsets, acknowledgements, timers
+    /// that fire, ends of transactions.
+    pub fn set_too_full(&self, reason: Option<Arc<str>>) {
+        let mut known = self.too_full.borrow_mut();
+        match (&*known, &reason) {
+            (None, Some(reason)) => {
+                tracing::error!(log = self.options.log, %reason, "sends are refused");
+            }
+            (Some(_), None) => tracing::info!(log = self.options.log, "sends are taken again"),
+            _ => {}
+        }
+        *known = reason;
+    }
+
+    /// Gives the segment back to the disk that is kept for later.
+    pub(super) async fn drop_spare(&self) -> io::Result<bool> {
+        self.segments.drop_spare().await
+    }
+
+    /// When the first batch that retention has left was stored, milliseconds since 1970; none in an empty log, or if it
+    /// cannot be read.
+    pub async fn first_timestamp_ms(&self) -> Option<u64> {
+        let start = self.start_position().0;
+        if start + HEADER_BYTES as u64 > self.durable().0 {
+            return None;
+        }
+        let head = self.reader.read_whole(start, HEADER_BYTES).await.ok()?;
+        BatchHeader::read(&head, Position(start), self.options.store_id)
+            .map(|header| header.first_timestamp_ms)
+    }
+
     /// Bytes that are appended and not yet durable.
     pub fn pending_bytes(&self) -> u64 {
         self.state.borrow().commit.pending_bytes()
@@ -344,11 +427,20 @@ impl<E: Env> CommitLog<E> {
         })
     }
 
+    /// The same for a new message.
+    fn refuse_new(&self, state: &State) -> Option<Refusal> {
+        let too_full = || {
+            let reason = self.too_full.borrow().clone()?;
+            Some(Refusal::DiskFull { reason })
+        };
+        self.refuse(state).or_else(too_full)
+    }
+
     /// Appends messages of one queue as consecutive records of one batch. `Ok` is a promise only when the log is durable
     /// beyond the returned position.
     pub fn append(&self, messages: &[NewMessage]) -> Result<(Appended, Position), Refusal> {
         let mut state = self.state.borrow_mut();
-        if let Some(refusal) = self.refuse(&state) {
+        if let Some(refusal) = self.refuse_new(&state) {
             return Err(refusal);
         }
         let store_timestamp = self.env.now_ms();
@@ -421,7 +513,7 @@ impl<E: Env> CommitLog<E> {
         due_ms: u64,
     ) -> Result<(Appended, Position), Refusal> {
         let mut state = self.state.borrow_mut();
-        if let Some(refusal) = self.refuse(&state) {
+        if let Some(refusal) = self.refuse_new(&state) {
             return Err(refusal);
         }
         let store_timestamp = self.env.now_ms();
@@ -856,11 +948,18 @@ impl<E: Env> CommitLog<E> {
             if planted(PlantedBug::AckBeforeFlush) {
                 self.release(end);
             }
+            let begun_ns = self.env.now_ns();
             self.env.commit_under_way(true);
             let written = self.write_group(&group).await;
             self.env.commit_under_way(false);
             match written {
                 Ok(()) => {
+                    let took_ns = self.env.now_ns() - begun_ns;
+                    let bytes: u64 = group.iter().map(|batch| batch.buffer.len() as u64).sum();
+                    let mut figures = self.figures.borrow_mut();
+                    figures.flush_us.record(took_ns / 1_000);
+                    figures.group_bytes.record(bytes);
+                    drop(figures);
                     let start = group.first().map_or(0, |batch| batch.buffer_start);
                     if !self.options.flush_each_write && self.unsynced_from.get().is_none() {
                         self.unsynced_from.set(Some(start));

@@ -127,7 +127,17 @@ impl<E: Env> LogReader<E> {
         }
     }
 
-    /// Bytes in the tail cache.
+    /// Bytes of chunks that were read from the log.
+    pub fn chunk_bytes(&self) -> usize {
+        self.chunks.borrow().len() * CHUNK_BYTES as usize
+    }
+
+    /// Bytes of index blocks in memory.
+    pub fn block_bytes(&self) -> usize {
+        self.blocks.borrow().len() * SECTOR_BYTES
+    }
+
+    /// Bytes of the tail cache.
     pub fn tail_bytes(&self) -> usize {
         self.tail_bytes.get()
     }

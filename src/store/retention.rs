@@ -8,7 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::base::offset::Position;
-use crate::io::env::Env;
+use crate::io::env::{DiskSpace, Env};
 use crate::store::commit_log::CommitLog;
 use crate::store::delayed;
 use crate::store::half;
@@ -34,6 +34,57 @@ pub struct RetentionRules {
     pub older_than_ms: Option<u64>,
     /// Bytes of the log to keep.
     pub bytes_max: Option<u64>,
+    /// So many segments may go whatever their age.
+    pub before_time: usize,
+}
+
+/// Watermarks of the disk in percent of what users of it may have (`diskMaxUsedSpaceRatio`, `diskSpaceCleanForciblyRatio`,
+/// `diskSpaceWarningLevelRatio`). Source: `DefaultMessageStore.CleanCommitLogService`.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskRules {
+    /// Above it, what is old enough goes at any hour.
+    pub clean_percent: u8,
+    /// Above it, the oldest segments go before their time, if `clean_early` (`cleanFileForciblyEnable`).
+    pub clean_early_percent: u8,
+    pub clean_early: bool,
+    /// Above it, new messages are refused.
+    pub refuse_percent: u8,
+}
+
+/// What is to be done about a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskVerdict {
+    pub clean_now: bool,
+    pub clean_early: bool,
+    /// Why new messages are refused.
+    pub refuse: Option<String>,
+}
+
+impl DiskRules {
+    /// Judges a disk; one of unknown size is left alone.
+    pub fn judge(&self, space: DiskSpace) -> DiskVerdict {
+        let used_bytes = space.total_bytes.saturating_sub(space.available_bytes);
+        let above = |percent: u8| {
+            u128::from(used_bytes) * 100 > u128::from(space.total_bytes) * u128::from(percent)
+        };
+        if space.total_bytes == 0 {
+            return DiskVerdict::default();
+        }
+        // A refusal asks for space as well, whatever the order of the two watermarks.
+        let refuse = above(self.refuse_percent);
+        DiskVerdict {
+            clean_now: above(self.clean_percent) || refuse,
+            clean_early: self.clean_early && (above(self.clean_early_percent) || refuse),
+            refuse: refuse.then(|| {
+                format!(
+                    "{} % of it is in use ({} MiB are free), and new messages are refused above {} % (diskSpaceWarningLevelRatio); make space, or lower fileReservedTime",
+                    (u128::from(used_bytes) * 100).div_ceil(u128::from(space.total_bytes)),
+                    space.available_bytes >> 20,
+                    self.refuse_percent
+                )
+            }),
+        }
+    }
 }
 
 /// Removes what the rules let go, oldest first. Returns the new start of the log if it moved.
@@ -43,6 +94,7 @@ pub async fn clean<E: Env>(
     rules: RetentionRules,
 ) -> io::Result<Option<Position>> {
     let mut moved = None;
+    let mut before_time = rules.before_time;
     loop {
         let segments = log.segments();
         let start = segments.start();
@@ -57,7 +109,15 @@ pub async fn clean<E: Env>(
             .is_some_and(|limit| time.is_some_and(|time| time < limit));
         let too_many = rules.bytes_max.is_some_and(|limit| durable - start > limit);
         if !expired && !too_many {
-            break;
+            if before_time == 0 {
+                break;
+            }
+            before_time -= 1;
+            tracing::warn!(
+                log = log.id(),
+                start = first_end,
+                "a segment goes before its time: the disk is fuller than diskSpaceCleanForciblyRatio"
+            );
         }
         carry_timers(log, first_end).await?;
         carry_halves(log, first_end).await?;
@@ -81,6 +141,53 @@ pub async fn clean<E: Env>(
         );
     }
     Ok(moved)
+}
+
+/// Segments that one pass removes before their time (`deleteFileBatchMax`).
+const BEFORE_TIME_MAX: usize = 10;
+
+/// One pass over a log: refuses new messages or takes them again, and removes what the rules and the disk ask for.
+/// `delete_hour`: it is the hour in which old segments go.
+pub async fn keep<E: Env>(
+    log: &CommitLog<E>,
+    disk: &DiskRules,
+    older_than_ms: u64,
+    bytes_max: Option<u64>,
+    delete_hour: bool,
+) -> io::Result<()> {
+    let look = || {
+        let space = log.env().disk_space(&log.options().directory);
+        space.map(|space| disk.judge(space)).unwrap_or_default()
+    };
+    let mut verdict = look();
+    log.set_too_full(verdict.refuse.map(Into::into));
+    let rules = RetentionRules {
+        older_than_ms: (delete_hour || verdict.clean_now).then_some(older_than_ms),
+        bytes_max,
+        before_time: 0,
+    };
+    clean(log, rules).await?;
+    if !verdict.clean_early {
+        return Ok(());
+    }
+    // One after the other, since all logs, and others, use the same disk.
+    log.drop_spare().await?;
+    for _ in 0..BEFORE_TIME_MAX {
+        verdict = look();
+        if !verdict.clean_early {
+            break;
+        }
+        let rules = RetentionRules {
+            before_time: 1,
+            ..RetentionRules::default()
+        };
+        if clean(log, rules).await?.is_none() {
+            break;
+        }
+        log.drop_spare().await?;
+    }
+    log.set_too_full(look().refuse.map(Into::into));
+    Ok(())
 }
 
 /// Stores all delayed messages whose records lie before `end` again, durably. Then no timer points there any more.
@@ -308,4 +415,64 @@ async fn give_up_unreadable<E: Env>(
     );
     let end = || log.end_half(origin, Outcome::GivenUp, None);
     append_patiently(log, end).await.map(|_| ())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn judge(used: u64) -> DiskVerdict {
+        let rules = DiskRules {
+            clean_percent: 75,
+            clean_early_percent: 85,
+            clean_early: true,
+            refuse_percent: 90,
+        };
+        rules.judge(DiskSpace {
+            total_bytes: 1_000,
+            available_bytes: 1_000 - used,
+        })
+    }
+
+    #[test]
+    fn a_disk_is_judged_by_how_far_it_is_above_each_watermark() {
+        let marks = |used| {
+            let verdict = judge(used);
+            (
+                verdict.clean_now,
+                verdict.clean_early,
+                verdict.refuse.is_some(),
+            )
+        };
+        assert_eq!(marks(750), (false, false, false));
+        assert_eq!(marks(751), (true, false, false));
+        assert_eq!(marks(851), (true, true, false));
+        assert_eq!(marks(900), (true, true, false));
+        assert_eq!(marks(901), (true, true, true));
+        let reason = judge(951).refuse.unwrap();
+        for part in ["96 %", "90 %", "diskSpaceWarningLevelRatio"] {
+            assert!(reason.contains(part), "{reason}");
+        }
+    }
+
+    #[test]
+    fn nothing_goes_before_its_time_if_that_is_switched_off_and_an_unknown_disk_is_left_alone() {
+        let rules = DiskRules {
+            clean_percent: 75,
+            clean_early_percent: 85,
+            clean_early: false,
+            refuse_percent: 90,
+        };
+        let full = DiskSpace {
+            total_bytes: 1_000,
+            available_bytes: 0,
+        };
+        assert!(!rules.judge(full).clean_early);
+        let unknown = DiskSpace {
+            total_bytes: 0,
+            available_bytes: 0,
+        };
+        assert_eq!(rules.judge(unknown), DiskVerdict::default());
+    }
 }

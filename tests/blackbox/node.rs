@@ -74,7 +74,11 @@ impl Setup {
             shards,
             memory_bytes: 256 << 20,
             // Small segments, so that short tests see them roll.
-            settings: vec!["mappedFileSizeCommitLog=16777216".into()],
+            settings: vec![
+                "mappedFileSizeCommitLog=16777216".into(),
+                // A port of the block that nothing else of the node takes.
+                format!("metricsPromExporterPort={}", namesrv_port + 2),
+            ],
             namesrv_port,
             broker_port,
         }

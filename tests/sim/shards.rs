@@ -149,6 +149,7 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<ShardsBroker> 
                     let rules = RetentionRules {
                         older_than_ms: Some(env.now_ms() - age.as_millis() as u64),
                         bytes_max: None,
+                        ..RetentionRules::default()
                     };
                     // Tried again at the next pass.
                     let _ = clean(&log, rules).await;

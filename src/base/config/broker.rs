@@ -1,7 +1,9 @@
 //! Keys of the broker: what requests mean. RocketMQ's `BrokerConfig`.
 
 use crate::base::config::setting::settings;
-use crate::base::config::value::{Addresses, Bounds, BrokerRole, MessageRequestMode};
+use crate::base::config::value::{
+    Addresses, Bounds, BrokerRole, MessageRequestMode, MetricsExporterType,
+};
 
 settings! {
     /// What the broker reads. See the module's page.
@@ -84,6 +86,8 @@ settings! {
         "notifyConsumerIdsChangedEnable" notify_group_changes: bool = true, Bounds::Any, "";
         /// A client that sent no heartbeat for this long is taken out of its groups.
         "channelExpiredTimeout" client_expired_ms: u64 = 120_000, Bounds::Range(1000, 86_400_000), "ms";
+        /// A consumer whose subscription differs from that of its group's members is refused, not only warned of. Ours.
+        "rejectInconsistentSubscription" strict_subscriptions: bool = false, Bounds::Any, "";
         /// A subscription that no heartbeat renewed for this long is forgotten.
         "subscriptionExpiredTimeout" subscription_expired_ms: u64 = 600_000, Bounds::Range(1000, 86_400_000), "ms";
         /// Producers are kept in a table, for transactions and for the lists of the admin tools.
@@ -133,6 +137,15 @@ settings! {
         "recallMessageEnable" recall: bool = false, Bounds::Any, "";
         /// A recall is taken even while the broker is not writeable.
         "allowRecallWhenBrokerNotWriteable" recall_when_not_writeable: bool = true, Bounds::Any, "";
+
+        /// How metrics are offered: PROM at a port of their own, or DISABLE.
+        "metricsExporterType" metrics_exporter: MetricsExporterType = MetricsExporterType::Prom, Bounds::Any, "";
+        /// Port of the metrics, of /healthz and /readyz; 0 is none.
+        "metricsPromExporterPort" metrics_port: u16 = 5557, Bounds::Any, "";
+        /// Address that the port of the metrics is opened on.
+        "metricsPromExporterHost" metrics_host: String = String::new(), Bounds::Any, "", found "bindAddress";
+        /// Labels that every metric gets besides its own, such as zone:a,rack:7.
+        "metricsLabel" metrics_labels: String = String::new(), Bounds::Any, "";
 
         /// Keys that the update requests of the admin tools may not change, between semicolons.
         "configBlackList" config_black_list: String = "configBlackList;brokerConfigPath;configStorePath;kvConfigPath".into(), Bounds::Any, "";

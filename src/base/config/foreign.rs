@@ -29,16 +29,12 @@ pub struct Refused {
 /// Keys that are read and checked but that nothing acts on yet: whoever sets one is told so. A key leaves this list in the
 /// change that makes it act.
 pub const NOT_YET: &[&str] = &[
-    "allowRecallWhenBrokerNotWriteable",
     "brokerTopicEnable",
     "channelExpiredTimeout",
-    "cleanFileForciblyEnable",
     "clearRetryTopicWhenDeleteTopic",
     "clusterTopicEnable",
     "compressedRegister",
     "defaultQueryMaxNum",
-    "diskSpaceCleanForciblyRatio",
-    "diskSpaceWarningLevelRatio",
     "enableCreateSysGroup",
     "enableMixedMessageType",
     "enableRegisterProducer",
@@ -52,7 +48,6 @@ pub const NOT_YET: &[&str] = &[
     "popLongPollingForceNotifyInterval",
     "popPollingMapSize",
     "popResponseReturnActualRetryTopic",
-    "recallMessageEnable",
     "registerBrokerTimeoutMills",
     "rejectPullConsumerEnable",
     "retrieveMessageFromPopRetryTopicV1",
@@ -294,11 +289,11 @@ pub const IGNORED: &[Ignored] = &[
             rocketmq.namesrv.domain.subgroup productEnvName clusterTest",
     },
     Ignored {
-        reason: "metrics are not exported yet",
+        reason: "metrics are offered as text of Prometheus only, cumulative, at metricsPromExporterPort",
         keys: "
-            metricsExporterType metricsGrpcExporterTarget metricsGrpcExporterHeader metricGrpcExporterTimeOutInMills
-            metricGrpcExporterIntervalInMills metricLoggingExporterIntervalInMills metricsPromExporterPort
-            metricsPromExporterHost metricsLabel metricsInDelta metricsOtelCardinalityLimit enableLmqStats",
+            metricsGrpcExporterTarget metricsGrpcExporterHeader metricGrpcExporterTimeOutInMills
+            metricGrpcExporterIntervalInMills metricLoggingExporterIntervalInMills
+            metricsInDelta metricsOtelCardinalityLimit enableLmqStats",
     },
     Ignored {
         reason: "statistics are counted per core and cost nothing to keep",

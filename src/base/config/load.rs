@@ -107,6 +107,7 @@ pub fn load(roles: Roles, sources: &Sources, machine: &Machine) -> Result<Config
                 connection_bytes: 0,
             },
             bind_ip: Ipv4Addr::UNSPECIFIED.into(),
+            metrics_ip: Ipv4Addr::UNSPECIFIED.into(),
             advertised_ip: Ipv4Addr::LOCALHOST.into(),
             warnings: Vec::new(),
             origins: BTreeMap::new(),
@@ -365,6 +366,18 @@ impl Loader {
                     format!("bindAddress={bind}: no such address or host name; 0.0.0.0 binds all addresses"),
                 );
             }
+        }
+        let host = self.config.broker.metrics_host.clone();
+        if host.is_empty() {
+            self.config.metrics_ip = self.config.bind_ip;
+        } else if let Some(ip) = host.parse().ok().or_else(|| (machine.resolve)(&host)) {
+            self.config.metrics_ip = ip;
+        } else {
+            let origin = self.config.origins.get("metricsPromExporterHost").cloned();
+            self.error(
+                origin,
+                format!("metricsPromExporterHost={host}: no such address or host name; 0.0.0.0 binds all addresses"),
+            );
         }
         let bind_ip = self.config.bind_ip;
         if !self.is_set("brokerIP1") {
@@ -989,5 +1002,24 @@ brokerIP1=mq.example.org
                 }
             }
         }
+    }
+
+    #[test]
+    fn metrics_are_on_where_the_broker_is_bound_and_can_be_switched_off() {
+        let address = |text: &str| {
+            let config = loaded(Roles::Broker, &file(text));
+            config.metrics_address().map(|address| address.to_string())
+        };
+        assert_eq!(address("").as_deref(), Some("0.0.0.0:5557"));
+        assert_eq!(
+            address("bindAddress=127.0.0.1\nmetricsPromExporterPort=7").as_deref(),
+            Some("127.0.0.1:7")
+        );
+        assert_eq!(
+            address("metricsPromExporterHost=::1").as_deref(),
+            Some("[::1]:5557")
+        );
+        assert_eq!(address("metricsExporterType=DISABLE"), None);
+        assert_eq!(address("metricsPromExporterPort=0"), None);
     }
 }

@@ -19,7 +19,7 @@ pub mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 pub use broker::BrokerSettings;
@@ -30,6 +30,7 @@ pub use node::NodeSettings;
 pub use server::ServerSettings;
 pub use setting::Setting;
 pub use store::StoreSettings;
+use value::MetricsExporterType;
 
 /// What a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub struct Config {
     pub memory: MemoryShares,
     /// `bindAddress` as a number.
     pub bind_ip: IpAddr,
+    /// `metricsPromExporterHost` as a number.
+    pub metrics_ip: IpAddr,
     /// `brokerIP1` as a number: what message ids and stored records carry.
     pub advertised_ip: IpAddr,
     /// What an operator should read once: keys without effect, values that were moved into their bounds.
@@ -103,6 +106,13 @@ impl Config {
     pub fn fast_listen_port(&self) -> Option<u16> {
         let port = self.server.listen_port.checked_sub(2)?;
         (self.server.fast_listen && port > 0).then_some(port)
+    }
+
+    /// Where the metrics are offered, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        let broker = &self.broker;
+        let is_on = broker.metrics_exporter == MetricsExporterType::Prom && broker.metrics_port > 0;
+        is_on.then_some(SocketAddr::new(self.metrics_ip, broker.metrics_port))
     }
 
     /// `host:port` that routes carry for this broker.

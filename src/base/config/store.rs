@@ -49,8 +49,8 @@ settings! {
         "timerWheelEnable" timer: bool = true, Bounds::Any, "";
         /// Longest delay of a message with a chosen time.
         "timerMaxDelaySec" timer_delay_max_s: u64 = 259_200, Bounds::Range(1, 10 * 365 * 86_400), "s";
-        /// Precision of a chosen delivery time.
-        "timerPrecisionMs" timer_precision_ms: u64 = 1000, Bounds::Range(1, 60_000), "ms";
+        /// Chosen delivery times are moved to the next multiple of this, never back. RocketMQ has 1000 and moves back.
+        "timerPrecisionMs" timer_precision_ms: u64 = 1, Bounds::Range(1, 60_000), "ms";
         /// Port for replicas, which registrations carry.
         "haListenPort" replication_port: u16 = 0, Bounds::Any, "", found "listenPort + 1";
     }

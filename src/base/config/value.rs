@@ -194,6 +194,14 @@ words! {
     }
 }
 words! {
+    /// How metrics leave the broker.
+    MetricsExporterType {
+        Disable = "DISABLE",
+        /// As text of Prometheus, at a port.
+        Prom = "PROM",
+    }
+}
+words! {
     /// Role of a broker in its replication group.
     BrokerRole {
         AsyncMaster = "ASYNC_MASTER",

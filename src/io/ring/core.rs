@@ -142,6 +142,8 @@ pub struct Core {
     /// Commits that are on their way to the device.
     commits: Cell<u32>,
     turns: Cell<u32>,
+    /// Nanoseconds that it has slept.
+    idle_ns: Cell<u64>,
     completions: RefCell<Vec<cqueue::Entry>>,
 }
 
@@ -176,6 +178,7 @@ impl Core {
             listening: Cell::new(false),
             commits: Cell::new(0),
             turns: Cell::new(0),
+            idle_ns: Cell::new(0),
             completions: RefCell::default(),
         });
         Ok(core)
@@ -383,6 +386,19 @@ impl Core {
             || self.inboxes.borrow().iter().any(|inbox| inbox.is_waiting())
     }
 
+    /// Time in which nothing was to do, in nanoseconds.
+    pub(super) fn idle_ns(&self) -> u64 {
+        self.idle_ns.get()
+    }
+
+    /// [`Core::enter`] with nothing to do before something happens.
+    fn idle(&self, wait: Option<Duration>) {
+        let from = Instant::now();
+        self.enter(wait);
+        let idle_ns = from.elapsed().as_nanos() as u64;
+        self.idle_ns.set(self.idle_ns.get() + idle_ns);
+    }
+
     /// The end of a turn: on to the next one, or to sleep until something happens.
     ///
     /// While a commit is on its way the sleep is a nap: only the ring ends it, or [`NAP_MAX`]. A request that comes
@@ -397,7 +413,7 @@ impl Core {
                 .timers
                 .next_in()
                 .map_or(NAP_MAX, |due| due.min(NAP_MAX));
-            return self.enter(Some(wait));
+            return self.idle(Some(wait));
         }
         self.listen();
         self.remote.sleeping.store(true, Ordering::SeqCst);
@@ -407,7 +423,7 @@ impl Core {
         } else {
             self.timers.next_in()
         };
-        self.enter(wait);
+        self.idle(wait);
         self.remote.sleeping.store(false, Ordering::SeqCst);
     }
 

@@ -68,6 +68,10 @@ impl Env for RingEnv {
         self.0.started.elapsed().as_nanos() as u64
     }
 
+    fn idle_ns(&self) -> u64 {
+        self.0.core.idle_ns()
+    }
+
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
         Sleep::new(self.0.core.clone(), duration)
     }
@@ -182,7 +186,8 @@ impl Env for RingEnv {
     }
 }
 
-/// Space of the file system that holds `directory`, as an unprivileged user sees it.
+/// Space of the file system that holds `directory`, as an unprivileged user sees it: blocks that are kept for root count
+/// neither as used nor as free, so that the share in use is the one of `df` and of RocketMQ.
 pub fn disk_space(directory: &Path) -> io::Result<DiskSpace> {
     let path: PathBuf = directory.to_owned();
     let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
@@ -194,7 +199,7 @@ pub fn disk_space(directory: &Path) -> io::Result<DiskSpace> {
     // SAFETY: statvfs returned 0, so it filled the whole struct.
     let stat = unsafe { stat.assume_init() };
     Ok(DiskSpace {
-        total_bytes: stat.f_blocks * stat.f_frsize,
+        total_bytes: (stat.f_blocks - stat.f_bfree + stat.f_bavail) * stat.f_frsize,
         available_bytes: stat.f_bavail * stat.f_frsize,
     })
 }

@@ -61,13 +61,22 @@ pub struct Listener {
 impl Listener {
     /// Listens on an address; port 0 is any free one.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        Self::bind_as(address, true)
+    }
+
+    /// The same for one core alone: fails if any socket listens there.
+    pub fn bind_alone(address: SocketAddr) -> io::Result<Self> {
+        Self::bind_as(address, false)
+    }
+
+    fn bind_as(address: SocketAddr, shared: bool) -> io::Result<Self> {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::STREAM.nonblocking(),
             Some(Protocol::TCP),
         )?;
         socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
+        socket.set_reuse_port(shared)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         let local = inet(socket.local_addr()?)?;

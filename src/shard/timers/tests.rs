@@ -184,6 +184,7 @@ fn live(env: &SimEnv, logs: u8, model: &Rc<Model>, producing: &Rc<Cell<bool>>) {
                     let rules = RetentionRules {
                         older_than_ms: None,
                         bytes_max: Some(3 * SEGMENT_BYTES),
+                        ..RetentionRules::default()
                     };
                     let _ = clean(&log, rules).await;
                 }
@@ -370,4 +371,118 @@ fn timers_of_a_deleted_topic_never_fire_not_even_in_its_next_incarnation() {
         let log = shard.logs().next().unwrap();
         assert!(log.tables().borrow().timers.is_empty());
     });
+}
+
+#[test]
+fn a_recall_takes_back_the_message_that_it_names_and_no_other() {
+    for (seed, same_time) in [(5, false), (6, true)] {
+        let world = world(seed);
+        let env = world.env();
+        world.block_on(async {
+            let shard = start(&env, 1).await;
+            let core = shard.handle();
+            let topic = topic(&core).await;
+            let due_ms = env.now_ms() + 200;
+            let send = async |properties: &'static str, due_ms| {
+                let mut message = message(&topic, 0, properties.as_bytes().to_vec());
+                message.properties = properties.as_bytes().into();
+                let delayed = Delayed { message, due_ms };
+                let request = ShardRequest::AppendDelayed(Box::new(delayed));
+                assert!(matches!(
+                    core.ask(0, request).await,
+                    ShardReply::Appended(_)
+                ));
+            };
+            send("UNIQ_KEY\x01one\x02", due_ms).await;
+            send("UNIQ_KEY\x01two\x02", due_ms).await;
+            // Another time is another message, whatever its key is.
+            send("UNIQ_KEY\x01one\x02", due_ms + 50).await;
+            if same_time {
+                // Both are late, so they come in one batch.
+                let log = shard.logs().next().unwrap();
+                let taken = log
+                    .tables()
+                    .borrow_mut()
+                    .timers
+                    .take_due(u64::MAX, u64::MAX);
+                send("TIMER_DEL_UNIQKEY\x01one\x02", due_ms - 1).await;
+                env.sleep(Duration::from_millis(400)).await;
+                let keys = taken.into_iter().map(|(key, _)| key);
+                log.tables().borrow_mut().timers.give_back(keys);
+            } else {
+                send("TIMER_DEL_UNIQKEY\x01one\x02", due_ms - 1).await;
+            }
+            env.sleep(Duration::from_secs(3)).await;
+            let pull = Pull {
+                queue: ShardHandle::key(&topic, 0),
+                offset: 0,
+                messages_max: 32,
+                bytes_max: 256 << 10,
+                filter: MessageFilter::All,
+                suspend_ms: 0,
+                commit: None,
+            };
+            let reply = core.ask(0, ShardRequest::Pull(Box::new(pull))).await;
+            let ShardReply::Pulled(pulled) = reply else {
+                panic!("{reply:?}")
+            };
+            let records = pulled.records.into_bytes();
+            let bodies: Vec<&[u8]> = crate::wire::record::records(&records)
+                .map(|record| record.unwrap().body())
+                .collect();
+            let (one, two) = (&b"UNIQ_KEY\x01one\x02"[..], &b"UNIQ_KEY\x01two\x02"[..]);
+            assert_eq!(bodies, [two, one], "seed {seed}");
+            let log = shard.logs().next().unwrap();
+            assert!(log.tables().borrow().timers.is_empty());
+        });
+    }
+}
+
+#[test]
+fn a_recall_survives_a_crash_between_it_and_its_message() {
+    for seed in 0..30 {
+        let world = world(seed);
+        let env = world.env();
+        let due_ms = env.now_ms() + 300;
+        world.block_on(async {
+            let shard = start(&env, 1).await;
+            let core = shard.handle();
+            let topic = topic(&core).await;
+            for number in 0..20 {
+                for (property, at_ms) in [("UNIQ_KEY", due_ms), ("TIMER_DEL_UNIQKEY", due_ms - 1)] {
+                    let mut message = message(&topic, number % 3, vec![1; 900]);
+                    message.properties = format!("{property}\x01k{number}\x02").into_bytes().into();
+                    let delayed = Delayed {
+                        message,
+                        due_ms: at_ms,
+                    };
+                    let request = ShardRequest::AppendDelayed(Box::new(delayed));
+                    assert!(matches!(
+                        core.ask(0, request).await,
+                        ShardReply::Appended(_)
+                    ));
+                }
+            }
+        });
+        let left = due_ms.saturating_sub(world.env().now_ms() + 2);
+        world.run_for(Duration::from_millis(left + world.random_u64() % 6));
+        world.crash(0, Crash::Power);
+        let env = world.restart(0);
+        world.block_on(async {
+            let shard = start(&env, 1).await;
+            let core = shard.handle();
+            let topic = topic(&core).await;
+            env.sleep(Duration::from_secs(3)).await;
+            for queue_id in 0..QUEUES {
+                let queue = ShardHandle::key(&topic, queue_id);
+                let ShardReply::Bounds(bounds) = core.ask(0, ShardRequest::Bounds(queue)).await
+                else {
+                    panic!("no bounds")
+                };
+                assert_eq!(bounds.max_offset, 0, "seed {seed}: a recalled message came");
+            }
+            let log = shard.logs().next().unwrap();
+            assert!(log.tables().borrow().timers.is_empty(), "seed {seed}");
+        });
+    }
 }

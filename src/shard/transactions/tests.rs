@@ -277,6 +277,7 @@ fn live(env: &SimEnv, logs: u8, model: &Rc<Model>, producing: &Rc<Cell<bool>>) {
                     let rules = RetentionRules {
                         older_than_ms: None,
                         bytes_max: Some(2 * SEGMENT_BYTES),
+                        ..RetentionRules::default()
                     };
                     let _ = clean(&log, rules).await;
                 }

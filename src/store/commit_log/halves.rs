@@ -40,7 +40,7 @@ impl<E: Env> CommitLog<E> {
         check_at_ms: u64,
     ) -> Result<(Appended, Position), Refusal> {
         let mut state = self.state.borrow_mut();
-        if let Some(refusal) = self.refuse(&state) {
+        if let Some(refusal) = self.refuse_new(&state) {
             return Err(refusal);
         }
         let open = self.tables.borrow().halves.len();

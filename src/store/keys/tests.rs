@@ -224,6 +224,7 @@ fn the_index_is_what_a_search_through_the_log_finds_after_crashes_damage_and_ret
                 let rules = RetentionRules {
                     older_than_ms: None,
                     bytes_max: Some(2 * SEGMENT_BYTES),
+                    ..RetentionRules::default()
                 };
                 world.block_on(clean(&log, rules)).unwrap();
                 compared += world.block_on(check(seed, &env, &log));

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use ahash::AHashMap;
+
 use crate::store::snapshot::{Reader, Short, Writer};
 
 /// A timer: when it is due and where its record lies. The order is the one in which timers fire.
@@ -34,18 +36,31 @@ pub struct Timers {
     taken: BTreeMap<TimerKey, Timer>,
     /// Their records cannot be read: nobody tries again before the next start.
     unreadable: BTreeMap<TimerKey, Timer>,
+    /// How many there are of each topic incarnation.
+    counts: AHashMap<u32, u64>,
 }
 
 impl Timers {
     /// A delayed record has become durable.
     pub fn set(&mut self, key: TimerKey, timer: Timer) {
-        self.pending.insert(key, timer);
+        if self.pending.insert(key, timer).is_none() {
+            *self.counts.entry(timer.topic_id).or_default() += 1;
+        }
     }
 
     /// Its message is in its queue, or it moved to another place, or it was cancelled.
     pub fn done(&mut self, key: TimerKey) {
+        let mut removed = None;
         for map in self.maps() {
-            map.remove(&key);
+            removed = map.remove(&key).or(removed);
+        }
+        if let Some(timer) = removed
+            && let Some(count) = self.counts.get_mut(&timer.topic_id)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&timer.topic_id);
+            }
         }
     }
 
@@ -54,6 +69,7 @@ impl Timers {
         for map in self.maps() {
             map.retain(|_, timer| timer.topic_id != topic_id);
         }
+        self.counts.remove(&topic_id);
     }
 
     fn maps(&mut self) -> [&mut BTreeMap<TimerKey, Timer>; 3] {
@@ -81,6 +97,40 @@ impl Timers {
             due.push((key, timer));
         }
         due
+    }
+
+    /// Takes the timers of a topic that are due at exactly this time. `None` if somebody has taken one of them, besides
+    /// those in `own`.
+    pub fn take_at(
+        &mut self,
+        due_ms: u64,
+        topic_id: u32,
+        own: &[(TimerKey, Timer)],
+    ) -> Option<Vec<(TimerKey, Timer)>> {
+        let slot = TimerKey {
+            due_ms,
+            position: 0,
+        }..=TimerKey {
+            due_ms,
+            position: u64::MAX,
+        };
+        let is_foreign = |(key, timer): (&TimerKey, &Timer)| {
+            timer.topic_id == topic_id && own.iter().all(|(known, _)| known != key)
+        };
+        if self.taken.range(slot.clone()).any(is_foreign) {
+            return None;
+        }
+        let found: Vec<(TimerKey, Timer)> = self
+            .pending
+            .range(slot)
+            .filter(|(_, timer)| timer.topic_id == topic_id)
+            .map(|(key, timer)| (*key, *timer))
+            .collect();
+        for (key, timer) in &found {
+            self.pending.remove(key);
+            self.taken.insert(*key, *timer);
+        }
+        Some(found)
     }
 
     /// Takes all timers whose records lie before `position`, in the order of the log.
@@ -126,6 +176,13 @@ impl Timers {
     /// Whether any timer's record lies before `position`.
     pub fn has_below(&self, position: u64) -> bool {
         self.all().any(|(key, _)| key.position < position)
+    }
+
+    /// How many timers each topic incarnation has, taken ones too.
+    pub fn counts(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.counts
+            .iter()
+            .map(|(&topic_id, &count)| (topic_id, count))
     }
 
     /// How many timers there are, taken ones too.
@@ -232,6 +289,47 @@ mod tests {
         table.set_unreadable(key(1, 1));
         assert_eq!(table.unreadable_below(9), [key(1, 1)]);
         assert_eq!(snapshot(&table).take_due(9, 99).len(), 3);
+    }
+
+    #[test]
+    fn the_timers_of_one_time_and_topic_are_taken_together_or_not_at_all() {
+        let mut table = Timers::default();
+        for position in [1, 2, 3] {
+            table.set(key(10, position), timer(5));
+        }
+        let other = Timer {
+            bytes: 5,
+            topic_id: 2,
+        };
+        table.set(key(10, 4), other);
+        table.set(key(11, 5), timer(5));
+        let own = table.take_due(10, 5);
+        assert_eq!(own, [(key(10, 1), timer(5))]);
+        assert_eq!(table.take_at(10, 1, &[]), None, "another has one");
+        let found = table.take_at(10, 1, &own).unwrap();
+        assert_eq!(found, [(key(10, 2), timer(5)), (key(10, 3), timer(5))]);
+        assert_eq!(table.take_at(10, 1, &own), None);
+        assert_eq!(table.take_at(10, 2, &[]).unwrap(), [(key(10, 4), other)]);
+    }
+
+    #[test]
+    fn each_topic_knows_how_many_timers_it_has() {
+        let mut table = Timers::default();
+        table.set(key(1, 1), timer(5));
+        table.set(key(2, 2), timer(5));
+        table.set(key(2, 2), timer(5));
+        let own = table.take_due(1, 99);
+        assert_eq!(
+            table.counts().collect::<Vec<_>>(),
+            [(1, 2)],
+            "taken ones too"
+        );
+        table.done(own[0].0);
+        table.done(own[0].0);
+        assert_eq!(snapshot(&table).counts().collect::<Vec<_>>(), [(1, 1)]);
+        table.drop_topic(1);
+        table.done(key(2, 2));
+        assert_eq!(table.counts().count(), 0);
     }
 
     #[test]

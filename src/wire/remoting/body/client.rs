@@ -97,6 +97,36 @@ pub struct ConsumerConnection {
     pub message_model: String,
     /// By topic.
     pub subscription_table: BTreeMap<String, SubscriptionData>,
+    /// Of this broker, not of RocketMQ, whose tools ignore it: members subscribe differently.
+    pub subscriptions_differ: Option<SubscriptionsDiffer>,
+}
+
+/// Two members of one consumer group that subscribe a topic differently: each gets messages that the other wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SubscriptionsDiffer {
+    pub topic: String,
+    pub one_client: String,
+    /// Its expression; none if it does not subscribe the topic.
+    pub one_subscription: Option<String>,
+    pub other_client: String,
+    pub other_subscription: Option<String>,
+}
+
+impl std::fmt::Display for SubscriptionsDiffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let side = |client: &str, subscription: &Option<String>| match subscription {
+            Some(expression) => format!("{client} subscribes '{expression}'"),
+            None => format!("{client} does not subscribe it"),
+        };
+        write!(
+            f,
+            "of the topic '{}': {}, {}",
+            self.topic,
+            side(&self.one_client, &self.one_subscription),
+            side(&self.other_client, &self.other_subscription)
+        )
+    }
 }
 
 /// `body.ProducerConnection`.
