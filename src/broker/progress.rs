@@ -8,11 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::base::civil::time_text;
 use crate::base::limits::PULL_BYTES_MAX;
 use crate::base::names;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
-use crate::broker::ids::time_text;
 use crate::broker::topics;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
