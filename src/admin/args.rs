@@ -22,6 +22,9 @@ pub enum AdminCommand {
     Broker(BrokerVerb),
     /// Clusters and their brokers.
     Cluster(Noun<ClusterVerb>),
+    /// RocketMQ's mqadmin: its everyday commands with their old names, flags and output.
+    #[command(disable_help_flag = true)]
+    Mqadmin(OldCommand),
 }
 
 /// A noun with its verb; the common flags may stand before or behind the verb.
@@ -419,4 +422,15 @@ impl BrokerVerb {
 pub enum ClusterVerb {
     /// Clusters with their brokers and load.
     List,
+}
+
+/// An old command, as it was typed.
+#[derive(Debug, Args)]
+pub struct OldCommand {
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND AND FLAGS"
+    )]
+    pub words: Vec<String>,
 }

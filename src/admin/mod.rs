@@ -1,4 +1,5 @@
-//! What an operator does with a running cluster: the verbs behind `ringmq topic|group|message|dlq|broker|cluster|offset`.
+//! What an operator does with a running cluster: the verbs behind `ringmq topic|group|message|dlq|broker|cluster|offset`
+//! and behind `ringmq mqadmin`.
 //!
 //! All of them speak RocketMQ's admin protocol through a [`session::Session`], so they work with RocketMQ's own brokers
 //! and name servers too. [`args`] has the command line, [`output`] what is printed, [`run`] goes from one to the other.
@@ -11,6 +12,7 @@ mod dlq;
 mod group;
 mod lag;
 mod message;
+mod mqadmin;
 mod offset;
 mod output;
 mod session;
@@ -66,6 +68,7 @@ pub fn run(command: AdminCommand) -> Result<(), AdminError> {
             AdminCommand::Offset(noun) => offset::run(&context(&noun.common), noun.verb).await,
             AdminCommand::Broker(verb) => broker::run(&context(verb.common()), verb).await,
             AdminCommand::Cluster(noun) => cluster::run(&context(&noun.common), noun.verb).await,
+            AdminCommand::Mqadmin(old) => mqadmin::run(env, old.words).await,
         }
     });
     match ran {

@@ -17,7 +17,7 @@ use crate::wire::remoting::command::Outgoing;
 /// Queues of a new topic, as mqadmin makes it.
 const QUEUES: u32 = 8;
 /// Namespace of the key-value table that has the order of queues.
-const ORDER_TOPIC_CONFIG: &str = "ORDER_TOPIC_CONFIG";
+pub const ORDER_TOPIC_CONFIG: &str = "ORDER_TOPIC_CONFIG";
 
 /// Changes of a topic; what is `None` stays, or gets its default in a new one.
 #[derive(Clone, Debug, Default)]
