@@ -270,6 +270,11 @@ impl Broker {
         if let GroupCommand::Statistics { name, key } = &command {
             return self.statistics_here(name, key, now_ms);
         }
+        if let GroupCommand::OffsetsReset { group, queues } = command {
+            let of_group = queues.into_iter().map(|queue| (group.clone(), queue));
+            self.resets.borrow_mut().extend(of_group);
+            return LocalReply::Done;
+        }
         let mut clients = self.clients.borrow_mut();
         let (consumers, producers) = match command {
             GroupCommand::ConsumerHeartbeat {
@@ -285,7 +290,9 @@ impl Broker {
                 }
                 (change.into_iter().collect(), Vec::new())
             }
-            GroupCommand::Statistics { .. } => (Vec::new(), Vec::new()),
+            GroupCommand::Statistics { .. } | GroupCommand::OffsetsReset { .. } => {
+                (Vec::new(), Vec::new())
+            }
             GroupCommand::ProducerHeartbeat {
                 connection,
                 client,

@@ -207,6 +207,18 @@ pub enum ShardRequest {
         group: Arc<str>,
         queue: QueueKey,
     },
+    /// Commits an offset that an operator chose: what the members commit does not count until one has heard of it.
+    ResetOffset {
+        group: Arc<str>,
+        queue: QueueKey,
+        offset: i64,
+    },
+    /// A member pulls at this offset: where it has to go on instead, if it has not been told yet.
+    TakeReset {
+        group: Arc<str>,
+        queue: QueueKey,
+        asked: i64,
+    },
     /// Locks queues of this core for a client (`RebalanceLockManager`); the answer has those that it holds.
     LockQueues {
         group: Arc<str>,
@@ -364,6 +376,11 @@ pub enum GroupCommand {
     },
     /// To every core: what it has counted for a name and key of VIEW_BROKER_STATS_DATA; the answer is numbers.
     Statistics { name: Arc<str>, key: Arc<str> },
+    /// To every core: offsets of a group were set while it consumes. The next pull of each queue has to ask its owner.
+    OffsetsReset {
+        group: Arc<str>,
+        queues: Vec<QueueKey>,
+    },
     /// To every core: a connection is gone.
     ConnectionClosed { connection: ConnectionId },
 }
