@@ -22,10 +22,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "broker",
         &["base", "wire", "io", "store", "server", "client", "shard"],
     ),
+    ("admin", &["base", "wire", "io", "client", "shard"]),
     (
         "app",
         &[
             "base", "wire", "io", "store", "server", "client", "shard", "namesrv", "broker",
+            "admin",
         ],
     ),
 ];

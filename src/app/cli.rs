@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::admin::args::{AdminCommand, BrokerVerb};
 use crate::base::config::Roles;
 
 const EXAMPLES: &str = "\
@@ -52,7 +53,7 @@ pub enum Command {
     Standalone(StandaloneArgs),
     /// A name server.
     Namesrv(NamesrvArgs),
-    /// A broker.
+    /// A broker; with a verb: ask running ones.
     Broker(BrokerArgs),
     /// Send one message and receive it: through a broker of its own for a moment, or through yours.
     Try(TryArgs),
@@ -62,6 +63,8 @@ pub enum Command {
     /// Look at the open transactions of a running broker.
     #[command(subcommand)]
     Tx(TxCommand),
+    #[command(flatten)]
+    Admin(AdminCommand),
     /// Show, explain and check configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -87,7 +90,13 @@ pub struct StandaloneArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_precedence_over_arg = true
+)]
 pub struct BrokerArgs {
+    #[command(subcommand)]
+    pub verb: Option<BrokerVerb>,
     /// Name servers to register with, between semicolons
     #[arg(short = 'n', long = "namesrv", value_name = "HOST:PORT")]
     pub namesrv: Option<String>,

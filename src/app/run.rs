@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
+use crate::admin::args::AdminCommand;
+use crate::admin::{self, AdminError};
 use crate::app::cli::{Cli, Command, CommonArgs, Flag, StoreCommand};
 use crate::app::log::{self, LogHandle};
 use crate::app::shutdown::{Phase, Shutdown};
@@ -19,6 +21,7 @@ use crate::base::config::{
 };
 use crate::io::preflight::{self, Needs, Report, StoreNeeds};
 use crate::io::process::{self, Signal, Signals};
+use crate::wire::remoting::code::response;
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +32,10 @@ pub enum Exit {
     Failed,
     /// The command line is wrong.
     Usage,
+    /// What was asked for is not there.
+    NotFound,
+    /// Some of it was done, some failed; which is in the output.
+    Partly,
     /// The configuration is wrong: EX_CONFIG of sysexits.
     Configuration,
 }
@@ -39,6 +46,8 @@ impl Exit {
             Self::Stopped => 0,
             Self::Failed => 1,
             Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Partly => 4,
             Self::Configuration => 78,
         }
     }
@@ -84,7 +93,11 @@ pub fn main() -> Exit {
     match cli.command {
         Command::Standalone(args) => run(Roles::Standalone, args.flags(), &args.common),
         Command::Namesrv(args) => run(Roles::Namesrv, args.flags(), &args.common),
-        Command::Broker(args) => run(Roles::Broker, args.flags(), &args.common),
+        Command::Broker(args) => match args.verb {
+            Some(verb) => admin_command(AdminCommand::Broker(verb)),
+            None => run(Roles::Broker, args.flags(), &args.common),
+        },
+        Command::Admin(command) => admin_command(command),
         Command::Try(args) => try_command::run(&args),
         Command::Store(StoreCommand::Check { path }) => store_command::check(&path),
         Command::Store(StoreCommand::Dump { path, json }) => store_command::dump(&path, json),
@@ -97,6 +110,28 @@ pub fn main() -> Exit {
             Exit::Stopped
         }
     }
+}
+
+/// Runs a command for a running cluster.
+fn admin_command(command: AdminCommand) -> Exit {
+    let Err(error) = admin::run(command) else {
+        return Exit::Stopped;
+    };
+    let exit = match &error {
+        AdminError::NotFound(_) => Exit::NotFound,
+        AdminError::Refused {
+            code:
+                response::TOPIC_NOT_EXIST
+                | response::QUERY_NOT_FOUND
+                | response::SUBSCRIPTION_GROUP_NOT_EXIST
+                | response::CONSUMER_NOT_ONLINE,
+            ..
+        } => Exit::NotFound,
+        AdminError::Usage(_) => Exit::Usage,
+        AdminError::Partly(_) => Exit::Partly,
+        AdminError::Failed(_) | AdminError::Refused { .. } => Exit::Failed,
+    };
+    exit.because(&error.to_string())
 }
 
 fn run(roles: Roles, flags: Vec<Flag>, args: &CommonArgs) -> Exit {

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -90,6 +90,8 @@ pub struct Broker {
     pub(super) routes: Rc<RefCell<Option<Rc<dyn RouteSource>>>>,
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
+    /// Queues whose offset was set while their group consumed, and of which this core has seen no pull since.
+    pub(super) resets: Rc<RefCell<AHashSet<(Arc<str>, QueueKey)>>>,
     /// Connections of this core that ever sent a heartbeat: they are pushed to.
     pub(super) connections: Rc<RefCell<AHashMap<ConnectionId, Rc<Connection>>>>,
 }
@@ -109,6 +111,7 @@ impl Broker {
             unique_keys: Rc::new(RefCell::new(keys)),
             routes: Rc::default(),
             clients: Rc::default(),
+            resets: Rc::default(),
             connections: Rc::default(),
         };
         broker.serve_groups();
@@ -256,6 +259,9 @@ impl Handler for Broker {
                 let born_host = responder.connection.peer();
                 self.later(responder, this().recall(command, born_host));
             }
+            request::RESUME_CHECK_HALF_MESSAGE => {
+                self.later(responder, this().resume_check(command));
+            }
             request::RINGMQ_TRANSACTIONS => self.later(responder, this().transactions(command)),
             request::POP_MESSAGE => {
                 let connection = responder.connection.clone();
@@ -374,6 +380,9 @@ impl Handler for Broker {
             }
             request::QUERY_CONSUME_TIME_SPAN => {
                 self.later(responder, this().consume_time_span(command));
+            }
+            request::QUERY_CORRECTION_OFFSET => {
+                self.later(responder, this().correction_offsets(command));
             }
             request::CLONE_GROUP_OFFSET => self.later(responder, this().clone_offsets(command)),
             request::QUERY_SUBSCRIPTION_BY_CONSUMER => {

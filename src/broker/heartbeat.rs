@@ -277,6 +277,11 @@ impl Broker {
         if let GroupCommand::Figures = &command {
             return ShardReply::BrokerFigures(Box::new(self.figures_here()));
         }
+        if let GroupCommand::OffsetsReset { group, queues } = command {
+            let of_group = queues.into_iter().map(|queue| (group.clone(), queue));
+            self.resets.borrow_mut().extend(of_group);
+            return LocalReply::Done;
+        }
         let mut clients = self.clients.borrow_mut();
         let (consumers, producers) = match command {
             GroupCommand::ConsumerHeartbeat {
@@ -296,7 +301,9 @@ impl Broker {
                 }
                 (heard.change.into_iter().collect(), Vec::new())
             }
-            GroupCommand::Statistics { .. } | GroupCommand::Figures => (Vec::new(), Vec::new()),
+            GroupCommand::Statistics { .. }
+            | GroupCommand::Figures
+            | GroupCommand::OffsetsReset { .. } => (Vec::new(), Vec::new()),
             GroupCommand::ProducerHeartbeat {
                 connection,
                 client,

@@ -4,6 +4,8 @@
 
 use std::net::IpAddr;
 
+use crate::base::civil::civil_date;
+
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
 fn push_hex(out: &mut String, bytes: &[u8]) {
@@ -56,38 +58,6 @@ fn ms_of_month(now_ms: u64) -> u64 {
     (day - 1) * DAY_MS + now_ms % DAY_MS
 }
 
-/// Year, month and day of month of a number of days since 1970-01-01 (Gregorian calendar, by eras of 400 years).
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468; // days since 0000-03-01
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, month, day)
-}
-
-/// Local-free text of a time as RocketMQ's tools print it: `yyyy-MM-dd#HH:mm:ss:SSS`, in UTC.
-pub fn time_text(time_ms: u64) -> String {
-    let (year, month, day) = civil_date(time_ms / 86_400_000);
-    let ms = time_ms % 86_400_000;
-    format!(
-        "{year:04}-{month:02}-{day:02}#{:02}:{:02}:{:02}:{:03}",
-        ms / 3_600_000,
-        ms / 60_000 % 60,
-        ms / 1_000 % 60,
-        ms % 1_000
-    )
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -106,6 +76,5 @@ mod tests {
         // 2024-02-29T00:00:01Z: 28 days and a second into February.
         assert_eq!(ms_of_month(1_709_164_801_000), 28 * 86_400_000 + 1_000);
         assert_eq!(ms_of_month(0), 0);
-        assert_eq!(time_text(1_709_164_801_007), "2024-02-29#00:00:01:007");
     }
 }

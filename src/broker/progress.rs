@@ -1,30 +1,32 @@
-//! How far groups have consumed, and setting it: 208, 317, 303, 222, 314; and a look into a queue: 321.
+//! How far groups have consumed, and setting it: 208, 317, 303, 308, 222, 314; and a look into a queue: 321.
 //!
-//! A reset (222) commits the new offsets on the queues' owners and tells the connected members (220) to start there, as
-//! RocketMQ does with `useServerSideResetOffset=false`: that works with every client and leaves no state behind.
+//! A reset (222) commits the new offsets on the queues' owners and tells the connected members (220) to start there. Until
+//! a member does, what the group commits in these queues does not count, and a member that does not listen hears of the
+//! new offset with its next pull: both ways of `useServerSideResetOffset` together, so that it works with every client.
 //!
 //! Source: `AdminBrokerProcessor`, `Broker2Client.resetOffset`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::base::civil::time_text;
 use crate::base::limits::PULL_BYTES_MAX;
 use crate::base::names;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
-use crate::broker::ids::time_text;
 use crate::broker::topics;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    Boundary, CommittedOffset, MessageFilter, Pull, QueueBounds, QueueKey, ShardReply, ShardRequest,
+    Boundary, CommittedOffset, GroupCommand, MessageFilter, Pull, QueueBounds, QueueKey,
+    ShardReply, ShardRequest,
 };
 use crate::shard::meta::{Member, Topic};
 use crate::wire::properties::tags_code_of;
 use crate::wire::record::{RecordView, records};
 use crate::wire::remoting::body::{
     ConsumeQueueData, ConsumeStats, ConsumeStatsList, MessageQueue, MessageQueueForC,
-    OffsetWrapper, QueryConsumeQueueResponseBody, QueryConsumeTimeSpanBody, QueueTimeSpan,
-    ResetOffsetBody, ResetOffsetBodyForC,
+    OffsetWrapper, QueryConsumeQueueResponseBody, QueryConsumeTimeSpanBody,
+    QueryCorrectionOffsetBody, QueueTimeSpan, ResetOffsetBody, ResetOffsetBodyForC,
 };
 use crate::wire::remoting::code::request;
 use crate::wire::remoting::command::{Command, Encoding, Outgoing};
@@ -319,15 +321,67 @@ impl Broker {
             chosen.push((queue_id, core, queue, offset));
         }
         // All offsets are known before the first is changed.
+        let pulls = self.group_pulls(&group);
+        let queues: Vec<QueueKey> = chosen.iter().map(|(_, _, queue, _)| *queue).collect();
         let mut table = BTreeMap::new();
         for (queue_id, core, queue, offset) in chosen {
-            self.commit(core, group.clone(), queue, offset).await?;
+            match pulls {
+                true => self.reset(core, group.clone(), queue, offset).await?,
+                false => self.commit(core, group.clone(), queue, offset).await?,
+            }
             table.insert(self.message_queue(&topic.name, queue_id), offset);
+        }
+        if pulls {
+            self.announce_reset(&group, queues).await?;
         }
         self.push_reset(&group, &topic.name, timestamp_ms, &table);
         Answer::json(&ResetOffsetBody {
             offset_table: table,
         })
+    }
+
+    /// Whether a group is connected and pulls: only then do its members have places of their own to be moved from.
+    fn group_pulls(&self, group: &Arc<str>) -> bool {
+        let meta = self.shard.meta();
+        let online = meta.consumers.get(group);
+        online.is_some_and(|online| {
+            !online.members.is_empty() && online.consume_type != "CONSUME_POP"
+        })
+    }
+
+    async fn reset(
+        &self,
+        core: usize,
+        group: Arc<str>,
+        queue: QueueKey,
+        offset: i64,
+    ) -> Result<(), BrokerError> {
+        let request = ShardRequest::ResetOffset {
+            group,
+            queue,
+            offset,
+        };
+        match self.ask(core, request).await? {
+            ShardReply::Done => Ok(()),
+            other => Err(BrokerError::unexpected(&other)),
+        }
+    }
+
+    /// Lets every core look out for the next pulls of these queues.
+    async fn announce_reset(
+        &self,
+        group: &Arc<str>,
+        queues: Vec<QueueKey>,
+    ) -> Result<(), BrokerError> {
+        for core in 0..self.shard.count() {
+            let command = GroupCommand::OffsetsReset {
+                group: group.clone(),
+                queues: queues.clone(),
+            };
+            self.ask(core, ShardRequest::Group(Box::new(command)))
+                .await?;
+        }
+        Ok(())
     }
 
     /// Tells the members of a group to start at these offsets (220).
@@ -368,6 +422,36 @@ impl Broker {
             });
             self.push(&ids(lists), &head.frame(Encoding::Json, &body));
         }
+    }
+
+    /// 308: of each queue, the least offset that any group has there, or the greatest number if the compared group is
+    /// behind that. Groups between commas in `filterGroups` do not count; RocketMQ forgets their offsets, too.
+    pub(super) async fn correction_offsets(self, command: Command) -> Outcome {
+        let topic = self.topic(&command.required_text("topic")?)?;
+        let compared = command.required_text("compareGroup")?.into_owned();
+        let left_out = command
+            .text("filterGroups")
+            .unwrap_or_default()
+            .into_owned();
+        let left_out: BTreeSet<&str> = left_out.split(',').map(str::trim).collect();
+        let offsets = self.offsets(None, Some(&topic)).await?;
+        let queues = topic.config.read_queue_nums;
+        let mut body = QueryCorrectionOffsetBody::default();
+        for (queue_id, bounds) in (0..queues).zip(self.bounds_of(&topic, queues).await?) {
+            let key = ShardHandle::key(&topic, queue_id);
+            let of_queue = || offsets.iter().filter(|offset| offset.queue == key);
+            let least = of_queue()
+                .filter(|offset| !left_out.contains(&*offset.group))
+                .map(|offset| offset.offset)
+                .filter(|&offset| offset >= bounds.min_offset)
+                .min();
+            let Some(least) = least else { continue };
+            let behind =
+                of_queue().any(|offset| *offset.group == *compared && least > offset.offset);
+            let correction = if behind { i64::MAX } else { least };
+            body.correction_offsets.insert(queue_id as i32, correction);
+        }
+        Answer::json(&body)
     }
 
     /// 314.

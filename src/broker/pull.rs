@@ -340,6 +340,65 @@ impl Broker {
     }
 
     fn start_pull(&self, plan: Plan, pull: Pull, responder: Responder) {
+        if !self.resets.borrow().is_empty()
+            && let Some(group) = &plan.group
+        {
+            let key = (Arc::from(group.group_name.as_str()), pull.queue);
+            if self.resets.borrow_mut().remove(&key) {
+                let broker = self.clone();
+                self.shard.spawn(async move {
+                    broker.pull_after_reset(key.0, plan, pull, responder).await
+                });
+                return;
+            }
+        }
+        self.pull_of_owner(plan, pull, responder);
+    }
+
+    /// The first pull after the group's offset was set: the member goes on there, if it is not there already.
+    async fn pull_after_reset(
+        &self,
+        group: Arc<str>,
+        plan: Plan,
+        pull: Pull,
+        responder: Responder,
+    ) {
+        let reset = match self.shard.shard_of_queue(&plan.topic, plan.queue_id) {
+            Some(core) => {
+                let request = ShardRequest::TakeReset {
+                    group,
+                    queue: pull.queue,
+                    asked: pull.offset,
+                };
+                match self.ask(core, request).await {
+                    Ok(ShardReply::Offset(Some(offset))) => self
+                        .ask(core, ShardRequest::Bounds(pull.queue))
+                        .await
+                        .map(|bounds| Some((offset, bounds))),
+                    Ok(_) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+            None => Ok(None),
+        };
+        match reset {
+            Ok(Some((offset, ShardReply::Bounds(bounds)))) => {
+                let head = Outgoing::success()
+                    .with_code(response::PULL_OFFSET_MOVED)
+                    .with_remark("OFFSET_RESET")
+                    .field("suggestWhichBrokerId", 0i64)
+                    .field("nextBeginOffset", offset)
+                    .field("minOffset", bounds.min_offset)
+                    .field("maxOffset", bounds.max_offset);
+                responder.send(head, Body::Empty);
+            }
+            Ok(Some((_, other))) => self.finish(responder, Err(BrokerError::unexpected(&other))),
+            Ok(None) => self.pull_of_owner(plan, pull, responder),
+            Err(error) => self.finish(responder, Err(error)),
+        }
+    }
+
+    fn pull_of_owner(&self, plan: Plan, pull: Pull, responder: Responder) {
         let Some(core) = self.shard.shard_of_queue(&plan.topic, plan.queue_id) else {
             let error = topics::no_queue(&plan.topic.name, plan.queue_id);
             return self.finish(responder, Err(error));

@@ -1,4 +1,5 @@
-//! Transactions: END_TRANSACTION (37), and asking producers how theirs ended (CHECK_TRANSACTION_STATE, 39).
+//! Transactions: END_TRANSACTION (37), and asking producers how theirs ended (CHECK_TRANSACTION_STATE, 39), once more if
+//! a tool wants it (323).
 //!
 //! A half message waits in the log of its queue, and the shard that owns the log ends its transaction once, whoever asks and
 //! however often. Here is what that means to clients: which end is taken, what the committed message looks like, whom to
@@ -22,7 +23,7 @@ use crate::broker::statistics::Counted;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    HalfEnd, NewMessage, Outcome as TransactionOutcome, Refusal, ShardReply, ShardRequest,
+    HalfEnd, NewHalf, NewMessage, Outcome as TransactionOutcome, Refusal, ShardReply, ShardRequest,
 };
 use crate::shard::transactions::{CheckRules, HalfDue};
 use crate::wire::message_id::MessageId;
@@ -398,6 +399,57 @@ impl Broker {
         };
         let frame = check_frame(&half, &due, due.checks + 1, &self.options.broker);
         self.push(&[producer], &frame);
+    }
+
+    /// 323: opens the transaction of a message that was given up once more, so that its producer is asked again.
+    pub(super) async fn resume_check(self, command: Command) -> Outcome {
+        let id = command.required_text("msgId")?.into_owned();
+        let parsed =
+            MessageId::parse(&id).map_err(|error| BrokerError::System(error.to_string()))?;
+        let stored = self.stored_record(parsed.offset.0).await?;
+        let record = parse(&stored)?;
+        let real = |name| properties::get(record.properties(), name).map(str::to_owned);
+        let (topic, queue_id) = match (real(name::REAL_TOPIC), real(name::REAL_QUEUE_ID)) {
+            (Some(topic), Some(queue)) if record.topic() == names::TRANS_CHECK_MAX_TIME_TOPIC => {
+                (self.topic(&topic)?, queue.parse::<u32>().unwrap_or(0))
+            }
+            _ => {
+                return Err(BrokerError::System(format!(
+                    "the message {id} is of the topic '{}': only messages of {} can be checked again",
+                    record.topic(),
+                    names::TRANS_CHECK_MAX_TIME_TOPIC
+                )));
+            }
+        };
+        let (core, queue) = self
+            .owner(&topic, queue_id.into())
+            .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
+        let mut kept = PropertiesBuilder::from_bytes(record.properties(), 0);
+        kept.remove(name::TRANSACTION_CHECK_TIMES);
+        let half = NewHalf {
+            message: NewMessage {
+                queue,
+                topic: topic.name.clone(),
+                body: stored.slice(record.body_range()),
+                properties: kept.finish(),
+                tags_code: properties::tags_code_of(record.properties()),
+                flag: record.flag(),
+                sys_flag: plain_sys_flag(&record),
+                born_timestamp: record.born_timestamp(),
+                born_host: record.born_host(),
+                reconsume_times: record.reconsume_times(),
+                prepared_transaction_offset: 0,
+            },
+            // At once: the operator waits for it.
+            check_after_ms: 0,
+        };
+        match self
+            .ask(core, ShardRequest::AppendHalf(Box::new(half)))
+            .await?
+        {
+            ShardReply::Appended(_) => Answer::done(),
+            other => Err(BrokerError::unexpected(&other)),
+        }
     }
 
     /// Moves a half to TRANS_CHECK_MAX_TIME_TOPIC and ends its transaction. After a crash in between it is there twice.

@@ -29,7 +29,7 @@ use crate::namesrv::route_table::{
 use crate::server::Handler;
 use crate::server::connection::{Connection, Responder};
 use crate::wire::remoting::body::{DataVersion, TopicRouteData};
-use crate::wire::remoting::code::{request, response};
+use crate::wire::remoting::code::{request, request_name, response};
 use crate::wire::remoting::command::{Command, FieldError, Outgoing};
 use crate::wire::remoting::json::{self, JsonError};
 use crate::wire::remoting::register;
@@ -79,8 +79,13 @@ enum Refused {
     NotFound(String),
     #[error("No topic route info in name server for the topic: {topic}\n{why}")]
     NoRoute { topic: String, why: String },
-    #[error(" request type {0} not supported")]
+    #[error(" request type {0} not supported{by_name}", by_name = by_name(*.0))]
     Unknown(i32),
+}
+
+/// The name of a request that RocketMQ has and this name server does not serve.
+fn by_name(code: i32) -> String {
+    request_name(code).map_or_else(String::new, |name| format!(": {name}"))
 }
 
 impl Refused {

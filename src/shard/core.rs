@@ -31,6 +31,7 @@ use crate::shard::message::{
 use crate::shard::meta::Meta;
 use crate::shard::meta_writer::MetaWriter;
 use crate::shard::pop::Pops;
+use crate::shard::resets::Resets;
 use crate::shard::timers::Bell;
 use crate::store::{CommitLog, LogListener, LogOptions};
 
@@ -95,6 +96,7 @@ pub struct Shard<E: Env> {
     pub(super) hold_changed: Notify,
     pub(super) pops: Pops,
     pub(super) locks: RefCell<QueueLocks>,
+    pub(super) resets: RefCell<Resets>,
     /// Offsets that pulls brought along and that are not in the log yet.
     pub(super) dirty_offsets: RefCell<AHashMap<(Arc<str>, QueueKey), i64>>,
     /// Offsets that are appended and perhaps not durable yet, with the position of their record: whoever commits one and
@@ -141,6 +143,7 @@ impl<E: Env> Shard<E> {
             hold_changed: Notify::default(),
             pops: Pops::default(),
             locks: RefCell::default(),
+            resets: RefCell::default(),
             dirty_offsets: RefCell::default(),
             committing: RefCell::default(),
             offsets_timer: Cell::new(false),

@@ -209,6 +209,18 @@ pub enum ShardRequest {
         group: Arc<str>,
         queue: QueueKey,
     },
+    /// Commits an offset that an operator chose: what the members commit does not count until one has heard of it.
+    ResetOffset {
+        group: Arc<str>,
+        queue: QueueKey,
+        offset: i64,
+    },
+    /// A member pulls at this offset: where it has to go on instead, if it has not been told yet.
+    TakeReset {
+        group: Arc<str>,
+        queue: QueueKey,
+        asked: i64,
+    },
     /// Locks queues of this core for a client (`RebalanceLockManager`); the answer has those that it holds.
     LockQueues {
         group: Arc<str>,
@@ -407,6 +419,11 @@ pub enum GroupCommand {
     Statistics { name: Arc<str>, key: Arc<str> },
     /// To every core: what the broker has counted there since its start.
     Figures,
+    /// To every core: offsets of a group were set while it consumes. The next pull of each queue has to ask its owner.
+    OffsetsReset {
+        group: Arc<str>,
+        queues: Vec<QueueKey>,
+    },
     /// To every core: a connection is gone.
     ConnectionClosed { connection: ConnectionId },
 }

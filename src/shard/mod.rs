@@ -15,6 +15,7 @@ pub mod pop;
 pub mod pull;
 pub mod pump;
 mod query;
+mod resets;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

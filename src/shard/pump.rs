@@ -70,7 +70,24 @@ impl<E: Env> Shard<E> {
                 group,
                 queue,
                 offset,
-            } => return self.serve_commit(group, queue, offset, reply_to),
+            } if !self.resets.borrow().is_pending(&group, queue) => {
+                return self.serve_commit(group, queue, offset, reply_to);
+            }
+            // Of a place that the group has left.
+            ShardRequest::CommitOffset { .. } => LocalReply::Done,
+            ShardRequest::ResetOffset {
+                group,
+                queue,
+                offset,
+            } => {
+                self.resets.borrow_mut().put(group.clone(), queue, offset);
+                return self.serve_commit(group, queue, offset, reply_to);
+            }
+            ShardRequest::TakeReset {
+                group,
+                queue,
+                asked,
+            } => LocalReply::Offset(self.resets.borrow_mut().take(&group, queue, asked)),
             ShardRequest::QueryOffset { group, queue } => {
                 return self.serve_offset(&group, queue, reply_to);
             }
@@ -402,7 +419,9 @@ impl<E: Env> Shard<E> {
 
     /// An offset that came with a pull: nobody waits for it, so it goes to the log with others, a little later.
     pub(super) fn remember_offset(&self, group: Arc<str>, queue: QueueKey, offset: i64) {
-        if self.committed_offset(&group, queue) == Some(offset) {
+        if self.committed_offset(&group, queue) == Some(offset)
+            || self.resets.borrow().is_pending(&group, queue)
+        {
             return;
         }
         if self.pops.has(&group, queue) {
@@ -493,6 +512,7 @@ impl<E: Env> Shard<E> {
 
     fn drop_topic(&self, topic_id: u32, reply_to: ReplyTo) {
         self.locks.borrow_mut().drop_topic(topic_id);
+        self.resets.borrow_mut().drop_topic(topic_id);
         self.pops.drop_topic(topic_id);
         self.dirty_offsets
             .borrow_mut()
@@ -523,6 +543,7 @@ impl<E: Env> Shard<E> {
 
     fn drop_group(&self, group: &Arc<str>, reply_to: ReplyTo) {
         self.pops.drop_group(group);
+        self.resets.borrow_mut().drop_group(group);
         self.dirty_offsets
             .borrow_mut()
             .retain(|(name, _), _| name != group);

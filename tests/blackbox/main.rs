@@ -21,6 +21,7 @@ mod client;
 mod node;
 mod record;
 
+mod admin;
 mod codec;
 mod crash;
 mod disk_full;

@@ -569,9 +569,10 @@ fn unknown_codes_and_missing_fields_are_answered() {
     on_name_server(async |world| {
         for code in [0, 10, 34, 301, 999, 32_000] {
             let (answer, remark) = world.refused(ask(code, &[]), "").await;
-            assert_eq!(
-                (answer, remark),
-                (3, format!(" request type {code} not supported"))
+            assert_eq!(answer, 3);
+            assert!(
+                remark.starts_with(&format!(" request type {code} not supported")),
+                "{remark}"
             );
         }
         for code in [
