@@ -76,6 +76,9 @@ impl Answer {
     }
 }
 
+/// Groups and queues whose offset was set while the group consumes.
+pub(super) type Resets = AHashSet<(Arc<str>, QueueKey)>;
+
 /// The broker as one core runs it. Cheap to clone: all clones are the same broker.
 #[derive(Clone)]
 pub struct Broker {
@@ -91,7 +94,7 @@ pub struct Broker {
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
     /// Queues whose offset was set while their group consumed, and of which this core has seen no pull since.
-    pub(super) resets: Rc<RefCell<AHashSet<(Arc<str>, QueueKey)>>>,
+    pub(super) resets: Rc<RefCell<Resets>>,
     /// Connections of this core that ever sent a heartbeat: they are pushed to.
     pub(super) connections: Rc<RefCell<AHashMap<ConnectionId, Rc<Connection>>>>,
 }

@@ -108,6 +108,9 @@ struct Behind {
     behind: u64,
 }
 
+/// By group and topic.
+type Lags = BTreeMap<(Arc<str>, u32), Lag>;
+
 impl<E: Env> Shard<E> {
     pub(super) fn serve_figures(&self, reply_to: ReplyTo) {
         let Some(shard) = self.me.upgrade() else {
@@ -168,7 +171,7 @@ impl<E: Env> Shard<E> {
     }
 
     /// Lag of each group and topic, and the queues that are behind.
-    fn lags(&self) -> (BTreeMap<(Arc<str>, u32), Lag>, Vec<Behind>) {
+    fn lags(&self) -> (Lags, Vec<Behind>) {
         let mut lags: BTreeMap<(Arc<str>, u32), Lag> = BTreeMap::new();
         let mut waiting = Vec::new();
         for committed in self.offsets(None, None) {

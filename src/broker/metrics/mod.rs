@@ -690,8 +690,9 @@ fn traffic_names(kind: TrafficKind) -> (&'static str, Option<&'static str>) {
 }
 
 fn write_traffic(page: &mut TextPage, brokers: &[BrokerFigures]) {
-    let mut sums: BTreeMap<(TrafficKind, &Arc<str>, &Arc<str>), (u64, u64, Option<Histogram>)> =
-        BTreeMap::new();
+    type Key<'a> = (TrafficKind, &'a Arc<str>, &'a Arc<str>);
+    type Sum = (u64, u64, Option<Histogram>);
+    let mut sums: BTreeMap<Key<'_>, Sum> = BTreeMap::new();
     for row in brokers.iter().flat_map(|broker| &broker.traffic) {
         let Traffic {
             kind,
