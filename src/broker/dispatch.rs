@@ -8,7 +8,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -90,8 +90,8 @@ pub struct Broker {
     pub(super) routes: Rc<RefCell<Option<Rc<dyn RouteSource>>>>,
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
-    /// Queues whose offset was set while their group consumed, and of which this core has seen no pull since.
-    pub(super) resets: Rc<RefCell<AHashSet<(Arc<str>, QueueKey)>>>,
+    /// By queue: groups whose offset was set while they consumed, and of which this core has seen no pull since.
+    pub(super) resets: Rc<RefCell<AHashMap<QueueKey, Vec<Arc<str>>>>>,
     /// Connections of this core that ever sent a heartbeat: they are pushed to.
     pub(super) connections: Rc<RefCell<AHashMap<ConnectionId, Rc<Connection>>>>,
 }
