@@ -16,6 +16,11 @@ Examples:
   ringmq namesrv --bind 0.0.0.0
   ringmq broker -n 10.0.0.1:9876 -c broker.conf --set flushDiskType=ASYNC_FLUSH
   RINGMQ_BROKER_NAME=broker-b ringmq broker -n 10.0.0.1:9876
+  ringmq group show orders       who consumes, what, and how far behind (-o json for scripts)
+  ringmq dlq resend orders --key 4711 --dry-run
+                                 send dead letters again
+  ringmq mqadmin consumerProgress -g orders
+                                 as RocketMQ's own tool prints it
   ringmq config explain flushDiskType
                                  what a key does, its default, unit and bounds
   ringmq config check broker.conf
@@ -26,7 +31,8 @@ Configuration: RocketMQ's keys in properties syntax, as in its broker.conf.
   which counts more than the file of -c.
 Signals: TERM or INT ends what is under way and stops, a second one stops now;
   HUP opens the log file again.
-Exit codes: 0 stopped as asked, 1 failed, 2 usage, 78 configuration.";
+Exit codes: 0 done, or stopped as asked; 1 failed; 2 usage, or not confirmed;
+  3 not there; 4 partly done; 78 configuration.";
 
 /// A message broker and name server that speaks the Apache RocketMQ protocol.
 #[derive(Debug, Parser)]

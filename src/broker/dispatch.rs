@@ -8,7 +8,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -76,8 +76,8 @@ impl Answer {
     }
 }
 
-/// Groups and queues whose offset was set while the group consumes.
-pub(super) type Resets = AHashSet<(Arc<str>, QueueKey)>;
+/// By queue: groups whose offset was set while they consumed, and of which this core has seen no pull since.
+pub(super) type Resets = AHashMap<QueueKey, Vec<Arc<str>>>;
 
 /// The broker as one core runs it. Cheap to clone: all clones are the same broker.
 #[derive(Clone)]
@@ -93,7 +93,6 @@ pub struct Broker {
     pub(super) routes: Rc<RefCell<Option<Rc<dyn RouteSource>>>>,
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
-    /// Queues whose offset was set while their group consumed, and of which this core has seen no pull since.
     pub(super) resets: Rc<RefCell<Resets>>,
     /// Connections of this core that ever sent a heartbeat: they are pushed to.
     pub(super) connections: Rc<RefCell<AHashMap<ConnectionId, Rc<Connection>>>>,

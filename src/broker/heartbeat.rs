@@ -278,8 +278,13 @@ impl Broker {
             return ShardReply::BrokerFigures(Box::new(self.figures_here()));
         }
         if let GroupCommand::OffsetsReset { group, queues } = command {
-            let of_group = queues.into_iter().map(|queue| (group.clone(), queue));
-            self.resets.borrow_mut().extend(of_group);
+            let mut resets = self.resets.borrow_mut();
+            for queue in queues {
+                let groups = resets.entry(queue).or_default();
+                if !groups.contains(&group) {
+                    groups.push(group.clone());
+                }
+            }
             return LocalReply::Done;
         }
         let mut clients = self.clients.borrow_mut();

@@ -20,7 +20,7 @@ use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    LocalReply, MessageFilter, Pull, PullStatus, Pulled, ShardReply, ShardRequest,
+    LocalReply, MessageFilter, Pull, PullStatus, Pulled, QueueKey, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{Meta, Topic};
 use crate::wire::remoting::body::SubscriptionGroupConfig;
@@ -340,19 +340,34 @@ impl Broker {
     }
 
     fn start_pull(&self, plan: Plan, pull: Pull, responder: Responder) {
-        if !self.resets.borrow().is_empty()
-            && let Some(group) = &plan.group
-        {
-            let key = (Arc::from(group.group_name.as_str()), pull.queue);
-            if self.resets.borrow_mut().remove(&key) {
-                let broker = self.clone();
-                self.shard.spawn(async move {
-                    broker.pull_after_reset(key.0, plan, pull, responder).await
-                });
-                return;
-            }
+        if let Some(group) = self.take_reset(pull.queue, plan.group.as_deref()) {
+            let broker = self.clone();
+            self.shard
+                .spawn(async move { broker.pull_after_reset(group, plan, pull, responder).await });
+            return;
         }
         self.pull_of_owner(plan, pull, responder);
+    }
+
+    /// The group, if its offset of the queue was set since this core saw a pull of it.
+    fn take_reset(
+        &self,
+        queue: QueueKey,
+        group: Option<&SubscriptionGroupConfig>,
+    ) -> Option<Arc<str>> {
+        let mut resets = self.resets.borrow_mut();
+        if resets.is_empty() {
+            return None;
+        }
+        let groups = resets.get_mut(&queue)?;
+        let at = groups
+            .iter()
+            .position(|name| group.is_some_and(|group| **name == *group.group_name))?;
+        let group = groups.swap_remove(at);
+        if groups.is_empty() {
+            resets.remove(&queue);
+        }
+        Some(group)
     }
 
     /// The first pull after the group's offset was set: the member goes on there, if it is not there already.

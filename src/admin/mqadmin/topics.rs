@@ -156,21 +156,17 @@ impl Old {
 
     pub(super) async fn update_topic(&self) -> Outcome {
         let topic = self.need('t')?;
-        let mut topic_sys_flag = 0;
-        if self.boolean('u') == Some(true) {
-            topic_sys_flag |= FLAG_UNIT;
-        }
-        if self.boolean('s') == Some(true) {
-            topic_sys_flag |= FLAG_UNIT_SUB;
-        }
+        let (unit, unit_sub) = (self.boolean('u'), self.boolean('s'));
+        let bit = |given: Option<bool>, bit| if given == Some(true) { bit } else { 0 };
+        let flags = bit(unit, FLAG_UNIT) | bit(unit_sub, FLAG_UNIT_SUB);
         let order = self.boolean('o').unwrap_or(false);
-        // The old tool sets everything, given or not.
+        // The original sets what is not given to its defaults, which has cost many a topic its queues; here it stays.
         let change = TopicChange {
-            read_queues: Some(self.number('r')?.unwrap_or(8)),
-            write_queues: Some(self.number('w')?.unwrap_or(8)),
-            perm: Some(self.number('p')?.unwrap_or(6)),
-            order: Some(order),
-            topic_sys_flag: Some(topic_sys_flag),
+            read_queues: self.number('r')?,
+            write_queues: self.number('w')?,
+            perm: self.number('p')?,
+            order: self.boolean('o'),
+            topic_sys_flag: unit.or(unit_sub).map(|_| flags),
             attributes: self.flags.get('a').map(str::to_owned),
         };
         let mut last: Option<TopicConfig> = None;
