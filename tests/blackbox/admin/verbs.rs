@@ -223,7 +223,10 @@ fn dead_letters_are_listed_exported_and_sent_again_as_selected() {
 #[test]
 fn a_rate_spaces_out_what_is_sent_again_and_a_refusal_is_told_message_by_message() {
     let directory = store_dir();
-    let node = node(&directory);
+    // A send to a topic that was deleted must not make it again.
+    let node = Setup::new(directory.path(), 2)
+        .set("autoCreateTopicEnable=false")
+        .start();
     let mut connection = node.connect();
     connection.create_topic("T", 1).unwrap();
     make_dead_letters(&mut connection, "T", "G", 4);

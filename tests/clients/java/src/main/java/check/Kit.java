@@ -29,6 +29,13 @@ final class Kit {
     private Kit() {
     }
 
+    /** Thrown by a check that this version of the client cannot pass anywhere. */
+    static final class Skipped extends RuntimeException {
+        Skipped(String why) {
+            super(why);
+        }
+    }
+
     static String name(String prefix) {
         return "java-" + prefix + "-" + RUN + "-" + NEXT.incrementAndGet();
     }

@@ -32,6 +32,10 @@ public final class Main {
                     check.invoke(null);
                     System.out.printf("passed  java %s: %s, %.1f s%n", version, words, (System.nanoTime() - begun) / 1e9);
                 } catch (Throwable problem) {
+                    if (problem.getCause() instanceof Kit.Skipped) {
+                        System.out.printf("SKIPPED java %s: %s: %s%n", version, words, problem.getCause().getMessage());
+                        continue;
+                    }
                     failed++;
                     Throwable cause = problem.getCause() == null ? problem : problem.getCause();
                     cause.printStackTrace();

@@ -58,6 +58,9 @@ public final class Since47 {
     }
 
     public static void aRequestGetsItsReply() throws Exception {
+        if (System.getProperty("check.version", "").matches("5\\.[0-4]\\..*")) {
+            throw new Kit.Skipped("this client gives up when the request was sent (apache/rocketmq issues 6726, 9319)");
+        }
         String topic = name("request");
         DefaultMQProducer producer = producer();
         producer.send(message(topic, "warm up"));
