@@ -41,6 +41,8 @@ done
 [ ${#rows[@]} -gt 0 ] || rows=(1 2 3 4 7 8 9 10 11)
 
 target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target"
+target=$(cd "$target" && pwd)
 results=$target/bench-results/$(date +%Y%m%d-%H%M%S)
 mkdir -p "$results" "$data"
 data=$(cd "$data" && pwd)
@@ -123,7 +125,7 @@ start_original() {
   done
   local classpath=$target/original.classpath home=$work/original
   if [ ! -s "$classpath" ] || [ bench/original/pom.xml -nt "$classpath" ]; then
-    mvn -q -B -f bench/original/pom.xml dependency:build-classpath -Dmdep.outputFile="$(pwd)/$classpath" >>"$log" 2>&1 \
+    mvn -q -B -f bench/original/pom.xml dependency:build-classpath -Dmdep.outputFile="$classpath" >>"$log" 2>&1 \
       || { say "SKIPPED Apache RocketMQ: Maven could not fetch it; see $log"; return 1; }
   fi
   free_ports

@@ -22,6 +22,9 @@ const FOREIGN_CPUS_MAX: f64 = 0.3;
 /// The generator itself did not run for so long: what it calls latency then is its own.
 const STALL_SECONDS_MAX: f64 = 0.05;
 
+/// Letters of a name in a legend.
+const LEGEND_LETTERS_MAX: usize = 28;
+
 const STYLE: &str = "
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #667085; --line: #d8dce4; --paper: #ffffff; --card: #f6f7f9; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e9ee; --soft: #9aa3b2; --line: #363c48; --paper: #14171d; --card: #1c2129; } }
@@ -37,7 +40,7 @@ th { color: var(--soft); font-weight: 600; font-size: .82rem; } th:first-child, 
 td.text { text-align: left; white-space: normal; }
 .key { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .5rem; vertical-align: -.05rem; }
 .warn { color: #b4481e; font-weight: 600; }
-figure { margin: 0 0 1.2rem; padding: .8rem 1rem .4rem; background: var(--card); border-radius: .6rem; }
+figure { margin: 1.2rem 0 0; padding: .8rem 1rem .4rem; background: var(--card); border-radius: .6rem; }
 figcaption { font-weight: 600; margin-bottom: .3rem; } figcaption small { color: var(--soft); font-weight: 400; }
 .pair { display: grid; gap: 0 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
@@ -653,7 +656,15 @@ fn chart(curves: &[Curve], x: &Axis, scale: Scale, (width, height): (f64, f64)) 
                 points.join(" ")
             );
         }
-        let name: String = curve.name.chars().take(28).collect();
+        // The end of a long name is what tells it from its neighbours.
+        let letters = curve.name.chars().count();
+        let name: String = match letters.saturating_sub(LEGEND_LETTERS_MAX) {
+            0 => curve.name.clone(),
+            spare => format!(
+                "…{}",
+                curve.name.chars().skip(spare + 1).collect::<String>()
+            ),
+        };
         let _ = write!(
             svg,
             "<rect x=\"{legend_x:.1}\" y=\"6\" width=\"10\" height=\"10\" rx=\"2\" fill=\"{colour}\"/><text class=\"legend\" x=\"{:.1}\" y=\"15\">{}</text>",
