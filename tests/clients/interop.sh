@@ -36,7 +36,8 @@ java_run() { # heap class arguments...: user.home moves the logs of RocketMQ
     --add-opens=java.base/java.nio=ALL-UNNAMED --add-opens=java.base/sun.nio.ch=ALL-UNNAMED \
     --add-exports=java.base/jdk.internal.ref=ALL-UNNAMED -cp "$ORIGINAL" "$@"
 }
-mqadmin() { (java_run 256m org.apache.rocketmq.tools.command.MQAdminStartup "$@") 2>"$work/mqadmin.err"; }
+# Its logging library tells about itself on standard output, in lines with "|-".
+mqadmin() { (java_run 256m org.apache.rocketmq.tools.command.MQAdminStartup "$@") 2>"$work/mqadmin.err" | grep -v -F '|-'; }
 
 base=
 for _ in $(seq 1 200); do
@@ -83,7 +84,7 @@ await_port $((base + 10))
 await_port $((base + 20))
 
 # What of clusterList does not change by itself: cluster, broker, id, address.
-cluster() { mqadmin clusterList -n "$1" | awk 'NR > 1 && /broker-/ { print $1, $2, $3, $4 }' | sort; }
+cluster() { mqadmin clusterList -n "$1" | awk '$2 ~ /^broker-/ { print $1, $2, $3, $4 }' | sort; }
 for _ in $(seq 1 30); do
   cluster "$ours" >"$work/cluster-ours"
   cluster "$theirs" >"$work/cluster-theirs"
@@ -97,7 +98,7 @@ verdict $? "mqadmin clusterList shows both brokers at both name servers"
 mqadmin updateTopic -n "$ours" -c DefaultCluster -t interop -r 4 -w 4 >"$work/update.out"
 # The order of brokers and of fields is the name server's own affair.
 route() { mqadmin topicRoute -n "$1" -t interop | python3 -c 'import json, re, sys
-text = re.sub(r"([{,]\s*)(\d+)\s*:", r"\1\"\2\":", sys.stdin.read())
+text = re.sub(r"([{,]\s*)(\d+)\s*:", "\\1\"\\2\":", sys.stdin.read())
 route = json.loads(text[text.index("{"):])
 for key in ("brokerDatas", "queueDatas"): route[key].sort(key=lambda data: data["brokerName"])
 print(json.dumps(route, sort_keys=True, indent=1))'; }
@@ -131,7 +132,7 @@ cmp "$work/status-$ours" "$work/status-$theirs" && [ "$(wc -l <"$work/status-$ou
 verdict $? "mqadmin topicStatus sees the messages of both brokers through both name servers"
 
 # A broker that leaves is gone from both at once.
-kill "${pids[2]}" && wait "${pids[2]}"
+kill "${pids[2]}" ; wait "${pids[2]}"
 for _ in $(seq 1 15); do
   cluster "$ours" >"$work/cluster-ours"
   cluster "$theirs" >"$work/cluster-theirs"
