@@ -495,6 +495,15 @@ impl<E: Env> Shard<E> {
                 }
             }
         }
+        let on_their_way: Vec<(Arc<str>, QueueKey)> =
+            self.committing.borrow().keys().cloned().collect();
+        for (name, queue) in on_their_way {
+            if wanted(&name, queue)
+                && let Some((offset, _)) = self.committing_offset(&name, queue)
+            {
+                found.insert((name, queue), offset);
+            }
+        }
         for ((name, queue), &offset) in &*self.dirty_offsets.borrow() {
             if wanted(name, *queue) {
                 found.insert((name.clone(), *queue), offset);
