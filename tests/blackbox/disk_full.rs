@@ -173,6 +173,12 @@ fn a_full_disk_refuses_sends_and_recovers_by_itself() {
             "the remark gives the reason: {remark}"
         );
         assert!(node.is_alive());
+        let (status, reasons) = crate::metrics::readiness(&node);
+        assert_eq!(status, 503, "{reasons}");
+        assert!(
+            reasons.contains("log 0") || reasons.contains("log 1"),
+            "{reasons}"
+        );
         check(&mut connection, &promised);
         for more in 0..20 {
             let _ = send(&mut connection, number + more, &mut promised);
@@ -192,6 +198,7 @@ fn a_full_disk_refuses_sends_and_recovers_by_itself() {
             "disk_full, {shards} shards: service was back {:?} after there was space",
             begun.elapsed()
         );
+        assert!(crate::metrics::page(&node).contains("ringmq_refused_total{"));
         // Each log asks the disk by itself: another one may take some moments more.
         for _ in 0..200 {
             number += 1;
@@ -206,6 +213,78 @@ fn a_full_disk_refuses_sends_and_recovers_by_itself() {
         let mut node = setup.start();
         check(&mut node.connect(), &promised);
         assert!(node.terminate().success());
+        fs::remove_dir_all(&store).unwrap();
+    }
+}
+
+#[test]
+fn a_disk_above_its_watermarks_refuses_sends_or_gives_up_the_oldest_segments() {
+    let directory = store_dir();
+    let disk = match SmallDisk::new(directory.path()) {
+        Ok(disk) => disk,
+        Err(reason) => {
+            say!("SKIPPED disk_full: needs root, mkfs.ext4 and a loop device: {reason}");
+            return;
+        }
+    };
+    for forcibly in [false, true] {
+        let store = disk.mount_point.join("store");
+        let setup = Setup::new(&store, 1)
+            .memory(64 << 20)
+            .set("mappedFileSizeCommitLog=8388608")
+            .set("cleanResourceInterval=100")
+            .set(&format!("cleanFileForciblyEnable={forcibly}"));
+        let node = setup.start();
+        let mut connection = node.connect();
+        connection.create_topic("full", 4).unwrap();
+        let mut promised = Promised::new();
+        for number in 0..600 {
+            send(&mut connection, number, &mut promised).unwrap();
+        }
+        // Of 320 MiB: 7 % are free, or 12 %.
+        let filler = fill(&disk.mount_point, if forcibly { 38 } else { 22 });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        if forcibly {
+            while connection.min_offset("full", 0).unwrap() == 0 {
+                assert!(Instant::now() < deadline, "nothing went\n{}", node.output());
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            assert!(node.output().contains("before its time"));
+            let bounds = |connection: &mut Connection| {
+                (
+                    connection.min_offset("full", 0).unwrap(),
+                    connection.max_offset("full", 0).unwrap(),
+                )
+            };
+            // It goes on until there is enough space, and no further.
+            std::thread::sleep(Duration::from_secs(2));
+            let (min, max) = bounds(&mut connection);
+            assert!(min < max, "all is gone");
+            assert_eq!(bounds(&mut connection).0, min);
+            send(&mut connection, 600, &mut promised).unwrap();
+        } else {
+            let refusal = loop {
+                match send(&mut connection, 600, &mut promised) {
+                    Ok(_) => assert!(Instant::now() < deadline, "{}", node.output()),
+                    Err(failure) => break failure,
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            };
+            let remark = refusal.remark();
+            assert!(remark.contains("diskSpaceWarningLevelRatio"), "{remark}");
+            assert!(free_mib(&disk.mount_point) > 8, "there was still space");
+            // What was taken goes on.
+            connection.create_group("reader").unwrap();
+            connection.commit_offset("reader", "full", 0, 7).unwrap();
+            assert_eq!(crate::metrics::readiness(&node).0, 503);
+            check(&mut connection, &promised);
+        }
+        fs::remove_file(&filler).unwrap();
+        while send(&mut connection, 601, &mut promised).is_err() {
+            assert!(Instant::now() < deadline + Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        drop(node);
         fs::remove_dir_all(&store).unwrap();
     }
 }

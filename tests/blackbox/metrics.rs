@@ -39,6 +39,11 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
+/// Status and reasons of the page that says whether sends are taken.
+pub fn readiness(node: &Node) -> (u16, String) {
+    get(metrics_address(node), "/readyz")
+}
+
 /// The metrics of a node.
 pub fn page(node: &Node) -> String {
     let (status, page) = get(metrics_address(node), "/metrics");
@@ -274,14 +279,13 @@ fn the_page_keeps_to_the_text_format_and_the_connection_is_kept() {
 }
 
 #[test]
-fn probes_see_health_and_a_full_or_failed_log_is_not_ready() {
+fn probes_see_health_and_what_is_no_http_ends_its_own_connection_only() {
     let directory = store_dir();
     let node = Setup::new(directory.path(), 2).start();
     let address = metrics_address(&node);
     assert_eq!(get(address, "/healthz"), (200, "ok\n".into()));
     assert_eq!(get(address, "/readyz"), (200, "ready\n".into()));
     assert_eq!(get(address, "/secret").0, 404);
-    // What is no HTTP ends its own connection only.
     let mut wrong = TcpStream::connect(address).unwrap();
     wrong.write_all(b"\0\0\0\x10garbage\r\n\r\n").unwrap();
     let mut answer = String::new();
