@@ -338,6 +338,7 @@ async fn send_again(
         sys_flag: message.sys_flag & SYS_FLAG_KEPT,
         properties: properties.as_bytes(),
         body: message.body.clone(),
+        creates_topic: false,
     };
     send(session, &address, again).await
 }

@@ -209,6 +209,7 @@ async fn send_one(
             sys_flag: 0,
             properties: properties.as_bytes(),
             body: body.into(),
+            creates_topic: true,
         },
     )
     .await?;

@@ -425,6 +425,8 @@ pub struct NewMessage<'a> {
     pub sys_flag: i32,
     pub properties: &'a [u8],
     pub body: Bytes,
+    /// Whether a topic that is not there may be made by this message.
+    pub creates_topic: bool,
 }
 
 /// Where a message went.
@@ -439,7 +441,15 @@ pub async fn send(session: &Session, address: &str, message: NewMessage<'_>) -> 
     let ask = Outgoing::request(request::SEND_MESSAGE_V2)
         .field("a", PRODUCER_GROUP)
         .field("b", message.topic.to_owned())
-        .field("c", AUTO_CREATE_TOPIC)
+        // A topic on whose model another is made must exist, so nothing is made on the model of none.
+        .field(
+            "c",
+            if message.creates_topic {
+                AUTO_CREATE_TOPIC
+            } else {
+                ""
+            },
+        )
         .field("d", 4)
         .field("e", message.queue_id)
         .field("f", message.sys_flag)

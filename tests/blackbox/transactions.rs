@@ -293,6 +293,31 @@ fn what_nobody_ends_is_given_up_and_kept() {
     let late = producer.ask(&end(&sent[0], COMMIT)).unwrap();
     assert!(late.remark.contains("given up"), "{}", late.remark);
     assert!(read_topic(&mut producer, "orphans", 4).is_empty());
+
+    // A tool has one of them checked again (323), and now somebody knows.
+    let resume = |place: i64| {
+        let id = format!("7F000001{:08X}{place:016X}", node.broker.port());
+        Command::request(323, &[("msgId", id)], Vec::new())
+    };
+    let first = given_up.iter().find(|record| record.body == b"0").unwrap();
+    produce_heartbeat(&mut producer, "client");
+    producer.call(&resume(first.physical_offset)).unwrap();
+    let check = wait_for_check(&mut producer);
+    let record = &crate::record::decode_all(&check.body).unwrap()[0];
+    assert_eq!(
+        (record.topic.as_str(), &record.body[..]),
+        ("orphans", &b"0"[..])
+    );
+    let place = field(&check, "commitLogOffset");
+    let offset = field(&check, "tranStateTableOffset");
+    producer.call(&end_at(place, offset, COMMIT, true)).unwrap();
+    let committed = read_topic(&mut producer, "orphans", 4);
+    assert_eq!(texts(&committed), ["0"]);
+    assert!(!committed[0].properties.contains_key("REAL_TOPIC"));
+    // Only what was given up can be.
+    let other = producer.ask(&resume(committed[0].physical_offset)).unwrap();
+    assert_eq!(other.code, answer::SYSTEM_ERROR);
+    assert!(other.remark.contains(GIVEN_UP_TOPIC), "{}", other.remark);
 }
 
 #[test]

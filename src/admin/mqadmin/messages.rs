@@ -248,6 +248,7 @@ impl Old {
             sys_flag: 0,
             properties: properties.as_bytes(),
             body: body.to_owned().into(),
+            creates_topic: true,
         };
         let sent = send(session, &broker.master.address, message).await?;
         line(&format!(

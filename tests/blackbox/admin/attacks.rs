@@ -167,8 +167,14 @@ fn a_name_that_is_a_path_is_refused_at_every_entrance() {
             assert_ne!(code, answer::SUCCESS, "{what} took {name:?}");
         }
     }
-    let after = tree(directory.path());
-    assert_eq!(before, after, "no file has a name that a client gave");
+    let mut after = tree(directory.path());
+    // A log may have taken its next segment meanwhile.
+    after.retain(|name| !before.contains(name) && !name.ends_with(".seg"));
+    assert!(
+        after.is_empty(),
+        "files with names that a client gave: {after:?}"
+    );
+    assert!(!directory.path().join("../../x").exists());
     // Nothing of it is known afterwards, here or at the name server.
     for (mut connection, code) in [(node.connect(), 21), (node.connect_namesrv(), 206)] {
         let list = text_of(&mut connection, code);
