@@ -24,6 +24,7 @@ mod record;
 mod admin;
 mod codec;
 mod crash;
+mod crash_features;
 mod disk_full;
 mod everyday;
 mod ledger;

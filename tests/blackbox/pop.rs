@@ -12,7 +12,7 @@ use crate::record::{self, Record};
 const QUERY_ASSIGNMENT: i32 = 400;
 const SET_MESSAGE_REQUEST_MODE: i32 = 401;
 const POP_MESSAGE: i32 = 200_050;
-const ACK_MESSAGE: i32 = 200_051;
+pub const ACK_MESSAGE: i32 = 200_051;
 const PEEK_MESSAGE: i32 = 200_052;
 const CHANGE_MESSAGE_INVISIBLETIME: i32 = 200_053;
 const NOTIFICATION: i32 = 200_054;
@@ -22,15 +22,15 @@ const BATCH_ACK_MESSAGE: i32 = 200_151;
 const NO_MESSAGE: i32 = 208;
 const POLLING_TIMEOUT: i32 = 210;
 
-const GROUP: &str = "G";
-const TOPIC: &str = "T";
+pub const GROUP: &str = "G";
+pub const TOPIC: &str = "T";
 const QUEUES: u32 = 4;
 
 /// A popped message with what the Java client makes of the header (`MQClientAPIImpl.processPopResponse`).
 #[derive(Clone, Debug)]
-struct Popped {
-    record: Record,
-    receipt: String,
+pub struct Popped {
+    pub record: Record,
+    pub receipt: String,
 }
 
 fn fields(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -49,7 +49,7 @@ fn request(code: i32, pairs: &[(&str, &str)]) -> Command {
     Command::request(code, &borrowed, Vec::new())
 }
 
-fn pop_request(
+pub fn pop_request(
     topic: &str,
     max: u32,
     invisible_ms: u64,
@@ -76,7 +76,7 @@ fn pop_request(
 }
 
 /// The messages of an answer, with receipts built as the Java client does; its maps have one entry per queue.
-fn popped(answer: &Command) -> Vec<Popped> {
+pub fn popped(answer: &Command) -> Vec<Popped> {
     if answer.code == POLLING_TIMEOUT {
         return Vec::new();
     }
@@ -143,7 +143,7 @@ fn pop_all(connection: &mut Connection, invisible_ms: u64) -> Vec<Popped> {
     }
 }
 
-fn with_receipt(code: i32, message: &Popped, more: &[(&str, &str)]) -> Command {
+pub fn with_receipt(code: i32, message: &Popped, more: &[(&str, &str)]) -> Command {
     let (queue, offset) = (
         message.record.queue_id.to_string(),
         message.record.queue_offset.to_string(),

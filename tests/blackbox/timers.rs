@@ -10,11 +10,11 @@ use crate::client::{Answer, Command, Connection, Message, now_ms, sent};
 use crate::node::{Node, Setup, knob, store_dir};
 
 const RECALL_MESSAGE: i32 = 370;
-const TOPIC: &str = "timed";
+pub const TOPIC: &str = "timed";
 /// Messages that one connection has in flight.
 const WINDOW: usize = 256;
 
-fn timed(number: u64, queue_id: i32, at_ms: i64) -> Message {
+pub fn timed(number: u64, queue_id: i32, at_ms: i64) -> Message {
     Message::new(TOPIC, queue_id, format!("{number}"))
         .property("UNIQ_KEY", &format!("KEY{number}"))
         .property("TIMER_DELIVER_MS", &at_ms.to_string())

@@ -10,14 +10,14 @@ use crate::node::{Node, Setup, binary, store_dir};
 use crate::record::Record;
 
 const GROUP: &str = "blackbox-transactions";
-const COMMIT: i32 = 8;
-const ROLL_BACK: i32 = 12;
+pub const COMMIT: i32 = 8;
+pub const ROLL_BACK: i32 = 12;
 const HALF_FLAG: i32 = 4;
 const COMMIT_FLAG: i32 = 8;
 const GIVEN_UP_TOPIC: &str = "TRANS_CHECK_MAX_TIME_TOPIC";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn half(topic: &str, queue_id: i32, body: &str) -> Message {
+pub fn half(topic: &str, queue_id: i32, body: &str) -> Message {
     let mut message = Message::new(topic, queue_id, body)
         .property("TRAN_MSG", "true")
         .property("PGROUP", GROUP)
@@ -28,7 +28,7 @@ fn half(topic: &str, queue_id: i32, body: &str) -> Message {
 }
 
 /// END_TRANSACTION for what a send was answered.
-fn end(sent: &Sent, how: i32) -> Command {
+pub fn end(sent: &Sent, how: i32) -> Command {
     let place = i64::from_str_radix(&sent.msg_id[16..], 16).unwrap();
     end_at(place, sent.queue_offset, how, false)
 }

@@ -1,7 +1,7 @@
 //! Offsets that are reset while their group consumes: a member is moved with its next pull, whatever it commits until then.
 
 use crate::client::{Command, Connection, Message, Pull, answer};
-use crate::node::{Setup, store_dir};
+use crate::node::{Node, Setup, store_dir};
 
 const INVOKE_BROKER_TO_RESET_OFFSET: i32 = 222;
 const RESET_CONSUMER_CLIENT_OFFSET: i32 = 220;
@@ -19,6 +19,18 @@ fn reset(connection: &mut Connection, timestamp: i64) -> String {
     String::from_utf8(answer.body).unwrap()
 }
 
+/// A client of a node that has topic T with one queue of so many messages, and group G.
+fn filled(node: &Node, messages: u32) -> Connection {
+    let mut tool = node.connect();
+    tool.create_topic("T", 1).unwrap();
+    tool.create_group("G").unwrap();
+    for number in 0..messages {
+        tool.send(&Message::new("T", 0, format!("{number}")))
+            .unwrap();
+    }
+    tool
+}
+
 fn pull(offset: i64) -> Pull {
     let mut pull = Pull::new("T", 0, offset);
     pull.group = "G".into();
@@ -30,13 +42,7 @@ fn a_member_that_pulls_on_is_sent_to_the_new_offset_and_its_commits_do_not_count
     let directory = store_dir();
     // Two cores: the member's connection may be on another one than its queue.
     let node = Setup::new(directory.path(), 2).start();
-    let mut tool = node.connect();
-    tool.create_topic("T", 1).unwrap();
-    tool.create_group("G").unwrap();
-    for number in 0..10 {
-        tool.send(&Message::new("T", 0, format!("{number}")))
-            .unwrap();
-    }
+    let mut tool = filled(&node, 10);
     for _ in 0..6 {
         let mut member = node.connect();
         member.heartbeat("member", "G", "T").unwrap();
@@ -67,13 +73,7 @@ fn a_member_that_pulls_on_is_sent_to_the_new_offset_and_its_commits_do_not_count
 fn a_member_that_listens_is_not_told_twice() {
     let directory = store_dir();
     let node = Setup::new(directory.path(), 2).start();
-    let mut tool = node.connect();
-    tool.create_topic("T", 1).unwrap();
-    tool.create_group("G").unwrap();
-    for number in 0..4 {
-        tool.send(&Message::new("T", 0, format!("{number}")))
-            .unwrap();
-    }
+    let mut tool = filled(&node, 4);
     let mut member = node.connect();
     member.heartbeat("member", "G", "T").unwrap();
     reset(&mut tool, 0);
@@ -87,13 +87,7 @@ fn a_member_that_listens_is_not_told_twice() {
 fn a_group_that_is_not_there_just_has_other_offsets() {
     let directory = store_dir();
     let node = Setup::new(directory.path(), 1).start();
-    let mut tool = node.connect();
-    tool.create_topic("T", 1).unwrap();
-    tool.create_group("G").unwrap();
-    for number in 0..4 {
-        tool.send(&Message::new("T", 0, format!("{number}")))
-            .unwrap();
-    }
+    let mut tool = filled(&node, 4);
     tool.commit_offset("G", "T", 0, 4).unwrap();
     reset(&mut tool, 0);
     assert_eq!(tool.consumer_offset("G", "T", 0).unwrap(), Some(0));
