@@ -45,6 +45,11 @@ pub struct Failure {
 /// Errors by kind.
 pub type Failures = BTreeMap<String, Failure>;
 
+/// How many errors there were, of all kinds.
+pub fn failure_count(failures: &Failures) -> u64 {
+    failures.values().map(|failure| failure.count).sum()
+}
+
 /// Adds errors of one kind; the first remark stays.
 pub fn add_failure(failures: &mut Failures, kind: &str, count: u64, remark: &str) {
     let entry = failures.entry(kind.to_owned()).or_insert_with(|| Failure {

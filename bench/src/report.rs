@@ -5,7 +5,9 @@
 
 use std::fmt::Write;
 
-use crate::measure::Kind;
+use ringmq::base::civil::readable_time;
+
+use crate::measure::{Kind, failure_count};
 use crate::plan::Plan;
 use crate::result::{Measured, Quantiles, RunResult, Second, decode};
 
@@ -119,11 +121,7 @@ fn section(out: &mut String, kind: Kind, rows: &[Row]) {
     );
     for (index, result, measured) in rows {
         let latency = &measured.latency;
-        let errors: u64 = measured
-            .failures
-            .values()
-            .map(|failure| failure.count)
-            .sum();
+        let errors = failure_count(&measured.failures);
         let _ = write!(
             out,
             "<tr><td>{}{}</td><td>{}</td><td>{:.1}</td>",
@@ -714,29 +712,10 @@ fn thousands(value: f64) -> String {
     out
 }
 
-/// A moment as text in UTC; the rule for days is Howard Hinnant's `civil_from_days`.
+/// A moment as text in UTC, to the minute.
 pub fn date(ms: i64) -> String {
-    let seconds = ms.div_euclid(1000);
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02} UTC",
-        second / 3600,
-        second / 60 % 60
-    )
+    let text = readable_time(u64::try_from(ms).unwrap_or(0));
+    format!("{} UTC", text.get(..16).unwrap_or(&text))
 }
 
 fn escape(text: &str) -> String {

@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ledger::Verdict;
 use crate::machine::Machine;
-use crate::measure::{Failures, INTERVAL_NS, Interval, Kind, add_failure, histogram};
+use crate::measure::{
+    Failures, INTERVAL_NS, Interval, Kind, add_failure, failure_count, histogram,
+};
 use crate::plan::Plan;
 use crate::run::{Outcome, Sample};
 
@@ -222,11 +224,7 @@ fn measure(kind: Kind, intervals: &[&Interval], seconds: f64, whole_series: bool
         series.push(Second {
             index: interval.index,
             messages: interval.messages,
-            errors: interval
-                .failures
-                .values()
-                .map(|failure| failure.count)
-                .sum(),
+            errors: failure_count(&interval.failures),
             latency: Quantiles::of(&interval.latencies),
             histogram: whole_series.then(|| encode(&interval.latencies)),
         });
@@ -343,11 +341,7 @@ impl RunResult {
                 Kind::EndToEnd => "end to end",
             };
             let latency = &measured.latency;
-            let errors: u64 = measured
-                .failures
-                .values()
-                .map(|failure| failure.count)
-                .sum();
+            let errors = failure_count(&measured.failures);
             let _ = writeln!(
                 out,
                 "{what}: {:.0} messages/s, {:.1} MB/s, latency ms p50 {:.3} p99 {:.3} p999 {:.3} max {:.3}, {errors} errors",

@@ -21,7 +21,7 @@ use crate::consumer::{Assigned, Consumer, ConsumerSpec, Recorders};
 use crate::control::{Broker, Control, resolve};
 use crate::frames::SendShape;
 use crate::ledger::{Entry, Verdict, judge};
-use crate::measure::{Failures, Interval, Kind, Recorder, Window, add_failure};
+use crate::measure::{Failures, Interval, Kind, Recorder, Window, add_failure, failure_count};
 use crate::payload::filler;
 use crate::plan::{Burst, Mode, Plan, Produce};
 use crate::process::{machine_cpu_seconds, own_cpu_seconds, usage};
@@ -564,8 +564,7 @@ impl Collector {
         let failures = self
             .intervals
             .values()
-            .flat_map(|one| one.failures.values())
-            .map(|failure| failure.count)
+            .map(|one| failure_count(&one.failures))
             .sum();
         Live {
             at_seconds: now_ns as f64 / 1e9,

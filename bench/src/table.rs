@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::measure::Kind;
+use crate::measure::{Kind, failure_count};
 use crate::result::RunResult;
 
 /// Above it a row is marked.
@@ -83,8 +83,7 @@ pub fn markdown(results: &[RunResult]) -> String {
         };
         let errors: u64 = runs
             .iter()
-            .flat_map(|run| run.all_failures().into_values())
-            .map(|failure| failure.count)
+            .map(|run| failure_count(&run.all_failures()))
             .sum();
         let foreign = of(&|run| run.usage.foreign_cpus);
         let mark = if foreign.is_some_and(|foreign| foreign > FOREIGN_CPUS_MAX) {

@@ -171,7 +171,17 @@ impl Broker {
 
     /// Changes topics or groups durably; done when every core knows it.
     pub(super) async fn change(&self, command: MetaCommand) -> Result<(), BrokerError> {
-        match self.ask(0, ShardRequest::Meta(Box::new(command))).await? {
+        self.ask_done(0, ShardRequest::Meta(Box::new(command)))
+            .await
+    }
+
+    /// Asks a core for something that is answered when it is done.
+    pub(super) async fn ask_done(
+        &self,
+        core: usize,
+        request: ShardRequest,
+    ) -> Result<(), BrokerError> {
+        match self.ask(core, request).await? {
             ShardReply::Done => Ok(()),
             other => Err(BrokerError::unexpected(&other)),
         }

@@ -120,10 +120,7 @@ impl Broker {
             queue,
             offset,
         };
-        match self.ask(core, request).await? {
-            ShardReply::Done => Ok(()),
-            other => Err(BrokerError::unexpected(&other)),
-        }
+        self.ask_done(core, request).await
     }
 
     pub(super) async fn search_offset(self, command: Command) -> Outcome {

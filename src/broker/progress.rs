@@ -361,10 +361,7 @@ impl Broker {
             queue,
             offset,
         };
-        match self.ask(core, request).await? {
-            ShardReply::Done => Ok(()),
-            other => Err(BrokerError::unexpected(&other)),
-        }
+        self.ask_done(core, request).await
     }
 
     /// Lets every core look out for the next pulls of these queues.
