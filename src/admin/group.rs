@@ -192,7 +192,7 @@ async fn show(context: &Context, group: &str) -> Outcome {
         "subVersion",
     ]);
     let mut head: Vec<(&str, Part)> = vec![("group", Part::Value(json!(group)))];
-    let mut online = None;
+    let (mut online, mut differ) = (None, None);
     for (master, _) in &places {
         let Some(found) = connections(session, &master.address, group).await? else {
             continue;
@@ -215,11 +215,13 @@ async fn show(context: &Context, group: &str) -> Outcome {
                 json!(data.sub_version),
             ]);
         }
+        differ = found.subscriptions_differ.clone().or(differ);
         online = Some(found);
     }
-    let addresses = places.iter().map(|(master, _)| master.address.clone());
-    let lags = lag::of_group(session, group, None, addresses).await?;
+    let addresses = || places.iter().map(|(master, _)| master.address.clone());
+    let lags = lag::of_group(session, group, None, addresses()).await?;
     let (new, retry) = lag::sums(&lags);
+    let delayed = lag::delayed(session, &names::retry_topic(group), addresses()).await;
     head.push(("online", Part::Value(json!(online.is_some()))));
     if let Some(online) = &online {
         head.push(("consumeType", Part::Value(json!(online.consume_type))));
@@ -242,11 +244,16 @@ async fn show(context: &Context, group: &str) -> Outcome {
         ));
     }
     head.push(("lag", Part::Value(json!(new))));
+    head.push(("inFlight", Part::Value(json!(lag::in_flight(&lags)))));
     head.push(("retryLag", Part::Value(json!(retry))));
+    head.push(("delayedRetries", Part::Value(json!(delayed))));
     head.push((
         "delaySeconds",
         Part::Value(json!(lag::delay_seconds(&lags))),
     ));
+    // Each member gets messages that another one wanted: the trap that nobody sees.
+    let differ = differ.map(|differ| differ.to_string());
+    head.push(("subscriptionsDiffer", Part::Value(json!(differ))));
     head.push(("members", Part::Table(members)));
     head.push(("subscriptions", Part::Table(subscriptions)));
     head.push(("queues", Part::Table(lag::table(&lags))));

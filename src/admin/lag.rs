@@ -10,7 +10,9 @@ use crate::admin::Outcome;
 use crate::admin::output::Table;
 use crate::admin::session::Session;
 use crate::base::names;
-use crate::wire::remoting::body::{ConsumeStats, MessageQueue, QueryConsumeTimeSpanBody};
+use crate::wire::remoting::body::{
+    ConsumeStats, MessageQueue, QueryConsumeTimeSpanBody, TimerMetrics,
+};
 use crate::wire::remoting::code::request;
 use crate::wire::remoting::command::Outgoing;
 
@@ -20,6 +22,8 @@ pub struct QueueLag {
     pub queue: MessageQueue,
     pub broker_offset: i64,
     pub consumer_offset: i64,
+    /// The first offset that no POP consumer was given; the committed one without POP.
+    pub pull_offset: i64,
     pub last_timestamp: i64,
     /// For how long the oldest message that waits has been there, in milliseconds; `None` if that was not asked.
     pub delay_ms: Option<i64>,
@@ -28,6 +32,11 @@ pub struct QueueLag {
 impl QueueLag {
     pub fn lag(&self) -> i64 {
         (self.broker_offset - self.consumer_offset).max(0)
+    }
+
+    /// What POP consumers were given and have not acknowledged, of [`QueueLag::lag`].
+    pub fn in_flight(&self) -> i64 {
+        (self.pull_offset - self.consumer_offset).clamp(0, self.lag())
     }
 
     /// Whether this is the group's own retry topic.
@@ -45,6 +54,7 @@ pub fn of_stats(stats: ConsumeStats) -> impl Iterator<Item = QueueLag> {
             queue,
             broker_offset: offset.broker_offset,
             consumer_offset: offset.consumer_offset,
+            pull_offset: offset.pull_offset,
             last_timestamp: offset.last_timestamp,
             delay_ms: None,
         })
@@ -104,6 +114,29 @@ pub fn sums(lags: &[QueueLag]) -> (i64, i64) {
     (sum(false), sum(true))
 }
 
+/// How much of the lag POP consumers have in flight; the rest is ready.
+pub fn in_flight(lags: &[QueueLag]) -> i64 {
+    lags.iter().map(QueueLag::in_flight).sum()
+}
+
+/// Messages of a topic that wait for their time on these brokers. A broker that cannot tell is no failure.
+pub async fn delayed(
+    session: &Session,
+    topic: &str,
+    brokers: impl IntoIterator<Item = String>,
+) -> u64 {
+    let mut count = 0;
+    for address in brokers {
+        let ask = Outgoing::request(request::GET_TIMER_METRICS);
+        let metrics: Outcome<TimerMetrics> = session.fetch(&address, ask).await;
+        let metric = metrics
+            .ok()
+            .and_then(|all| all.timing_count.get(topic).copied());
+        count += metric.map_or(0, |metric| metric.count);
+    }
+    count
+}
+
 /// The longest that a message has waited, in seconds.
 pub fn delay_seconds(lags: &[QueueLag]) -> Option<f64> {
     let longest = lags.iter().filter_map(|lag| lag.delay_ms).max()?;
@@ -118,6 +151,7 @@ pub fn table(lags: &[QueueLag]) -> Table {
         "brokerOffset",
         "consumerOffset",
         "lag",
+        "inFlight",
         "delaySeconds",
         "lastConsumedTimestamp",
     ]);
@@ -130,6 +164,7 @@ pub fn table(lags: &[QueueLag]) -> Table {
             json!(lag.broker_offset),
             json!(lag.consumer_offset),
             json!(lag.lag()),
+            json!(lag.in_flight()),
             delay.unwrap_or(Value::Null),
             json!(lag.last_timestamp),
         ]);
@@ -149,6 +184,7 @@ mod tests {
             },
             broker_offset,
             consumer_offset,
+            pull_offset: consumer_offset + 1,
             last_timestamp: 0,
             delay_ms: Some(broker_offset),
         }
@@ -158,6 +194,7 @@ mod tests {
     fn a_lag_is_never_negative_and_retries_count_apart() {
         let lags = [lag("T", 5, 9), lag("T", 9, 5), lag("%RETRY%G", 7, 4)];
         assert_eq!(sums(&lags), (4, 3));
+        assert_eq!(in_flight(&lags), 2);
         assert_eq!(delay_seconds(&lags), Some(0.009));
         assert_eq!(delay_seconds(&[]), None);
     }

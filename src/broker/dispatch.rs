@@ -380,6 +380,7 @@ impl Handler for Broker {
                 self.finish(responder, self.producer_connections(&command));
             }
             request::GET_ALL_PRODUCER_INFO => self.finish(responder, self.all_producers()),
+            request::GET_TIMER_METRICS => self.later(responder, this().timer_metrics()),
             request::GET_CONSUME_STATS => self.later(responder, this().consume_stats(command)),
             request::GET_BROKER_CONSUME_STATS => {
                 self.later(responder, this().all_consume_stats(command));

@@ -1,4 +1,5 @@
-//! How far groups have consumed, and setting it: 208, 317, 303, 308, 222, 314; and a look into a queue: 321.
+//! How far groups have consumed, and setting it: 208, 317, 303, 308, 222, 314; what waits for its time: 61; and a look into
+//! a queue: 321.
 //!
 //! A reset (222) commits the new offsets on the queues' owners and tells the connected members (220) to start there. Until
 //! a member does, what the group commits in these queues does not count, and a member that does not listen hears of the
@@ -26,7 +27,7 @@ use crate::wire::record::{RecordView, records};
 use crate::wire::remoting::body::{
     ConsumeQueueData, ConsumeStats, ConsumeStatsList, MessageQueue, MessageQueueForC,
     OffsetWrapper, QueryConsumeQueueResponseBody, QueryConsumeTimeSpanBody,
-    QueryCorrectionOffsetBody, QueueTimeSpan, ResetOffsetBody, ResetOffsetBodyForC,
+    QueryCorrectionOffsetBody, QueueTimeSpan, ResetOffsetBody, ResetOffsetBodyForC, TimerMetrics,
 };
 use crate::wire::remoting::code::request;
 use crate::wire::remoting::command::{Command, Encoding, Outgoing};
@@ -43,6 +44,15 @@ fn total_diff(stats: &ConsumeStats) -> i64 {
         .offset_table
         .values()
         .map(|offset| offset.broker_offset - offset.consumer_offset)
+        .sum()
+}
+
+/// Messages that POP consumers were given and have not acknowledged, over all queues.
+fn total_in_flight(stats: &ConsumeStats) -> i64 {
+    stats
+        .offset_table
+        .values()
+        .map(|offset| offset.pull_offset - offset.consumer_offset)
         .sum()
 }
 
@@ -104,6 +114,7 @@ impl Broker {
                     offset_table: self.stats_of_topic(&topic, &offsets).await?,
                 };
                 list.total_diff += total_diff(&stats);
+                list.total_inflight_diff += total_in_flight(&stats);
                 of_group.push(stats);
             }
             list.consume_stats_list
@@ -146,7 +157,7 @@ impl Broker {
                 broker_offset: bounds.max_offset,
                 consumer_offset,
                 last_timestamp,
-                pull_offset: consumer_offset,
+                pull_offset: committed.map_or(0, |offset| offset.taken),
             };
             table.insert(self.message_queue(&topic.name, queue_id), wrapper);
         }
@@ -240,6 +251,28 @@ impl Broker {
             }
         }
         Answer::json(&shown)
+    }
+
+    /// 61: delayed messages that wait, by topic.
+    pub(super) async fn timer_metrics(self) -> Outcome {
+        let mut metrics = TimerMetrics::default();
+        for core in 0..self.shard.count() {
+            let figures = match self.ask(core, ShardRequest::Figures).await? {
+                ShardReply::Figures(figures) => figures,
+                other => return Err(BrokerError::unexpected(&other)),
+            };
+            let meta = self.shard.meta();
+            for (topic_id, count) in figures.logs.iter().flat_map(|log| &log.timing) {
+                let Some(topic) = meta.topics_by_id.get(topic_id) else {
+                    continue;
+                };
+                let metric = metrics.timing_count.entry(topic.name.to_string());
+                let metric = metric.or_default();
+                metric.count += count;
+                metric.time_stamp = self.shard.now_ms() as i64;
+            }
+        }
+        Answer::json(&metrics)
     }
 
     /// 303: the times between which a group's messages lie, queue by queue.

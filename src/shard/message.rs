@@ -321,6 +321,9 @@ pub struct CommittedOffset {
     pub group: Arc<str>,
     pub queue: QueueKey,
     pub offset: i64,
+    /// The first offset that no POP consumer was given; what lies between is in flight, or acknowledged out of order.
+    /// Without POP consumers it is the committed offset.
+    pub taken: i64,
 }
 
 /// Figures of one core, for BROKER_RUNTIME_INFO.

@@ -511,10 +511,17 @@ impl<E: Env> Shard<E> {
         }
         found
             .into_iter()
-            .map(|((group, queue), offset)| CommittedOffset {
-                group,
-                queue,
-                offset,
+            .map(|((group, queue), offset)| {
+                let taken = self.log_of(queue).and_then(|log| {
+                    let tables = log.tables().borrow();
+                    tables.pop.get(&group, queue).map(|popped| popped.next())
+                });
+                CommittedOffset {
+                    group,
+                    queue,
+                    offset,
+                    taken: taken.unwrap_or(offset).max(offset),
+                }
             })
             .collect()
     }

@@ -24,7 +24,7 @@ const POLLING_TIMEOUT: i32 = 210;
 
 pub const GROUP: &str = "G";
 pub const TOPIC: &str = "T";
-const QUEUES: u32 = 4;
+pub const QUEUES: u32 = 4;
 
 /// A popped message with what the Java client makes of the header (`MQClientAPIImpl.processPopResponse`).
 #[derive(Clone, Debug)]

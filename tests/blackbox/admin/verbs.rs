@@ -5,12 +5,13 @@ use std::fs;
 use serde_json::json;
 
 use super::ringmq;
-use crate::client::{Command, Connection, Message};
+use crate::client::{Command, Connection, Message, code};
 use crate::node::{Node, Setup, store_dir};
+use crate::pop;
+use crate::record::Record;
 
 const NOT_FOUND: i32 = 3;
 const USAGE: i32 = 2;
-const CONSUMER_SEND_MSG_BACK: i32 = 36;
 
 fn node(directory: &tempfile::TempDir) -> Node {
     Setup::new(directory.path(), 2).start()
@@ -31,15 +32,20 @@ fn make_dead_letters(connection: &mut Connection, topic: &str, group: &str, coun
         send(connection, topic, 0, number);
     }
     for record in connection.read_queue(topic, 0, 0).unwrap() {
-        let fields = [
-            ("offset", record.physical_offset.to_string()),
-            ("group", group.to_owned()),
-            ("delayLevel", "-1".to_owned()),
-            ("originTopic", topic.to_owned()),
-        ];
-        let back = Command::request(CONSUMER_SEND_MSG_BACK, &fields, Vec::new());
-        connection.call(&back).unwrap();
+        give_back(connection, &record, group, "-1");
     }
+}
+
+/// As a consumer that failed; level -1 gives the message up.
+fn give_back(connection: &mut Connection, record: &Record, group: &str, level: &str) {
+    let fields = [
+        ("offset", record.physical_offset.to_string()),
+        ("group", group.to_owned()),
+        ("delayLevel", level.to_owned()),
+        ("originTopic", record.topic.clone()),
+    ];
+    let back = Command::request(code::CONSUMER_SEND_MSG_BACK, &fields, Vec::new());
+    connection.call(&back).unwrap();
 }
 
 #[test]
@@ -285,6 +291,47 @@ fn offsets_are_shown_reset_skipped_and_cloned() {
     assert_eq!(connection.consumer_offset("G", "T", 0).unwrap(), Some(3));
     let nobody = ringmq(&node, &["offset", "show", "nobody"]);
     assert_eq!(nobody.code, NOT_FOUND, "{nobody:?}");
+}
+
+/// A group is shown with what is ready, what POP consumers have, what waits for a retry, and who subscribes what.
+#[test]
+fn a_group_is_shown_with_what_is_in_flight_what_is_delayed_and_whose_subscriptions_differ() {
+    let directory = store_dir();
+    let node = node(&directory);
+    let mut connection = node.connect();
+    connection.create_topic(pop::TOPIC, pop::QUEUES).unwrap();
+    connection.create_group(pop::GROUP).unwrap();
+    for number in 0..10 {
+        send(&mut connection, pop::TOPIC, 0, number);
+    }
+    let first = connection.read_queue(pop::TOPIC, 0, 0).unwrap();
+    let popped = pop::pop_request(pop::TOPIC, 4, 60_000, 0, &[]);
+    let popped = pop::popped(&connection.ask(&popped).unwrap());
+    assert_eq!(popped.len(), 4);
+    let ack = pop::with_receipt(pop::ACK_MESSAGE, &popped[0], &[]);
+    connection.call(&ack).unwrap();
+    give_back(&mut connection, &first[9], pop::GROUP, "5");
+    let show = || ringmq(&node, &["group", "show", pop::GROUP, "-o", "json"]).json();
+    let shown = show();
+    let figures = |name: &str| shown[name].as_i64().unwrap();
+    assert_eq!(
+        (
+            figures("lag"),
+            figures("inFlight"),
+            figures("retryLag"),
+            figures("delayedRetries")
+        ),
+        (9, 3, 0, 1),
+        "{shown}"
+    );
+    assert_eq!(shown["queues"][0]["inFlight"], 3, "{shown}");
+    assert_eq!(shown["subscriptionsDiffer"], serde_json::Value::Null);
+    connection.heartbeat("one", pop::GROUP, pop::TOPIC).unwrap();
+    let mut other = node.connect();
+    other.heartbeat("other", pop::GROUP, "elsewhere").unwrap();
+    let shown = show();
+    let told = shown["subscriptionsDiffer"].as_str().unwrap_or_default();
+    assert!(told.contains("one") && told.contains("other"), "{shown}");
 }
 
 #[test]

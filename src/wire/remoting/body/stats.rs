@@ -39,6 +39,24 @@ pub struct OffsetWrapper {
     pub pull_offset: i64,
 }
 
+/// `TimerMetrics.TimerMetricsSerializeWrapper`, without its data version.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TimerMetrics {
+    /// By topic.
+    pub timing_count: BTreeMap<String, TimerMetric>,
+}
+
+/// `TimerMetrics.Metric`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TimerMetric {
+    /// Delayed messages that wait.
+    pub count: u64,
+    /// When that was so, in milliseconds.
+    pub time_stamp: i64,
+}
+
 /// `admin.ConsumeStats`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
