@@ -5,7 +5,11 @@
 
 use std::ops::Range;
 
+use ringmq::wire::native::frame::{MAGIC, PREFIX_BYTES as NATIVE_PREFIX_BYTES, padded};
+use ringmq::wire::native::message::{Envelope, Message};
 use serde::Deserialize;
+
+use crate::plan::Protocol;
 
 /// The longest frame that is believed.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
@@ -41,6 +45,23 @@ pub struct Fields<'a> {
     pub max_offset: Option<&'a str>,
 }
 
+/// Numbers that a native answer carries as numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Produced {
+    /// Of the first message.
+    pub queue_offset: i64,
+}
+
+/// Records of one queue in the answer to a native fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched<'a> {
+    pub handle: u32,
+    pub code: i32,
+    pub remark: String,
+    pub next_offset: i64,
+    pub records: &'a [u8],
+}
+
 /// One answer, or a question of the broker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer<'a> {
@@ -50,6 +71,10 @@ pub struct Answer<'a> {
     pub remark: Option<String>,
     pub fields: Fields<'a>,
     pub body: &'a [u8],
+    /// Of a native produce.
+    pub produced: Option<Produced>,
+    /// Of a native fetch.
+    pub fetched: Vec<Fetched<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -111,6 +136,7 @@ impl<'a> Answer<'a> {
                     remark: header.remark,
                     fields: header.ext_fields.unwrap_or_default(),
                     body,
+                    ..Self::default()
                 })
             }
             1 => {
@@ -122,6 +148,56 @@ impl<'a> Answer<'a> {
             }
             encoding => Err(AnswerError::Encoding { encoding }),
         }
+    }
+
+    /// Decodes one whole frame of the native protocol.
+    pub fn decode_native(frame: &'a [u8]) -> Result<Self, AnswerError> {
+        let broken = |error: String| AnswerError::Header(error);
+        let (header, payload) = native_parts(frame)?;
+        let envelope = Envelope::read(header).map_err(|error| broken(error.to_string()))?;
+        let mut answer = Self {
+            opaque: i32::try_from(envelope.id).unwrap_or(-1),
+            flag: FLAG_RESPONSE,
+            ..Self::default()
+        };
+        match envelope.message {
+            Message::ProduceReply(results) => {
+                let [result] = &results[..] else {
+                    return Err(broken(format!("{} results for one queue", results.len())));
+                };
+                answer.code = result.code;
+                answer.remark = (!result.remark.is_empty()).then(|| result.remark.to_owned());
+                answer.produced = Some(Produced {
+                    queue_offset: result.queue_offset,
+                });
+            }
+            Message::FetchReply(reply) => {
+                let mut rest = payload;
+                for queue in reply.queues {
+                    let bytes = queue.bytes as usize;
+                    if bytes > rest.len() {
+                        return Err(broken(format!(
+                            "{bytes} bytes of records in {}",
+                            rest.len()
+                        )));
+                    }
+                    answer.fetched.push(Fetched {
+                        handle: queue.handle,
+                        code: queue.code,
+                        remark: queue.remark.to_owned(),
+                        next_offset: queue.next_offset,
+                        records: &rest[..bytes],
+                    });
+                    rest = &rest[padded(bytes).min(rest.len())..];
+                }
+            }
+            Message::Error { code, remark } => {
+                answer.code = code;
+                answer.remark = Some(remark.to_owned());
+            }
+            other => return Err(broken(format!("it says {other:?}"))),
+        }
+        Ok(answer)
     }
 
     /// Whether this answers a request.
@@ -160,7 +236,7 @@ fn binary(header: &[u8]) -> Option<Answer<'_>> {
         flag,
         remark: (!remark.is_empty()).then(|| String::from_utf8_lossy(remark).into_owned()),
         fields,
-        body: &[],
+        ..Answer::default()
     })
 }
 
@@ -178,16 +254,48 @@ fn counted<'a>(rest: &mut &'a [u8], length_bytes: usize) -> Option<&'a [u8]> {
     take(rest, usize::try_from(length).ok()?)
 }
 
+/// Header and payload of a whole native frame.
+pub fn native_parts(frame: &[u8]) -> Result<(&[u8], &[u8]), AnswerError> {
+    let short = || AnswerError::Header("the frame is shorter than its header".to_owned());
+    let length = frame.get(8..).and_then(|rest| rest.first_chunk::<4>());
+    let header_bytes = u32::from_le_bytes(*length.ok_or_else(short)?) as usize;
+    let rest = frame.get(NATIVE_PREFIX_BYTES..).ok_or_else(short)?;
+    rest.split_at_checked(header_bytes).ok_or_else(short)
+}
+
+/// Where the first frame ends, by its protocol's rules.
+fn end_of_frame(protocol: Protocol, buffer: &[u8]) -> Result<Option<usize>, AnswerError> {
+    if protocol == Protocol::Remoting {
+        return frame_bytes(buffer);
+    }
+    let Some(prefix) = buffer.first_chunk::<8>() else {
+        return Ok(None);
+    };
+    if prefix[..4] != MAGIC {
+        return Err(AnswerError::Header(format!(
+            "a frame begins with {:02x?}",
+            &prefix[..4]
+        )));
+    }
+    let bytes = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]);
+    if !(NATIVE_PREFIX_BYTES..=FRAME_BYTES_MAX).contains(&(bytes as usize)) {
+        return Err(AnswerError::Length { bytes });
+    }
+    Ok(Some(bytes as usize))
+}
+
 /// Bytes that were received and not yet taken.
 pub struct Inbox {
+    protocol: Protocol,
     bytes: Vec<u8>,
     filled: Range<usize>,
 }
 
 impl Inbox {
     /// Room for `bytes` in one read.
-    pub fn new(bytes: usize) -> Self {
+    pub fn new(protocol: Protocol, bytes: usize) -> Self {
         Self {
+            protocol,
             bytes: vec![0; bytes],
             filled: 0..0,
         }
@@ -198,7 +306,7 @@ impl Inbox {
         if self.filled.is_empty() {
             self.filled = 0..0;
         }
-        let wanted = frame_bytes(self.filled())?.unwrap_or(0);
+        let wanted = end_of_frame(self.protocol, self.filled())?.unwrap_or(0);
         if self.filled.start > 0
             && (self.filled.start + wanted > self.bytes.len()
                 || self.bytes.len() == self.filled.end)
@@ -224,7 +332,25 @@ impl Inbox {
 
     /// The next whole frame, decoded.
     pub fn next_answer(&mut self) -> Result<Option<Answer<'_>>, AnswerError> {
-        let Some(bytes) = frame_bytes(self.filled())? else {
+        let protocol = self.protocol;
+        let Some(frame) = self.next_frame()? else {
+            return Ok(None);
+        };
+        match protocol {
+            Protocol::Remoting => Answer::decode(frame).map(Some),
+            Protocol::Native => Answer::decode_native(frame).map(Some),
+        }
+    }
+
+    /// Whether there is a whole frame.
+    pub fn has_frame(&self) -> Result<bool, AnswerError> {
+        let end = end_of_frame(self.protocol, self.filled())?;
+        Ok(end.is_some_and(|bytes| self.filled().len() >= bytes))
+    }
+
+    /// The next whole frame.
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, AnswerError> {
+        let Some(bytes) = end_of_frame(self.protocol, self.filled())? else {
             return Ok(None);
         };
         if self.filled.len() < bytes {
@@ -232,7 +358,7 @@ impl Inbox {
         }
         let start = self.filled.start;
         self.filled.start += bytes;
-        Answer::decode(&self.bytes[start..start + bytes]).map(Some)
+        Ok(Some(&self.bytes[start..start + bytes]))
     }
 }
 
@@ -248,7 +374,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Answer::decode(&bytes);
-            let mut inbox = Inbox::new(16);
+            let mut inbox = Inbox::new(Protocol::Remoting, 16);
             for chunk in bytes.chunks(7) {
                 let Ok(room) = inbox.room() else { return Ok(()) };
                 let read = room.len().min(chunk.len());
@@ -278,7 +404,7 @@ mod tests {
                 let encoding = if *binary { Encoding::Binary } else { Encoding::Json };
                 wire.extend_from_slice(&outgoing.frame(encoding, body));
             }
-            let mut inbox = Inbox::new(16);
+            let mut inbox = Inbox::new(Protocol::Remoting, 16);
             let mut expected = frames.iter();
             for chunk in wire.chunks(cut) {
                 let mut chunk = chunk;
@@ -306,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_length_that_no_frame_has_is_an_error_before_room_is_made() {
-        let mut inbox = Inbox::new(8);
+        let mut inbox = Inbox::new(Protocol::Remoting, 8);
         inbox.room().unwrap()[..4].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff]);
         inbox.advance(4);
         assert_eq!(

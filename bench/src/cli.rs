@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::agents::{coordinate, machine_of, serve};
 use crate::measure::{Kind, histogram};
-use crate::plan::{Burst, Consume, Header, Mode, Plan, Produce, Transaction};
+use crate::plan::{
+    Burst, Consume, Header, Mode, Plan, Produce, Protocol, Transaction, fetch_bytes,
+};
 use crate::progress::Progress;
 use crate::report::{RESULTS_MAX, load_of, page};
 use crate::result::{Parts, RunResult, decode, summarise, write_hlog};
@@ -98,6 +100,9 @@ struct Common {
     /// Encoding of request headers
     #[arg(long, value_enum, default_value = "json")]
     header: Header,
+    /// What is spoken with the broker; topics are made by remoting in any case
+    #[arg(long, value_enum, default_value = "remoting")]
+    protocol: Protocol,
     /// Name of the result
     #[arg(long, default_value = "")]
     name: String,
@@ -176,6 +181,9 @@ struct Pulls {
     /// Messages that one pull asks for
     #[arg(long, default_value_t = 32)]
     pull_messages: u32,
+    /// Bytes that one fetch asks for (--protocol native)
+    #[arg(long, default_value_t = fetch_bytes())]
+    fetch_bytes: u32,
     /// Check the CRC of every body
     #[arg(long)]
     check_crc: bool,
@@ -295,6 +303,7 @@ impl Common {
             queues: self.queues,
             size: 0,
             header: self.header,
+            protocol: self.protocol,
             produce: None,
             consume: None,
             warm_seconds: self.warm,
@@ -327,6 +336,7 @@ impl Common {
             threads: self.threads,
             cpus: self.cpus.clone(),
             pull_messages: pulls.pull_messages,
+            fetch_bytes: pulls.fetch_bytes,
             check_crc: pulls.check_crc,
         }
     }
@@ -436,6 +446,7 @@ fn search(args: &SearchArgs) -> Result<(), String> {
         let pulls = Pulls {
             group: "benchmark_consumer".to_owned(),
             pull_messages: 32,
+            fetch_bytes: fetch_bytes(),
             check_crc: false,
         };
         let plan = Plan {

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::answer::{Answer, AnswerError, Inbox};
+use crate::answer::{Answer, AnswerError, Inbox, native_parts};
 use crate::frames::OPAQUE_FIRST;
+use crate::native::{self, Hosts};
+use crate::plan::Protocol;
 
 /// Requests that one connection can have in flight.
 pub const IN_FLIGHT_MAX: usize = 1 << SLOT_BITS;
@@ -115,20 +117,40 @@ pub struct Connection {
     pub out: Vec<u8>,
     written: usize,
     inbox: Inbox,
+    hosts: Option<Hosts>,
 }
 
 impl Connection {
     /// Connects; small frames leave at once.
-    pub fn connect(address: SocketAddr) -> Result<Self, ConnectionError> {
+    pub fn connect(address: SocketAddr, protocol: Protocol) -> Result<Self, ConnectionError> {
         let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
-        Ok(Self {
+        let mut connection = Self {
             stream,
             in_flight: InFlight::default(),
             out: Vec::new(),
             written: 0,
-            inbox: Inbox::new(READ_BYTES),
-        })
+            inbox: Inbox::new(protocol, READ_BYTES),
+            hosts: None,
+        };
+        if protocol == Protocol::Native {
+            connection.out = native::hello();
+            connection.flush()?;
+            while connection.hosts.is_none() {
+                connection.receive(true)?;
+                if let Some(frame) = connection.inbox.next_frame()? {
+                    let (header, _) = native_parts(frame)?;
+                    let hosts = native::hosts_of(header).map_err(AnswerError::Header)?;
+                    connection.hosts = Some(hosts);
+                }
+            }
+        }
+        Ok(connection)
+    }
+
+    /// The addresses that native records have room for.
+    pub fn hosts(&self) -> Option<Hosts> {
+        self.hosts
     }
 
     /// For epoll.
@@ -173,6 +195,11 @@ impl Connection {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(ConnectionError::Io(error.into())),
         }
+    }
+
+    /// Whether a whole answer was read.
+    pub fn has_answer(&self) -> Result<bool, ConnectionError> {
+        Ok(self.inbox.has_frame()?)
     }
 
     /// The next whole answer of what was read, and what it answers.

@@ -1,7 +1,8 @@
 //! The receiving side: one thread that pulls its queues, one pull in flight for each (PULL_MESSAGE).
 //!
 //! A pull at the end of a queue waits at the broker. Every record is looked at: topic, queue, and an offset that follows
-//! the one before, since a queue that only sends write has no gaps.
+//! the one before, since a queue that only sends write has no gaps. With the native protocol all queues of a connection
+//! are in one fetch session, and the next fetch leaves before the records of the last one are looked at.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,12 +13,14 @@ use ringmq::wire::record::RecordView;
 use ringmq::wire::remoting::code::{request, response};
 use ringmq::wire::remoting::command::{Encoding, Outgoing};
 
-use crate::answer::{Answer, number};
+use crate::answer::number;
 use crate::clock::Origin;
 use crate::connection::{Connection, ConnectionError, Sent};
 use crate::ledger::Entry;
 use crate::measure::Recorder;
+use crate::native::{self, Added, FetchLimits};
 use crate::payload::Stamp;
+use crate::plan::Protocol;
 use crate::producer::{Shared, code_name};
 use crate::queues::Queues;
 use crate::reactor::{NAP, Reactor, settle};
@@ -49,6 +52,9 @@ pub struct ConsumerSpec {
     pub connections: usize,
     pub group: String,
     pub pull_messages: u32,
+    /// Bytes that a native fetch asks for.
+    pub fetch_bytes: u32,
+    pub protocol: Protocol,
     pub check_crc: bool,
     pub keep_entries: bool,
     pub encoding: Encoding,
@@ -111,7 +117,7 @@ impl Consumer {
             let first = lanes.len();
             let connections = spec.connections.min(mine.len());
             for _ in 0..connections {
-                lanes.push(Connection::connect(broker.address)?);
+                lanes.push(Connection::connect(broker.address, spec.protocol)?);
             }
             for (at, one) in mine.into_iter().enumerate() {
                 cursors.push(Cursor {
@@ -155,8 +161,18 @@ impl Consumer {
         let begin_ns = shared.origin.elapsed_ns();
         for at in 0..self.cursors.len() {
             if !self.cursors[at].is_done() {
-                self.ask(at, begin_ns);
+                if self.spec.protocol == Protocol::Remoting {
+                    self.ask(at, begin_ns);
+                }
                 open += 1;
+            }
+        }
+        if self.spec.protocol == Protocol::Native {
+            for lane in 0..self.lanes.len() {
+                let all: Vec<usize> = (0..self.cursors.len())
+                    .filter(|&at| self.cursors[at].lane == lane && !self.cursors[at].is_done())
+                    .collect();
+                self.fetch(lane, &all, &[], begin_ns);
             }
         }
         let mut gives_up_ns = u64::MAX;
@@ -179,7 +195,12 @@ impl Consumer {
                     {
                         self.cursors[at].retry_ns = None;
                         resting -= 1;
-                        self.ask(at, now_ns);
+                        match self.spec.protocol {
+                            Protocol::Remoting => self.ask(at, now_ns),
+                            Protocol::Native => {
+                                self.fetch(self.cursors[at].lane, &[at], &[], now_ns);
+                            }
+                        }
                     }
                 }
             }
@@ -193,14 +214,14 @@ impl Consumer {
             };
             if self.lanes.len() == 1 && resting == 0 && !reactor.is_stuck(0) {
                 if self.lanes[0].receive(true)? {
-                    self.answers(0, shared, recorders, &mut open, &mut resting)?;
+                    self.take_answers(0, shared, recorders, (&mut open, &mut resting))?;
                 }
                 continue;
             }
             for at in 0..reactor.wait(wait)? {
                 let ready = reactor.ready(at);
                 if ready.readable && self.lanes[ready.index].receive(false)? {
-                    self.answers(ready.index, shared, recorders, &mut open, &mut resting)?;
+                    self.take_answers(ready.index, shared, recorders, (&mut open, &mut resting))?;
                 }
             }
         }
@@ -231,6 +252,145 @@ impl Consumer {
         self.scratch.clear();
         ask.encode(self.spec.encoding, 0, &mut self.scratch);
         connection.out.extend_from_slice(&self.scratch);
+    }
+
+    /// Asks for what comes next in all queues of a connection, and names those that are new or done.
+    fn fetch(&mut self, lane: usize, add: &[usize], done: &[u32], now_ns: u64) {
+        let added: Vec<Added> = add
+            .iter()
+            .map(|&at| {
+                let cursor = &self.cursors[at];
+                Added {
+                    handle: at as u32,
+                    topic: self.spec.queues.topic(cursor.queue),
+                    queue_id: self.spec.queues.id(cursor.queue),
+                    offset: cursor.next,
+                }
+            })
+            .collect();
+        let connection = &mut self.lanes[lane];
+        let id = connection.in_flight.begin(Sent {
+            due_ns: now_ns,
+            target: lane as u32,
+            sequence: 0,
+        });
+        let limits = FetchLimits {
+            bytes_max: self.spec.fetch_bytes,
+            wait_ms: SUSPEND.as_millis() as u32,
+        };
+        let group = &self.spec.group;
+        native::fetch(id, group, &added, done, limits, &mut connection.out);
+    }
+
+    fn take_answers(
+        &mut self,
+        lane: usize,
+        shared: &Shared,
+        recorders: &mut Recorders,
+        (open, resting): (&mut usize, &mut usize),
+    ) -> Result<(), ConnectionError> {
+        match self.spec.protocol {
+            Protocol::Remoting => self.answers(lane, shared, recorders, open, resting),
+            Protocol::Native => self.native_answers(lane, shared, recorders, open, resting),
+        }
+    }
+
+    fn native_answers(
+        &mut self,
+        lane: usize,
+        shared: &Shared,
+        recorders: &mut Recorders,
+        open: &mut usize,
+        resting: &mut usize,
+    ) -> Result<(), ConnectionError> {
+        let now_ns = shared.origin.elapsed_ns();
+        let mut done = Vec::new();
+        if !shared.stop.load(Ordering::Relaxed)
+            && self.lanes[lane].has_answer()?
+            && self.lanes[lane].in_flight.len() == 1
+        {
+            // The broker makes the next answer while this one is looked at.
+            self.fetch(lane, &[], &[], now_ns);
+            self.lanes[lane].flush()?;
+        }
+        while let Some((answer, sent)) = self.lanes[lane].next_answer()? {
+            let Some(sent) = sent else {
+                let remark = format!("id {} is not in flight", answer.opaque);
+                recorders
+                    .pull
+                    .failed(now_ns, now_ns, 1, "unasked answer", &remark);
+                continue;
+            };
+            if answer.code != response::SUCCESS {
+                let remark = answer.remark.as_deref().unwrap_or_default();
+                recorders
+                    .pull
+                    .failed(now_ns, now_ns, 1, &code_name(answer.code), remark);
+            }
+            let (mut all_messages, mut all_bytes) = (0, 0);
+            for fetched in &answer.fetched {
+                let at = fetched.handle as usize;
+                let Some(cursor) = self.cursors.get_mut(at).filter(|cursor| !cursor.is_done())
+                else {
+                    continue;
+                };
+                let taken = match fetched.code {
+                    response::SUCCESS => {
+                        let taking = Taking {
+                            spec: &self.spec,
+                            origin: &shared.origin,
+                            queue: cursor.queue,
+                            from: cursor.next,
+                            now_ns,
+                        };
+                        taking
+                            .take(
+                                fetched.records,
+                                fetched.next_offset,
+                                recorders,
+                                &mut self.entries,
+                            )
+                            .map_err(|remark| ("wrong answer".to_owned(), remark))
+                    }
+                    response::PULL_OFFSET_MOVED => {
+                        let remark = format!("from {} to {}", cursor.next, fetched.next_offset);
+                        recorders
+                            .pull
+                            .failed(now_ns, now_ns, 1, "offset moved", &remark);
+                        Ok((fetched.next_offset.max(0) as u64, 0, 0))
+                    }
+                    code => Err((code_name(code), fetched.remark.clone())),
+                };
+                match taken {
+                    Ok((next, messages, bytes)) => {
+                        cursor.next = next;
+                        all_messages += messages;
+                        all_bytes += bytes;
+                        if cursor.is_done() {
+                            *open -= 1;
+                            done.push(fetched.handle);
+                        }
+                    }
+                    Err((kind, remark)) => {
+                        recorders.pull.failed(now_ns, now_ns, 1, &kind, &remark);
+                        cursor.retry_ns = Some(now_ns + RETRY_NS);
+                        *resting += 1;
+                    }
+                }
+            }
+            if all_messages > 0 {
+                shared.delivered.fetch_add(all_messages, Ordering::Relaxed);
+                recorders
+                    .pull
+                    .answered(sent.due_ns, now_ns, all_messages, all_bytes);
+                self.last_ns = now_ns;
+            }
+        }
+        let is_idle = self.lanes[lane].in_flight.is_empty();
+        if (is_idle || !done.is_empty()) && *open > 0 && !shared.stop.load(Ordering::Relaxed) {
+            self.fetch(lane, &[], &done, now_ns);
+        }
+        Ok(())
     }
 
     fn answers(
@@ -264,7 +424,11 @@ impl Consumer {
                         from: sent.sequence,
                         now_ns,
                     };
-                    match taking.take(&answer, recorders, &mut self.entries) {
+                    let said = number("nextBeginOffset", answer.fields.next_begin_offset);
+                    let taken = said.and_then(|said| {
+                        taking.take(answer.body, said, recorders, &mut self.entries)
+                    });
+                    match taken {
                         Ok((next, messages, bytes)) => {
                             shared.delivered.fetch_add(messages, Ordering::Relaxed);
                             recorders
@@ -325,17 +489,18 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// Looks at every record; returns the next offset, and how many messages and bytes of bodies there were.
+    /// Looks at every record; returns the next offset, which has to be `said`, and how many messages and bytes of bodies
+    /// there were.
     fn take(
         &self,
-        answer: &Answer,
+        mut rest: &[u8],
+        said: i64,
         recorders: &mut Recorders,
         entries: &mut Vec<Entry>,
     ) -> Result<(u64, u64, u64), String> {
         let topic = self.spec.queues.topic(self.queue);
         let id = self.spec.queues.id(self.queue);
         let (mut next, mut messages, mut bytes) = (self.from, 0, 0);
-        let mut rest = answer.body;
         while !rest.is_empty() {
             let record = RecordView::parse(rest).map_err(|error| error.to_string())?;
             rest = &rest[record.total_bytes()..];
@@ -379,7 +544,6 @@ impl Taking<'_> {
         if messages == 0 {
             return Err("a pull found messages, but brought none".to_owned());
         }
-        let said = number("nextBeginOffset", answer.fields.next_begin_offset)?;
         if said != next as i64 {
             return Err(format!(
                 "the last message has offset {}, but the next one is said to be {said}",

@@ -18,9 +18,9 @@ const OPAQUE_MARK: i32 = 1_987_654_321;
 /// Stands in a template where the milliseconds go.
 const BORN_MARK: i64 = 1_765_432_198_765;
 /// Digits of a unique key that change.
-const KEY_DIGITS: usize = 16;
+pub(crate) const KEY_DIGITS: usize = 16;
 /// Stands in a template where these digits go.
-const KEY_MARK: &str = "FEDCBA9876543210";
+pub(crate) const KEY_MARK: &str = "FEDCBA9876543210";
 /// Total size, magic, CRC, flag, body length before the body of one message of a batch.
 const BATCH_ITEM_HEAD_BYTES: usize = 5 * 4;
 
@@ -67,7 +67,7 @@ pub struct SendNumbers {
     pub stamp: Stamp,
 }
 
-fn properties(shape: &SendShape) -> Vec<u8> {
+pub(crate) fn properties(shape: &SendShape) -> Vec<u8> {
     let mut builder = PropertiesBuilder::new();
     for (name, value) in &shape.properties {
         builder.append(name, value);
@@ -79,7 +79,7 @@ fn properties(shape: &SendShape) -> Vec<u8> {
 }
 
 /// Where `mark` is, which must be there exactly once.
-fn only(bytes: &[u8], mark: &[u8]) -> usize {
+pub(crate) fn only(bytes: &[u8], mark: &[u8]) -> usize {
     let mut found = bytes
         .windows(mark.len())
         .enumerate()
@@ -231,7 +231,7 @@ fn put_decimal(mut number: u64, out: &mut [u8]) {
     }
 }
 
-fn put_hex(number: u64, out: &mut [u8]) {
+pub(crate) fn put_hex(number: u64, out: &mut [u8]) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for (index, digit) in out.iter_mut().enumerate() {
         *digit = DIGITS[(number >> (4 * (KEY_DIGITS - 1 - index))) as usize & 15];

@@ -1,7 +1,7 @@
 //! ringmq-bench: a load harness for brokers that speak the Apache RocketMQ remoting protocol.
 //!
 //! It is a client and nothing else: it runs unchanged against Apache RocketMQ and RingMQ, and believes no answer that it
-//! has not checked. From the bottom: `payload`, `frames`, `answer` (bytes); `schedule`, `measure`, `ledger`, `search` (pure);
+//! has not checked. From the bottom: `payload`, `frames`, `native`, `answer` (bytes); `schedule`, `measure`, `ledger`, `search` (pure);
 //! `connection`, `reactor`, `control` (sockets); `producer`, `consumer` (one thread each); `plan`, `workload` (what to do),
 //! `run`, `agents` (doing it); `machine`, `process` (where); `result`, `report`, `table` (what came out); `progress`, `cli`.
 
@@ -16,6 +16,7 @@ pub mod frames;
 pub mod ledger;
 pub mod machine;
 pub mod measure;
+pub mod native;
 pub mod payload;
 pub mod plan;
 pub mod process;

@@ -13,6 +13,17 @@ pub enum Header {
     Binary,
 }
 
+/// What is spoken with the broker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// RocketMQ's, which RingMQ and the original understand
+    #[default]
+    Remoting,
+    /// RingMQ's own: whole records in frames, many queues of a connection in one fetch
+    Native,
+}
+
 /// A run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -31,6 +42,8 @@ pub struct Plan {
     /// Bytes of a message's body.
     pub size: usize,
     pub header: Header,
+    #[serde(default)]
+    pub protocol: Protocol,
     pub produce: Option<Produce>,
     pub consume: Option<Consume>,
     /// Seconds of load before the measurement.
@@ -103,8 +116,16 @@ pub struct Consume {
     pub cpus: Vec<usize>,
     /// Messages that one pull asks for.
     pub pull_messages: u32,
+    /// Bytes that one native fetch asks for.
+    #[serde(default = "fetch_bytes")]
+    pub fetch_bytes: u32,
     /// Check the CRC of every body.
     pub check_crc: bool,
+}
+
+/// What a native fetch asks for if nothing is said.
+pub fn fetch_bytes() -> u32 {
+    1 << 20
 }
 
 impl Plan {
@@ -145,6 +166,9 @@ impl Plan {
             ));
         }
         if let Some(produce) = &self.produce {
+            if self.protocol == Protocol::Native && produce.transaction.is_some() {
+                return Err("transactions are remoting's: leave --protocol at remoting".to_owned());
+            }
             produce.check(self.size)?;
         }
         if let Some(consume) = &self.consume {

@@ -18,7 +18,9 @@ use crate::connection::{Connection, ConnectionError, Sent};
 use crate::frames::{SendBody, SendHeader, SendNumbers, SendShape};
 use crate::ledger::Entry;
 use crate::measure::Recorder;
+use crate::native::NativeSend;
 use crate::payload::Stamp;
+use crate::plan::Protocol;
 use crate::queues::Queues;
 use crate::reactor::{NAP, Reactor, settle};
 use crate::schedule::{Arrivals, Picker, Schedule};
@@ -38,6 +40,7 @@ pub struct ProducerSpec {
     pub run: u64,
     pub queues: Arc<Queues>,
     pub shape: SendShape,
+    pub protocol: Protocol,
     pub message: Vec<u8>,
     /// To each broker.
     pub connections: usize,
@@ -71,11 +74,17 @@ struct Lane {
     in_flight_max: usize,
 }
 
+/// The frames of sends to one queue.
+enum SendFrame {
+    Remoting(SendHeader),
+    Native(NativeSend),
+}
+
 /// A producer thread that has its connections.
 pub struct Producer {
     spec: ProducerSpec,
     lanes: Vec<Lane>,
-    headers: Vec<SendHeader>,
+    sends: Vec<SendFrame>,
     body: SendBody,
     next_lane: usize,
     key: u64,
@@ -101,26 +110,17 @@ impl Producer {
     pub fn new(spec: ProducerSpec) -> Result<Self, ConnectionError> {
         let body = SendBody::new(&spec.shape, &spec.message);
         let queues = &spec.queues;
-        let mut headers = Vec::with_capacity(queues.len());
+        let mut sends = Vec::with_capacity(queues.len());
         let mut lanes = Vec::new();
         for (index, broker) in queues.brokers.iter().enumerate() {
             let range = queues.of_broker(index);
-            for queue in range.clone() {
-                let header = SendHeader::new(
-                    &spec.shape,
-                    queues.topic(queue),
-                    &broker.name,
-                    queues.id(queue),
-                    body.len(),
-                );
-                headers.push(header);
-            }
+            let first_lane = lanes.len();
             for _ in 0..spec.connections {
                 let producer = spec.number << 12 | lanes.len() as u32;
                 // Connections begin at different queues, so that few of them do not all write the same one.
                 let first = lanes.len() + spec.number as usize * spec.connections;
                 lanes.push(Lane {
-                    connection: Connection::connect(broker.address)?,
+                    connection: Connection::connect(broker.address, spec.protocol)?,
                     first_queue: range.start,
                     picker: Picker::new(
                         range.len(),
@@ -133,6 +133,22 @@ impl Producer {
                     in_flight_max: 0,
                 });
             }
+            let hosts = lanes
+                .get(first_lane)
+                .and_then(|lane: &Lane| lane.connection.hosts());
+            for queue in range {
+                let (topic, id) = (queues.topic(queue), queues.id(queue));
+                sends.push(match hosts {
+                    Some(hosts) => {
+                        let message = &spec.message;
+                        SendFrame::Native(NativeSend::new(&spec.shape, topic, id, message, hosts))
+                    }
+                    None => {
+                        let (name, bytes) = (&broker.name, body.len());
+                        SendFrame::Remoting(SendHeader::new(&spec.shape, topic, name, id, bytes))
+                    }
+                });
+            }
         }
         let count = lanes.len();
         for (index, lane) in lanes.iter_mut().enumerate() {
@@ -141,7 +157,7 @@ impl Producer {
         }
         Ok(Self {
             body,
-            headers,
+            sends,
             next_lane: 0,
             key: 0,
             entries: Vec::new(),
@@ -290,7 +306,11 @@ impl Producer {
             },
         };
         self.key += batch;
-        self.headers[queue].append(&self.body, &numbers, &mut lane.connection.out);
+        let out = &mut lane.connection.out;
+        match &self.sends[queue] {
+            SendFrame::Remoting(header) => header.append(&self.body, &numbers, out),
+            SendFrame::Native(send) => send.append(&numbers, out),
+        }
     }
 
     /// Takes all whole answers that were read.
@@ -372,6 +392,11 @@ pub fn code_name(code: i32) -> String {
 
 /// What an answer to a send has to say: a message id, the queue that was asked for, an offset in it, which is returned.
 fn check(answer: &Answer, queue: u32) -> Result<u64, String> {
+    let is_offset =
+        |offset: i64| u64::try_from(offset).map_err(|_| format!("the queue offset is {offset}"));
+    if let Some(produced) = answer.produced {
+        return is_offset(produced.queue_offset);
+    }
     let answered = number("queueId", answer.fields.queue_id)?;
     if answered != i64::from(queue) {
         return Err(format!(
@@ -382,7 +407,7 @@ fn check(answer: &Answer, queue: u32) -> Result<u64, String> {
         return Err("the answer lacks msgId".to_owned());
     }
     let offset = number("queueOffset", answer.fields.queue_offset)?;
-    u64::try_from(offset).map_err(|_| format!("the queue offset is {offset}"))
+    is_offset(offset)
 }
 
 /// END_TRANSACTION for a half message that was stored. Its physical offset is the end of its offset message id.

@@ -208,6 +208,8 @@ pub fn prepare(plan: &Plan, share: Share) -> Result<Prepared, String> {
                 connections: part(consume.connections, index, threads).max(1),
                 group: consume.group.clone(),
                 pull_messages: consume.pull_messages,
+                fetch_bytes: consume.fetch_bytes,
+                protocol: plan.protocol,
                 check_crc: consume.check_crc || plan.verify,
                 keep_entries: plan.verify,
                 encoding: encoding(plan.header),
@@ -263,6 +265,7 @@ fn producer_specs(
                         None => 0,
                     },
                 },
+                protocol: plan.protocol,
                 message: message.clone(),
                 connections: part(produce.connections, number, all).max(1),
                 in_flight: match produce.rate {

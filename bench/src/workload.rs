@@ -148,7 +148,7 @@ pub mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::Header;
+    use crate::plan::{Header, Protocol, fetch_bytes};
 
     const FILE: &str = "
 name: 1 topic / 16 partitions / 1kb
@@ -187,6 +187,7 @@ testDurationMinutes: 15
             threads: 1,
             cpus: Vec::new(),
             pull_messages: 32,
+            fetch_bytes: fetch_bytes(),
             check_crc: false,
         };
         let base = Plan {
@@ -199,6 +200,7 @@ testDurationMinutes: 15
             queues: 4,
             size: 1,
             header: Header::Json,
+            protocol: Protocol::Remoting,
             produce: None,
             consume: None,
             warm_seconds: 0.0,

@@ -289,6 +289,33 @@ fn one_in_flight_per_queue_keeps_its_order() {
 }
 
 #[test]
+fn a_verified_native_run_loses_nothing() {
+    let Some(broker) = broker() else { return };
+    for batch in ["1", "20"] {
+        let topic = format!("Native{batch}");
+        let result = broker.result(&[
+            "end-to-end",
+            "--protocol",
+            "native",
+            "--batch",
+            batch,
+            "-t",
+            &topic,
+            "--warm",
+            "0",
+            "--secs",
+            "1",
+            "--verify",
+        ]);
+        let verdict = result.verdict.unwrap();
+        assert!(
+            verdict.is_clean(false) && verdict.acknowledged > 50,
+            "{verdict:?}"
+        );
+    }
+}
+
+#[test]
 fn transactions_are_committed_or_rolled_back() {
     let Some(broker) = broker() else { return };
     let result = broker.result(&[

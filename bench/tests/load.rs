@@ -23,6 +23,7 @@ fn plan(toy: &Toy) -> Plan {
         queues: 4,
         size: 64,
         header: Header::Json,
+        protocol: Default::default(),
         produce: Some(Produce {
             batch: 1,
             in_flight: 1,

@@ -25,6 +25,7 @@ fn result(name: &str, scale: u64) -> RunResult {
         queues: 4,
         size: 1024,
         header: Header::Json,
+        protocol: Default::default(),
         produce: Some(Produce {
             batch: 1,
             in_flight: 64,

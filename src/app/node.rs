@@ -396,6 +396,13 @@ impl Node {
         if let Some(fast) = self.config.fast_listen_port() {
             server.serve(self.bind(fast)?);
         }
+        if let Some(&native) = self.config.native_ports().get(index) {
+            let address = SocketAddr::new(self.config.bind_ip, native);
+            let listener = Listener::bind_alone(address).map_err(|error| {
+                format!("port {address} (nativePort) cannot be opened: {error}")
+            })?;
+            server.serve(listener);
+        }
         self.keep_retention(&env, &shard);
         let metrics = (index == 0)
             .then(|| self.serve_metrics(&env, &broker))
@@ -446,6 +453,8 @@ impl Node {
             .collect();
         settings.sort();
         BrokerOptions {
+            native_host: keys.advertised_host.clone(),
+            native_ports: config.native_ports(),
             key_index: config.store.key_index,
             broker_id: keys.broker_id as i64,
             region: Arc::from(keys.region_id.as_str()),

@@ -322,6 +322,8 @@ pub fn needs(config: &Config) -> Needs<'_> {
                 .fast_listen_port()
                 .map(|port| ("broker VIP", at(port))),
         );
+        let native = config.native_ports().into_iter();
+        ports.extend(native.map(|port| ("broker native", at(port))));
         store = Some(StoreNeeds {
             root: &config.store.root,
             new_bytes: config.store.segment_bytes * u64::from(config.store.logs),

@@ -60,6 +60,18 @@ pub const SQL_CACHED_MAX: usize = 128;
 pub const CONNECTION_REQUESTS_MAX: usize = 4096;
 /// Request bytes of one connection that may wait for their answer, likewise.
 pub const CONNECTION_REQUEST_BYTES_MAX: usize = 32 << 20;
+/// Topics of one native request for metadata.
+pub const NATIVE_TOPICS_MAX: usize = 1024;
+/// Queues of one native produce, offset commit or offset query.
+pub const NATIVE_QUEUES_MAX: usize = 4096;
+/// Records of one queue in one native produce: each takes 16 bytes of memory beside its own.
+pub const NATIVE_RECORDS_MAX: usize = 64 << 10;
+/// Fetch sessions of one native connection.
+pub const NATIVE_SESSIONS_MAX: usize = 16;
+/// Queues of one fetch session.
+pub const NATIVE_FETCH_QUEUES_MAX: usize = 8192;
+/// Bytes of records in the answer to one native fetch, unless its first records alone are larger.
+pub const NATIVE_FETCH_BYTES_MAX: usize = 8 << 20;
 /// Response bytes of one connection that may wait for the peer to read, likewise.
 pub const CONNECTION_RESPONSE_BYTES_MAX: usize = 32 << 20;
 /// Open transactions of one log, each with about 100 bytes of memory, before half messages are refused with SYSTEM_BUSY.
@@ -75,5 +87,6 @@ pub const HEADER_FIELDS_MAX: usize = 256;
 
 const _: () = assert!(BATCH_BYTES_TARGET.is_multiple_of(SECTOR_BYTES));
 const _: () = assert!(RECORD_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(NATIVE_FETCH_BYTES_MAX + RECORD_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(LOG_PENDING_BYTES_MAX > 2 * RECORD_BYTES_MAX);
 const _: () = assert!(SQL_STEPS_MAX < u16::MAX as usize);

@@ -13,10 +13,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::base::id::ConnectionId;
+use crate::base::notify::Notify;
 use crate::broker::clients::ClientTable;
 use crate::broker::error::BrokerError;
 use crate::broker::filters::Filters;
 use crate::broker::ids::UniqueKeys;
+use crate::broker::native::Native;
 use crate::broker::options::BrokerOptions;
 use crate::broker::routes::RouteSource;
 use crate::broker::sent_properties::BrokerProperties;
@@ -24,10 +26,11 @@ use crate::broker::statistics::Statistics;
 use crate::broker::topics;
 use crate::io::body::Body;
 use crate::server::Handler;
-use crate::server::connection::{Connection, Responder};
+use crate::server::connection::{Connection, NativeResponder, Responder};
 use crate::shard::ShardHandle;
 use crate::shard::message::{LocalReply, QueueBounds, QueueKey, Refusal, ShardReply, ShardRequest};
 use crate::shard::meta::{MetaCommand, Topic};
+use crate::wire::native::frame::Frame;
 use crate::wire::remoting::body::SubscriptionGroupConfig;
 use crate::wire::remoting::code::{request, request_name, response};
 use crate::wire::remoting::command::{Command, Outgoing};
@@ -37,6 +40,15 @@ use crate::wire::remoting::json;
 pub(super) struct Answer {
     pub head: Outgoing,
     pub body: Body,
+}
+
+/// Rings when the last one is gone.
+struct RingOnDrop(Rc<Notify>);
+
+impl Drop for RingOnDrop {
+    fn drop(&mut self) {
+        self.0.notify();
+    }
 }
 
 /// What a handler comes to.
@@ -94,6 +106,8 @@ pub struct Broker {
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
     pub(super) resets: Rc<RefCell<Resets>>,
+    /// Connections of this core that speak the native protocol.
+    pub(super) native: Rc<Native>,
     /// Connections of this core that ever sent a heartbeat: they are pushed to.
     pub(super) connections: Rc<RefCell<AHashMap<ConnectionId, Rc<Connection>>>>,
 }
@@ -114,6 +128,7 @@ impl Broker {
             routes: Rc::default(),
             clients: Rc::default(),
             resets: Rc::default(),
+            native: Rc::default(),
             connections: Rc::default(),
         };
         broker.serve_groups();
@@ -167,6 +182,36 @@ impl Broker {
             ShardReply::Refused(refusal) => Err(refusal.into()),
             reply => Ok(reply),
         }
+    }
+
+    /// Asks several things at the same time; the answers come in the order of the questions.
+    pub(super) async fn ask_all(
+        &self,
+        requests: Vec<(usize, ShardRequest)>,
+    ) -> Vec<Result<LocalReply, BrokerError>> {
+        let answers: Rc<RefCell<Vec<Option<LocalReply>>>> = Rc::default();
+        answers.borrow_mut().resize_with(requests.len(), || None);
+        let all_there = Rc::new(Notify::default());
+        // Rings when the last answer came, or never will: a core that is gone drops its callback.
+        let bell = Rc::new(RingOnDrop(all_there.clone()));
+        for (index, (core, request)) in requests.into_iter().enumerate() {
+            let (answers, bell) = (answers.clone(), bell.clone());
+            self.shard.call(core, request, move |reply| {
+                answers.borrow_mut()[index] = Some(reply);
+                drop(bell);
+            });
+        }
+        drop(bell);
+        all_there.notified().await;
+        answers
+            .take()
+            .into_iter()
+            .map(|answer| match answer {
+                Some(ShardReply::Refused(refusal)) => Err(refusal.into()),
+                Some(reply) => Ok(reply),
+                None => Err(Refusal::Stopping.into()),
+            })
+            .collect()
     }
 
     /// Changes topics or groups durably; done when every core knows it.
@@ -431,13 +476,22 @@ impl Handler for Broker {
         }
     }
 
+    fn speaks_native(&self) -> bool {
+        true
+    }
+
+    fn handle_native(&self, frame: Frame, responder: NativeResponder) {
+        self.native(frame, responder);
+    }
+
     fn closed(&self, connection: &Rc<Connection>) {
+        self.native_closed(connection.id());
         self.connection_closed(connection.id());
     }
 }
 
 /// The response code of an error: the only place that knows.
-fn code_of(error: &BrokerError) -> i32 {
+pub(super) fn code_of(error: &BrokerError) -> i32 {
     match error {
         BrokerError::Field(_) | BrokerError::Body { .. } | BrokerError::System(_) => {
             response::SYSTEM_ERROR

@@ -13,6 +13,7 @@ mod heartbeat;
 mod ids;
 mod lock;
 pub mod metrics;
+mod native;
 mod offset;
 pub mod options;
 mod pop;

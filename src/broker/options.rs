@@ -20,6 +20,9 @@ pub struct BrokerOptions {
     pub broker_id: i64,
     /// `brokerIP1` and `listenPort`: what clients connect to, and the store host of every record and message id.
     pub store_host: SocketAddr,
+    /// What native clients connect to, `brokerIP1`; and the port of each core (`nativePort`), none: any port is any core's.
+    pub native_host: String,
+    pub native_ports: Vec<u16>,
     /// `regionId`.
     pub region: Arc<str>,
     /// `traceOn`: tells clients that they may send trace messages.
@@ -82,6 +85,8 @@ impl BrokerOptions {
             broker: Arc::from(broker),
             broker_id: 0,
             store_host,
+            native_host: store_host.ip().to_string(),
+            native_ports: Vec::new(),
             region: Arc::from("DefaultRegion"),
             trace_on: true,
             trace_topic: false,

@@ -228,8 +228,23 @@ fn online_filter(
         })
 }
 
+/// A pull that comes with its own subscription and limits, whatever the protocol.
+pub(super) struct DirectPull<'a> {
+    pub group: &'a str,
+    pub topic: &'a str,
+    pub queue_id: u32,
+    pub offset: i64,
+    pub messages_max: u32,
+    pub bytes_max: u32,
+    /// How long the owner parks it, in milliseconds.
+    pub suspend_ms: u64,
+    /// None: by tags.
+    pub filter_kind: Option<&'a str>,
+    pub filter: &'a str,
+}
+
 /// Code, remark and next offset of what the shard found for a pull at `offset`.
-fn status(
+pub(super) fn status(
     status: PullStatus,
     offset: i64,
     next_offset: i64,
@@ -337,6 +352,42 @@ impl Broker {
             commit,
         };
         Ok((plan, pull))
+    }
+
+    /// Judges a pull as one of remoting, and makes the request for the queue's owner. The group has to exist.
+    pub(super) fn plan_direct_pull(
+        &self,
+        direct: &DirectPull<'_>,
+    ) -> Result<(Arc<Topic>, Pull), BrokerError> {
+        let header = PullHeader {
+            group: direct.group.into(),
+            topic: direct.topic.into(),
+            queue_id: i32::try_from(direct.queue_id).unwrap_or(i32::MAX),
+            offset: direct.offset,
+            messages_max: direct.messages_max as i32,
+            bytes_max: Some(i32::try_from(direct.bytes_max).unwrap_or(i32::MAX)),
+            sys_flag: FLAG_SUBSCRIPTION,
+            commit_offset: 0,
+            suspend_ms: 0,
+            sub_version: 0,
+            subscription: Some(direct.filter.into()),
+            expression_type: direct.filter_kind.map(Cow::Borrowed),
+            lite: false,
+        };
+        let plan = plan(&header, &self.shard.meta(), &self.options, &self.filters)?;
+        if let Some(group) = plan.new_group {
+            return Err(BrokerError::NoGroup { group });
+        }
+        let pull = Pull {
+            queue: ShardHandle::key(&plan.topic, plan.queue_id),
+            offset: direct.offset,
+            messages_max: plan.pull.messages_max,
+            bytes_max: plan.pull.bytes_max,
+            filter: plan.filter,
+            suspend_ms: direct.suspend_ms,
+            commit: None,
+        };
+        Ok((plan.topic, pull))
     }
 
     fn start_pull(&self, plan: Plan, pull: Pull, responder: Responder) {

@@ -29,6 +29,8 @@ pub struct Sent<'a> {
     pub delay: DelayProperties<'a>,
     /// TIMER_DEL_UNIQKEY: it takes a delayed message back.
     pub is_recall: bool,
+    /// POP_CK: it pretends to have been popped.
+    pub is_popped: bool,
     /// Bytes of the names and values that stay, with their separators.
     kept_bytes: usize,
 }
@@ -65,6 +67,7 @@ impl<'a> Sent<'a> {
                 b"KEYS" => sent.has_keys = true,
                 b"TRAN_MSG" => sent.half = value.eq_ignore_ascii_case(b"true"),
                 b"TIMER_DEL_UNIQKEY" => sent.is_recall = true,
+                b"POP_CK" => sent.is_popped = true,
                 b"__SHARDINGKEY" => sent.is_ordered = true,
                 b"DELAY" => sent.delay.level = Some(value),
                 b"TIMER_DELAY_SEC" => sent.delay.delay_sec = Some(value),

@@ -7,6 +7,9 @@
 //! Two tasks per connection. The reader hands over all complete commands of one read before it gives up its turn, and
 //! the writer is woken once for all that they queued, so a burst costs one read and one write. Neither has a timer: a
 //! sweep of the core (`listener.rs`) closes what is idle or does not read, in ticks of a few seconds.
+//!
+//! The first byte of a connection tells its protocol, remoting or native. Only the cutting of frames and the shape of
+//! answers differ.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -28,8 +31,10 @@ use crate::io::tcp::{ReadBuffer, Stream};
 use crate::server::Handler;
 use crate::server::outbox::Outbox;
 use crate::server::tasks::Tasks;
+use crate::wire::native;
+use crate::wire::remoting::code::response;
 use crate::wire::remoting::command::{Command, Encoding, FLAG_ONEWAY, FLAG_RESPONSE, Outgoing};
-use crate::wire::remoting::frame::{FrameError, frame_bytes_wanted, next_frame};
+use crate::wire::remoting::frame::{self, FrameError};
 
 /// Bytes that a writer writes before it lets others of its core run.
 const WRITE_TURN_BYTES: usize = 1 << 20;
@@ -59,6 +64,24 @@ enum State {
     Closed,
 }
 
+/// What the peer speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    /// It has said nothing yet.
+    Unknown,
+    Remoting,
+    Native,
+}
+
+/// The peer's bytes are no frame of its protocol.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Remoting(#[from] FrameError),
+    #[error(transparent)]
+    Native(#[from] native::frame::FrameError),
+}
+
 /// A request of ours that waits.
 #[derive(Default)]
 struct Call {
@@ -79,6 +102,7 @@ pub struct Connection {
     core: Rc<Core>,
     stream: Stream,
     state: Cell<State>,
+    protocol: Cell<Protocol>,
     /// Tasks that have not ended.
     tasks: Cell<u8>,
 
@@ -134,6 +158,7 @@ impl Connection {
             core,
             stream,
             state: Cell::new(State::Open),
+            protocol: Cell::new(Protocol::Unknown),
             tasks: Cell::new(0),
             input: RefCell::default(),
             requests: Cell::new(0),
@@ -294,6 +319,14 @@ impl Connection {
             || self.outbox.borrow().len() >= CONNECTION_RESPONSE_BYTES_MAX
     }
 
+    /// A request that was handed over needs no memory of the connection any more.
+    fn request_ended(&self, bytes: usize) {
+        self.requests.set(self.requests.get().saturating_sub(1));
+        let left = self.request_bytes.get().saturating_sub(bytes);
+        self.request_bytes.set(left);
+        self.budget_changed();
+    }
+
     /// Something was answered or written.
     fn budget_changed(&self) {
         if !self.over_budget() {
@@ -307,7 +340,10 @@ impl Connection {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::debug!(peer = %self.peer(), %error, "broken framing; closing");
-                    return self.close_now();
+                    return match error {
+                        Broken::Remoting(_) => self.close_now(),
+                        Broken::Native(error) => self.refuse_native(&error.to_string()),
+                    };
                 }
             }
             if !self.is_open() {
@@ -324,6 +360,17 @@ impl Connection {
                 }
             }
             let first = self.input.borrow().bytes.first().copied();
+            if self.protocol.get() == Protocol::Unknown {
+                let is_native =
+                    first == Some(native::frame::MAGIC[0]) && self.core.handler.speaks_native();
+                self.protocol.set(match is_native {
+                    true => Protocol::Native,
+                    false => Protocol::Remoting,
+                });
+            }
+            if self.protocol.get() == Protocol::Native {
+                continue;
+            }
             if let Some(protocol) = first.and_then(foreign_protocol) {
                 tracing::info!(peer = %self.peer(), local = %self.local(),
                     "the peer speaks {protocol}, which this port does not; closing");
@@ -333,16 +380,22 @@ impl Connection {
     }
 
     /// Hands over every command that was read, as far as the budgets allow.
-    async fn hand_over(self: &Rc<Self>) -> Result<(), FrameError> {
+    async fn hand_over(self: &Rc<Self>) -> Result<(), Broken> {
         while self.is_open() {
             if self.over_budget() {
                 poll_fn(|cx| self.poll_budget(cx)).await;
                 continue;
             }
+            if self.protocol.get() == Protocol::Native {
+                if !self.hand_over_native()? {
+                    return Ok(());
+                }
+                continue;
+            }
             let (command, bytes) = {
                 let buffer = &mut self.input.borrow_mut().bytes;
                 let before = buffer.len();
-                match next_frame(buffer)? {
+                match frame::next_frame(buffer)? {
                     Some(command) => (command, before - buffer.len()),
                     None => return Ok(()),
                 }
@@ -365,6 +418,39 @@ impl Connection {
         Ok(())
     }
 
+    /// Hands over one frame of the native protocol; false if there is no whole one.
+    fn hand_over_native(self: &Rc<Self>) -> Result<bool, native::frame::FrameError> {
+        let (frame, bytes) = {
+            let buffer = &mut self.input.borrow_mut().bytes;
+            let before = buffer.len();
+            match native::frame::next_frame(buffer)? {
+                Some(frame) => (frame, before - buffer.len()),
+                None => return Ok(false),
+            }
+        };
+        self.requests.set(self.requests.get() + 1);
+        self.request_bytes.set(self.request_bytes.get() + bytes);
+        let responder = NativeResponder {
+            connection: self.clone(),
+            request_bytes: bytes,
+            answered: false,
+        };
+        self.core.handler.handle_native(frame, responder);
+        Ok(true)
+    }
+
+    /// Tells a native peer that it broke the protocol, and closes.
+    pub fn refuse_native(&self, remark: &str) {
+        let error = native::message::Message::Error {
+            code: response::SYSTEM_ERROR,
+            remark,
+        };
+        let mut encoder = native::message::Encoder::new();
+        let frame = encoder.encode(0, &error, 0);
+        self.enqueue(|outbox| outbox.push_native(frame, []));
+        self.close();
+    }
+
     fn complete(&self, answer: Command) {
         let call = self.calls.borrow_mut().remove(&answer.opaque);
         match call {
@@ -385,7 +471,10 @@ impl Connection {
 
     fn poll_input(&self, cx: &mut Context<'_>) -> Poll<io::Result<Input>> {
         let mut input = self.input.borrow_mut();
-        let missing_bytes = frame_bytes_wanted(&input.bytes);
+        let missing_bytes = match self.protocol.get() {
+            Protocol::Native => native::frame::frame_bytes_wanted(&input.bytes),
+            Protocol::Unknown | Protocol::Remoting => frame::frame_bytes_wanted(&input.bytes),
+        };
         input.prepare(missing_bytes);
         let offered_bytes = input.bytes.capacity() - input.bytes.len();
         let bytes = ready!(self.stream.poll_read(cx, &mut input.bytes))?;
@@ -519,13 +608,46 @@ impl Drop for Responder {
         if !self.oneway && connection.is_open() {
             tracing::warn!(peer = %connection.peer(), opaque = self.opaque, "a request got no answer");
         }
-        let requests = connection.requests.get();
-        connection.requests.set(requests.saturating_sub(1));
-        let bytes = connection.request_bytes.get();
-        connection
-            .request_bytes
-            .set(bytes.saturating_sub(self.request_bytes));
-        connection.budget_changed();
+        connection.request_ended(self.request_bytes);
+    }
+}
+
+/// The right to answer one request of the native protocol. Dropping it without an answer is right for a request that
+/// wants none only: see [`NativeResponder::stay_silent`].
+pub struct NativeResponder {
+    pub connection: Rc<Connection>,
+    /// Bytes of the request, given back to the connection's budget when this is dropped.
+    request_bytes: usize,
+    answered: bool,
+}
+
+impl NativeResponder {
+    /// Answers with a frame: its prefix and header, and the sections of its payload, each of which gets its zeros here.
+    pub fn send(mut self, head: &[u8], sections: impl IntoIterator<Item = Body>) {
+        self.connection
+            .enqueue(|outbox| outbox.push_native(head, sections));
+        self.answered = true;
+    }
+
+    /// The request wants no answer.
+    pub fn stay_silent(mut self) {
+        self.answered = true;
+    }
+
+    /// Ends the connection after telling the peer why.
+    pub fn refuse(mut self, remark: &str) {
+        self.connection.refuse_native(remark);
+        self.answered = true;
+    }
+}
+
+impl Drop for NativeResponder {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        if !self.answered && connection.is_open() {
+            tracing::warn!(peer = %connection.peer(), "a native request got no answer");
+        }
+        connection.request_ended(self.request_bytes);
     }
 }
 

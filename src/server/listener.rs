@@ -18,8 +18,9 @@ use crate::base::id::ConnectionId;
 use crate::io::env::Env;
 use crate::io::tcp::{Listener, Stream};
 use crate::server::Handler;
-use crate::server::connection::{Connection, Core, Responder};
+use crate::server::connection::{Connection, Core, NativeResponder, Responder};
 use crate::server::tasks::Tasks;
+use crate::wire::native::frame::Frame;
 use crate::wire::remoting::command::Command;
 
 /// Wait after a failed accept: descriptors or memory are used up, and asking again at once would only spin.
@@ -96,6 +97,14 @@ struct Listed {
 impl Handler for Listed {
     fn handle(&self, request: Command, responder: Responder) {
         self.handler.handle(request, responder);
+    }
+
+    fn speaks_native(&self) -> bool {
+        self.handler.speaks_native()
+    }
+
+    fn handle_native(&self, frame: Frame, responder: NativeResponder) {
+        self.handler.handle_native(frame, responder);
     }
 
     fn closed(&self, connection: &Rc<Connection>) {

@@ -14,8 +14,9 @@ mod tests;
 
 use std::rc::Rc;
 
+use crate::wire::native;
 use crate::wire::remoting::command::Command;
-use connection::{Connection, Responder};
+use connection::{Connection, NativeResponder, Responder};
 
 /// What a process does with a command. Called on the connection's core, in order of arrival.
 ///
@@ -23,6 +24,12 @@ use connection::{Connection, Responder};
 pub trait Handler: 'static {
     /// A request arrived (responses to our own requests are matched by the connection and do not come here).
     fn handle(&self, request: Command, responder: Responder);
+    /// Whether a connection may speak the native protocol.
+    fn speaks_native(&self) -> bool {
+        false
+    }
+    /// A frame of the native protocol arrived, as [`Handler::handle`]. Its header is not verified yet.
+    fn handle_native(&self, _frame: native::frame::Frame, _responder: NativeResponder) {}
     /// The connection is gone, for whatever reason. Called once.
     fn closed(&self, connection: &Rc<Connection>);
 }

@@ -8,12 +8,13 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::ops::Deref;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use crate::io::aligned_buf::PageSlice;
 use crate::io::body::Body;
 use crate::io::tcp::GATHER_SLICES_MAX;
+use crate::wire::native::frame::padded;
 use crate::wire::remoting::command::{Encoding, Outgoing};
 
 /// A body below this is copied behind its header: cheaper than one more slice for the kernel to walk.
@@ -63,27 +64,11 @@ impl Outbox {
         command.encode(encoding, body_bytes, &mut self.heads);
         let copied = body_bytes < COPIED_BODY_BYTES;
         if copied {
-            match &body {
-                Body::Empty => {}
-                Body::Bytes(bytes) => self.heads.extend_from_slice(bytes),
-                Body::Pages(pages) => pages
-                    .iter()
-                    .for_each(|page| self.heads.extend_from_slice(page)),
-            }
+            self.copy_body(&body);
         }
         self.grew_heads(before);
         if !copied {
-            self.bytes += body_bytes;
-            match body {
-                Body::Empty => {}
-                Body::Bytes(bytes) => self.parts.push_back(Part::Bytes(bytes)),
-                Body::Pages(pages) => self.parts.extend(
-                    pages
-                        .into_iter()
-                        .filter(|page| !page.is_empty())
-                        .map(Part::Pages),
-                ),
-            }
+            self.push_body(body);
         }
     }
 
@@ -96,6 +81,51 @@ impl Outbox {
         } else {
             self.bytes += frame.len();
             self.parts.push_back(Part::Bytes(frame));
+        }
+    }
+
+    /// Queues a frame of the native protocol: prefix and header, then sections that end at multiples of 8 bytes.
+    pub fn push_native(&mut self, head: &[u8], sections: impl IntoIterator<Item = Body>) {
+        let before = self.heads.len();
+        self.heads.extend_from_slice(head);
+        self.grew_heads(before);
+        for section in sections {
+            let bytes = section.len();
+            if bytes < COPIED_BODY_BYTES {
+                let before = self.heads.len();
+                self.copy_body(&section);
+                self.grew_heads(before);
+            } else {
+                self.push_body(section);
+            }
+            let before = self.heads.len();
+            self.heads.put_bytes(0, padded(bytes) - bytes);
+            self.grew_heads(before);
+        }
+    }
+
+    fn copy_body(&mut self, body: &Body) {
+        match body {
+            Body::Empty => {}
+            Body::Bytes(bytes) => self.heads.extend_from_slice(bytes),
+            Body::Pages(pages) => pages
+                .iter()
+                .for_each(|page| self.heads.extend_from_slice(page)),
+        }
+    }
+
+    /// Queues a body without copying it.
+    fn push_body(&mut self, body: Body) {
+        self.bytes += body.len();
+        match body {
+            Body::Empty => {}
+            Body::Bytes(bytes) => self.parts.push_back(Part::Bytes(bytes)),
+            Body::Pages(pages) => self.parts.extend(
+                pages
+                    .into_iter()
+                    .filter(|page| !page.is_empty())
+                    .map(Part::Pages),
+            ),
         }
     }
 

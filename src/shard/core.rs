@@ -25,8 +25,8 @@ use crate::shard::handle::{CoreApi, Done, Handlers, ShardHandle, Task};
 use crate::shard::hold::Hold;
 use crate::shard::locks::QueueLocks;
 use crate::shard::message::{
-    Delayed, LocalReply, MeshMessage, NewHalf, NewMessage, Pull, QueueKey, Refusal, ShardReply,
-    ShardRequest, ShardStats,
+    Delayed, LocalReply, MeshMessage, NewHalf, NewMessage, NewRecords, Pull, QueueKey, Refusal,
+    ShardReply, ShardRequest, ShardStats,
 };
 use crate::shard::meta::Meta;
 use crate::shard::meta_writer::MetaWriter;
@@ -74,6 +74,7 @@ pub(super) type Line = VecDeque<(Appending, ReplyTo)>;
 #[derive(Clone)]
 pub(super) enum Appending {
     Now(Vec<NewMessage>),
+    Records(NewRecords),
     Later(Delayed),
     Half(NewHalf),
 }

@@ -21,7 +21,9 @@ use crate::wire::sql::CompiledFilter;
 pub use crate::shard::query::newest_first;
 pub use crate::store::keys::entry::KeyKind;
 pub use crate::store::tables::halves::{Half, Outcome};
-pub use crate::store::types::{Appended, NewMessage, QueueBounds, QueueKey, Refusal};
+pub use crate::store::types::{
+    Appended, NewMessage, NewRecords, QueueBounds, QueueKey, RecordMark, Refusal,
+};
 
 /// Which messages of a queue a consumer wants (`MessageFilter`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,6 +163,8 @@ pub enum HalfEnd {
 pub enum ShardRequest {
     /// One message, or several of one queue that become consecutive records in one batch.
     Append(Box<[NewMessage]>),
+    /// Whole records of one queue that become consecutive records in one batch.
+    AppendRecords(Box<NewRecords>),
     /// A message for later; answered as [`ShardRequest::Append`], with queue offset 0, when it is durable.
     AppendDelayed(Box<Delayed>),
     /// A half message; answered as [`ShardRequest::Append`], with its origin as the queue offset, when it is durable.

@@ -12,7 +12,7 @@ use crate::io::env::Env;
 use crate::shard::core::{Appending, Gated, ReplyTo, Shard};
 use crate::shard::message::{
     Appended, Boundary, ClientAnswer, CommittedOffset, Delayed, LocalReply, LogStats, NewMessage,
-    Orphan, QueueKey, Refusal, ShardRequest,
+    NewRecords, Orphan, QueueKey, Refusal, ShardRequest,
 };
 use crate::shard::pull::{read_refusal, run_or_spawn};
 use crate::store::CommitLog;
@@ -41,6 +41,7 @@ impl<E: Env> Shard<E> {
     pub(super) fn serve(&self, request: ShardRequest, reply_to: ReplyTo) {
         let reply = match request {
             ShardRequest::Append(messages) => return self.serve_append(&messages, reply_to),
+            ShardRequest::AppendRecords(new) => return self.serve_append_records(*new, reply_to),
             ShardRequest::AppendDelayed(delayed) => return self.serve_delayed(*delayed, reply_to),
             ShardRequest::AppendHalf(half) => return self.serve_half(*half, reply_to),
             ShardRequest::ReadHalf { log, origin } => {
@@ -189,6 +190,25 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// The same for whole records.
+    fn serve_append_records(&self, new: NewRecords, reply_to: ReplyTo) {
+        let Some(log) = self.log_of(new.queue) else {
+            return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
+        };
+        if !self.is_first_in_line(log) {
+            return self.stall(log, Appending::Records(new), reply_to);
+        }
+        match self.try_append_records(log, &new) {
+            Ok((appended, position)) => {
+                self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
+            }
+            Err(Refusal::SpaceOnItsWay { .. }) => {
+                self.stall(log, Appending::Records(new), reply_to);
+            }
+            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+        }
+    }
+
     /// Stores a message for later. The answer leaves when it is durable, with the message's physical offset.
     fn serve_delayed(&self, delayed: Delayed, reply_to: ReplyTo) {
         let Some(log) = self.log_of(delayed.message.queue) else {
@@ -244,6 +264,18 @@ impl<E: Env> Shard<E> {
         Ok(result)
     }
 
+    fn try_append_records(
+        &self,
+        log: &CommitLog<E>,
+        new: &NewRecords,
+    ) -> Result<(Appended, Position), Refusal> {
+        let result = log.append_records(new)?;
+        let mut stats = self.stats.borrow_mut();
+        stats.put_messages += new.marks.len() as u64;
+        stats.put_bytes += new.body_bytes;
+        Ok(result)
+    }
+
     /// Lets an append wait for space; a task tries again when there is some.
     pub(super) fn stall(&self, log: &Rc<CommitLog<E>>, appending: Appending, reply_to: ReplyTo) {
         let mut stalled = self.stalled.borrow_mut();
@@ -272,6 +304,7 @@ impl<E: Env> Shard<E> {
                     .and_then(|line| line.front().map(|(appending, _)| appending.clone()));
                 let result = match front {
                     Some(Appending::Now(messages)) => shard.try_append(&log, &messages),
+                    Some(Appending::Records(new)) => shard.try_append_records(&log, &new),
                     Some(Appending::Later(delayed)) => shard.try_append_delayed(&log, &delayed),
                     Some(Appending::Half(half)) => shard.try_append_half(&log, &half),
                     None => return,

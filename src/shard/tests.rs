@@ -5,13 +5,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::io::env::Env;
 use crate::io::sim::{Crash, SimEnv, SimOptions, SimWorld};
-use crate::shard::message::{KeyKind, KeyQuery, NewMessage, QueueKey, ShardReply, ShardRequest};
+use crate::shard::message::{
+    KeyKind, KeyQuery, MessageFilter, NewMessage, NewRecords, Pull, QueueKey, RecordMark,
+    ShardReply, ShardRequest,
+};
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::shard::testing::{self, Store};
 use crate::shard::{Shard, ShardHandle};
-use crate::wire::record::RecordView;
+use crate::wire::record::{RecordFields, RecordView, SYS_FLAG_MULTI_TAGS};
 
 const SEGMENT_BYTES: u64 = 1 << 20;
 
@@ -208,5 +213,154 @@ fn an_offset_that_is_being_committed_is_seen_by_whoever_asks_next() {
         )
         .await;
         assert_eq!(asked().await, None);
+    });
+}
+
+/// Whole records of one queue, one for each of `unique`, with nothing in what the broker fills in.
+fn whole_records(topic: &Topic, queue_id: u32, unique: &[String]) -> NewRecords {
+    let nowhere = ([0, 0, 0, 0], 0).into();
+    let (mut records, mut marks, mut body_bytes) = (Vec::new(), SmallVec::new(), 0);
+    for name in unique {
+        let properties = format!("KEYS\x01whole\x02UNIQ_KEY\x01{name}\x02");
+        let fields = RecordFields {
+            topic: &topic.name,
+            body: name.as_bytes(),
+            properties: properties.as_bytes(),
+            queue_id: queue_id as i32,
+            flag: 7,
+            queue_offset: -1,
+            physical_offset: -1,
+            sys_flag: 0,
+            born_timestamp: 5,
+            born_host: nowhere,
+            store_timestamp: -1,
+            store_host: nowhere,
+            reconsume_times: 0,
+            prepared_transaction_offset: 9,
+        };
+        let at = records.len();
+        records.resize(at + fields.encoded_len(), 0);
+        fields.encode_into(&mut records[at..]);
+        let view = RecordView::parse(&records[at..]).unwrap();
+        marks.push(RecordMark {
+            bytes: view.total_bytes() as u32,
+            properties_at: view.properties_at() as u32,
+            tags_code: 11,
+        });
+        body_bytes += name.len() as u64;
+    }
+    NewRecords {
+        queue: ShardHandle::key(topic, queue_id),
+        topic: topic.name.clone(),
+        records: records.into(),
+        marks,
+        sys_flag: SYS_FLAG_MULTI_TAGS,
+        born_host: ([127, 0, 0, 1], 5555).into(),
+        body_bytes,
+    }
+}
+
+#[test]
+fn whole_records_are_stored_among_others_as_they_came_and_survive_a_loss_of_power() {
+    let world = SimWorld::new(4, SimOptions::default());
+    let env = world.env();
+    let check = async |core: &ShardHandle, topic: &Topic| {
+        let pull = Pull {
+            queue: ShardHandle::key(topic, 1),
+            offset: 0,
+            messages_max: 32,
+            bytes_max: 1 << 20,
+            filter: MessageFilter::All,
+            suspend_ms: 0,
+            commit: None,
+        };
+        let ShardReply::Pulled(pulled) = core.ask(0, ShardRequest::Pull(Box::new(pull))).await
+        else {
+            panic!("it is refused")
+        };
+        let bytes = pulled.records.into_bytes();
+        let records: Vec<RecordView<'_>> = crate::wire::record::records(&bytes)
+            .map(|record| record.unwrap())
+            .collect();
+        let bodies: Vec<&[u8]> = records.iter().map(|record| record.body()).collect();
+        let expected = ["before", "w0", "w1", "w2", "behind"];
+        assert_eq!(bodies, expected.map(str::as_bytes));
+        for (number, record) in records.iter().enumerate() {
+            record.check_body().unwrap();
+            assert_eq!(record.queue_offset(), number as i64);
+            assert_eq!(record.born_host(), ([127, 0, 0, 1], 5555).into());
+            assert_eq!(record.store_host(), records[0].store_host());
+            assert!(record.store_timestamp() > 0 && record.prepared_transaction_offset() == 0);
+        }
+        for pair in records[1..4].windows(2) {
+            let end = pair[0].physical_offset() + pair[0].total_bytes() as i64;
+            assert_eq!(pair[1].physical_offset(), end, "one behind the other");
+            assert_eq!(
+                (pair[1].flag(), pair[1].sys_flag()),
+                (7, SYS_FLAG_MULTI_TAGS)
+            );
+        }
+        let whole = found(core, query(topic, "whole", &[KeyKind::Key])).await;
+        assert_eq!(whole, ["w2", "w1", "w0"]);
+    };
+    world.block_on(async {
+        let shard = start(&env).await;
+        let core = shard.handle();
+        let topic = topic(&core).await;
+        send(&core, &topic, 1, "k", "before").await;
+        let new = whole_records(&topic, 1, &["w0", "w1", "w2"].map(String::from));
+        let reply = core
+            .ask(0, ShardRequest::AppendRecords(Box::new(new)))
+            .await;
+        let ShardReply::Appended(appended) = reply else {
+            panic!("{reply:?}")
+        };
+        assert_eq!(appended.queue_offset, 1);
+        assert_eq!(appended.physical_offsets.len(), 1);
+        send(&core, &topic, 1, "k", "behind").await;
+        check(&core, &topic).await;
+    });
+    world.crash(0, Crash::Power);
+    let env = world.restart(0);
+    world.block_on(async {
+        let shard = start(&env).await;
+        let core = shard.handle();
+        let topic = core.meta().topics["T"].clone();
+        check(&core, &topic).await;
+    });
+}
+
+#[test]
+fn whole_records_wait_in_line_for_space_like_messages_do() {
+    let world = SimWorld::new(5, SimOptions::default());
+    let env = world.env();
+    world.block_on(async {
+        let shard = start(&env).await;
+        let core = shard.handle();
+        let topic = topic(&core).await;
+        // More than the space that is there at the start, all at once: some have to wait for the disk.
+        let names: Vec<String> = (0..100)
+            .map(|number| format!("{number}").repeat(1_000))
+            .collect();
+        let answers = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        for _ in 0..40 {
+            let new = whole_records(&topic, 1, &names);
+            let answers = answers.clone();
+            core.call(
+                0,
+                ShardRequest::AppendRecords(Box::new(new)),
+                move |reply| {
+                    let ShardReply::Appended(appended) = reply else {
+                        panic!("{reply:?}")
+                    };
+                    answers.borrow_mut().push(appended.queue_offset);
+                },
+            );
+        }
+        while answers.borrow().len() < 40 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        let expected: Vec<i64> = (0..40).map(|number| number * 100).collect();
+        assert_eq!(*answers.borrow(), expected);
     });
 }

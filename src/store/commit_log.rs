@@ -37,8 +37,10 @@ use crate::store::snapshot::{self, Mark, Writer};
 use crate::store::tables::consume_queue::Lookup;
 use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
-use crate::store::types::{Appended, NewMessage, QueueBounds, QueueEntry, QueueKey, Refusal};
-use crate::wire::record::{MAGIC_V1, MAGIC_V2, RecordFields};
+use crate::store::types::{
+    Appended, NewMessage, NewRecords, QueueBounds, QueueEntry, QueueKey, Refusal,
+};
+use crate::wire::record::{MAGIC_V1, MAGIC_V2, Patch, RecordFields};
 
 pub mod halves;
 
@@ -448,7 +450,7 @@ impl<E: Env> CommitLog<E> {
             return Err(Refusal::NoQueue);
         };
         let mut tables = self.tables.borrow_mut();
-        let opened = opening(&state, &tables, first);
+        let opened = opening(&state, &tables, first.queue, &first.topic);
         let total = messages
             .iter()
             .map(|message| self.record_bytes(message))
@@ -475,6 +477,77 @@ impl<E: Env> CommitLog<E> {
             appended.physical_offsets.push(physical);
             last = Position(at);
         }
+        drop(state);
+        drop(tables);
+        self.work.notify();
+        self.wake_space();
+        Ok((appended, last))
+    }
+
+    /// Appends whole records of one queue to one batch, as [`CommitLog::append`]. They are copied from where they were
+    /// received to the batch's pages, and what is not known before is filled in there.
+    pub fn append_records(&self, new: &NewRecords) -> Result<(Appended, Position), Refusal> {
+        let mut state = self.state.borrow_mut();
+        if let Some(refusal) = self.refuse_new(&state) {
+            return Err(refusal);
+        }
+        let store_timestamp = self.env.now_ms();
+        let mut tables = self.tables.borrow_mut();
+        let opened = opening(&state, &tables, new.queue, &new.topic);
+        let total = new.records.len() + opened.as_ref().map_or(0, |(record, _)| record.len());
+        self.reserve(&mut state, total, store_timestamp)?;
+        if let Some((record, control)) = opened {
+            let at = state.put(&record);
+            state.effects.push_back((at, Effect::Control(control)));
+        }
+        let mut appended = Appended {
+            queue_offset: 0,
+            physical_offsets: SmallVec::new(),
+            store_timestamp: store_timestamp as i64,
+        };
+        let mut last = Position::default();
+        let mut rest = &new.records[..];
+        for mark in &new.marks {
+            let (record, behind) = rest.split_at(mark.bytes as usize);
+            rest = behind;
+            let queue_offset = tables.queues.assign(new.queue);
+            let (at, memory) = state.take(record.len());
+            last = Position(at);
+            let physical = PhysicalOffset::new(self.options.log, last);
+            memory.copy_from_slice(record);
+            let patch = Patch {
+                queue_offset,
+                physical_offset: physical.0,
+                sys_flag: new.sys_flag,
+                born_host: new.born_host,
+                store_timestamp: store_timestamp as i64,
+                store_host: self.options.store_host,
+            };
+            patch.apply(memory);
+            if appended.physical_offsets.is_empty() {
+                appended.queue_offset = queue_offset;
+                appended.physical_offsets.push(physical);
+            }
+            let properties = &record[mark.properties_at as usize..];
+            if !properties.is_empty() {
+                self.keys.stage(at, store_timestamp, &new.topic, properties);
+            }
+            let entry = QueueEntry {
+                position: at,
+                size: mark.bytes,
+                tags_code: mark.tags_code,
+            };
+            state.effects.push_back((
+                at,
+                Effect::Message {
+                    queue: new.queue,
+                    queue_offset,
+                    entry,
+                    store_timestamp: store_timestamp as i64,
+                },
+            ));
+        }
+        assert!(rest.is_empty(), "the marks are those of the records");
         drop(state);
         drop(tables);
         self.work.notify();
@@ -517,7 +590,7 @@ impl<E: Env> CommitLog<E> {
             return Err(refusal);
         }
         let store_timestamp = self.env.now_ms();
-        let opened = opening(&state, &self.tables.borrow(), message);
+        let opened = opening(&state, &self.tables.borrow(), message.queue, &message.topic);
         let total = delayed::RECORD_AT
             + self.record_bytes(message)
             + opened.as_ref().map_or(0, |(record, _)| record.len());
@@ -1387,9 +1460,14 @@ fn check_head(slices: &[PageSlice], entry: QueueEntry) -> io::Result<()> {
 }
 
 /// The record that says that a message's topic is open in this log, if nothing has said so before.
-fn opening(state: &State, tables: &Tables, message: &NewMessage) -> Option<(Vec<u8>, Control)> {
-    let id = message.queue.topic_id;
-    if tables.topic_id(&message.topic) == Some(id) {
+fn opening(
+    state: &State,
+    tables: &Tables,
+    queue: QueueKey,
+    topic: &Arc<str>,
+) -> Option<(Vec<u8>, Control)> {
+    let id = queue.topic_id;
+    if tables.topic_id(topic) == Some(id) {
         return None;
     }
     let pending = state.effects.iter().any(|(_, effect)| {
@@ -1400,7 +1478,7 @@ fn opening(state: &State, tables: &Tables, message: &NewMessage) -> Option<(Vec<
     }
     let control = Control::TopicOpened {
         topic_id: id,
-        name: message.topic.clone(),
+        name: topic.clone(),
     };
     Some((control.encode(), control))
 }

@@ -35,11 +35,40 @@ pub struct NewMessage {
     pub prepared_transaction_offset: i64,
 }
 
+/// Whole records of one queue, as a client made them and the broker has checked them. What the store knows is filled in
+/// when they are copied.
+#[derive(Clone, Debug)]
+pub struct NewRecords {
+    pub queue: QueueKey,
+    pub topic: Arc<str>,
+    /// One after the other.
+    pub records: Bytes,
+    /// One for each record, in their order.
+    pub marks: SmallVec<[RecordMark; 1]>,
+    /// Bits of sysFlag that the broker sets.
+    pub sys_flag: i32,
+    /// Its family is that of the records, and so is that of the broker's own address.
+    pub born_host: SocketAddr,
+    /// Bytes of all bodies.
+    pub body_bytes: u64,
+}
+
+/// What is known of a record without reading it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordMark {
+    /// Length of the record.
+    pub bytes: u32,
+    /// Where its properties begin; they end with it.
+    pub properties_at: u32,
+    /// As [`NewMessage::tags_code`].
+    pub tags_code: i64,
+}
+
 /// Where a stored message is. For a batch: of its first message, the others follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Appended {
     pub queue_offset: i64,
-    /// One per message.
+    /// One per message; of [`NewRecords`] the first one only, since each record begins where the one before it ends.
     pub physical_offsets: SmallVec<[PhysicalOffset; 1]>,
     pub store_timestamp: i64,
 }

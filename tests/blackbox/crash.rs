@@ -2,7 +2,7 @@
 //!
 //! `RINGMQ_CRASH_CYCLES` (50) sets the number of kills, `RINGMQ_SEED` repeats a run's choices (not its timing).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::client::{self, Connection, Pull, answer, commit_offset, sent};
-use crate::ledger::{BODY_BYTES_MAX, Fate, Ledger, LedgerFile, Queue, message};
+use crate::ledger::{BODY_BYTES_MAX, Fate, Ledger, LedgerFile, Queue, body, message};
 use crate::node::{Node, Setup, knob, store_dir};
 
 const GROUP: &str = "crash-group";
@@ -117,6 +117,74 @@ fn produce(node_broker: std::net::SocketAddr, seed: u64, file: &Path, stop: &Ato
         }
     }
     report
+}
+
+/// The same by the native protocol.
+async fn produce_native(
+    broker: std::net::SocketAddr,
+    seed: u64,
+    file: &Path,
+    stop: &AtomicBool,
+) -> Report {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut report = Report::default();
+    let mut ledger = LedgerFile::create(file);
+    let queues = queues();
+    let Ok(client) = ringmq_client::Client::connect(broker.to_string()).await else {
+        return report;
+    };
+    // What is sent again may be stored twice, and the ledger counts.
+    let options = ringmq_client::ProducerOptions {
+        retries: 0,
+        ..ringmq_client::ProducerOptions::default()
+    };
+    let producer = client.producer_with(options);
+    let mut waiting = VecDeque::new();
+    let (mut ends, mut is_broken) = (Ends::new(), false);
+    loop {
+        while waiting.len() < WINDOW && !is_broken && !stop.load(Ordering::Relaxed) {
+            let queue = random.choice(&queues).unwrap().clone();
+            let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+            let message = ringmq_client::Message::new(&*queue.0, body(id, BODY_BYTES_MAX))
+                .queue(queue.1 as u32)
+                .unique_id(format!("{id:032X}"))
+                .keys(&format!("key{id}"));
+            let after = ends.get(&queue).copied().unwrap_or(-1);
+            match producer.submit(message).await {
+                Ok(delivery) => waiting.push_back((queue, id, after, delivery)),
+                Err(_) => {
+                    report.fates.push((queue, id, Fate::InDoubt));
+                    is_broken = true;
+                }
+            }
+        }
+        let Some((queue, id, after, delivery)) = waiting.pop_front() else {
+            return report;
+        };
+        let fate = match delivery.await {
+            Ok(receipt) => {
+                let offset = receipt.queue_offset;
+                assert_eq!(receipt.queue_id, queue.1 as u32);
+                assert!(
+                    offset > after,
+                    "{queue:?}: offset {offset} for a native record sent after {after} was acknowledged"
+                );
+                ledger.write(&format!("{} {} {offset} {id:x}\n", queue.0, queue.1));
+                let end = ends.entry(queue.clone()).or_insert(-1);
+                *end = (*end).max(offset);
+                Fate::Acknowledged { offset }
+            }
+            Err(ringmq_client::Error::Refused { code, remark }) => {
+                *report.refusals.entry((code, remark)).or_default() += 1;
+                Fate::Refused
+            }
+            Err(_) => {
+                is_broken = true;
+                Fate::InDoubt
+            }
+        };
+        report.fates.push((queue, id, fate));
+    }
 }
 
 /// Enters an answer into the report and the lines of the ledger's file.
@@ -310,6 +378,17 @@ impl Campaign {
             let (seed, file) = (self.random.u64(..), files.join(format!("acks-{number}")));
             producers.push(std::thread::spawn(move || {
                 produce(broker, seed, &file, &stop)
+            }));
+        }
+        {
+            let (broker, stop) = (node.broker, stop.clone());
+            let (seed, file) = (self.random.u64(..), files.join("acks-native"));
+            producers.push(std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                runtime.block_on(produce_native(broker, seed, &file, &stop))
             }));
         }
         let consumer = {

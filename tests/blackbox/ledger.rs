@@ -22,7 +22,8 @@ pub fn message(queue: &Queue, id: u64, bytes_max: usize) -> Message {
         .property("KEYS", &format!("key{id}"))
 }
 
-fn body(id: u64, bytes_max: usize) -> Vec<u8> {
+/// The body of a message.
+pub fn body(id: u64, bytes_max: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(id);
     // Most messages are small, a few are large.
     let bytes = match random.u8(..) {

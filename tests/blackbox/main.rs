@@ -31,6 +31,7 @@ mod ledger;
 mod malformed;
 mod many_queues;
 mod metrics;
+mod native;
 mod pop;
 mod process;
 mod query;

@@ -493,6 +493,32 @@ impl Loader {
         if let Some(port) = config.fast_listen_port() {
             ports.push(("listenPort - 2 (fastListenEnable)", port));
         }
+        if config.roles.has_broker() && config.server.native_port > 0 {
+            let (first, shards) = (config.server.native_port, config.node.shards);
+            let last = usize::from(first) + shards - 1;
+            let others = ports.iter().copied().chain(
+                config
+                    .roles
+                    .has_namesrv()
+                    .then_some(("namesrvListenPort", config.namesrv.listen_port)),
+            );
+            let taken = others
+                .into_iter()
+                .find(|(_, port)| (usize::from(first)..=last).contains(&usize::from(*port)));
+            let message = match taken {
+                _ if last > usize::from(u16::MAX) => Some(format!(
+                    "nativePort={first} is too high: {shards} shards need the ports up to {last}"
+                )),
+                Some((other, port)) => Some(format!(
+                    "nativePort={first} takes the ports {first} to {last} (one for each shard), and {port} is {other}: change one of them"
+                )),
+                None => None,
+            };
+            if let Some(message) = message {
+                self.error(self.origin_of("nativePort"), message);
+            }
+        }
+        let config = &self.config;
         if config.roles.has_namesrv() {
             let (name, port) = ("namesrvListenPort", config.namesrv.listen_port);
             if let Some((other, _)) = ports.iter().find(|(_, taken)| *taken == port) {

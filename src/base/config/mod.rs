@@ -108,6 +108,16 @@ impl Config {
         (self.server.fast_listen && port > 0).then_some(port)
     }
 
+    /// Ports of the native protocol, one for each shard; none if they are not opened.
+    pub fn native_ports(&self) -> Vec<u16> {
+        match self.server.native_port {
+            0 => Vec::new(),
+            first => (0..self.node.shards)
+                .map_while(|shard| first.checked_add(u16::try_from(shard).ok()?))
+                .collect(),
+        }
+    }
+
     /// Where the metrics are offered, if they are.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         let broker = &self.broker;

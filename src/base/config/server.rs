@@ -13,6 +13,10 @@ settings! {
         "listenPort" listen_port: u16 = 10911, Bounds::Range(1, 65535), "", found "10911; namesrv: 9876";
         /// The broker listens on listenPort - 2 as well, for clients with vipChannelEnabled.
         "fastListenEnable" fast_listen: bool = true, Bounds::Any, "";
+        /// First of the ports of the native protocol, one for each shard: shard 0 listens on this one, shard 1 on the next, and
+        /// so on. A client that connects to the shard of a queue is served without a detour over another core. With 0 native
+        /// clients use listenPort, which speaks both protocols.
+        "nativePort" native_port: u16 = 0, Bounds::Range(0, 65535), "";
         /// A connection on which nothing moved for this long is closed.
         "serverChannelMaxIdleTimeSeconds" idle_s: u64 = 120, Bounds::Range(1, 86_400), "s";
         /// Connections that the kernel holds until they are accepted.

@@ -52,7 +52,7 @@ impl<E: Env> CommitLog<E> {
             });
         }
         let store_timestamp = self.env.now_ms();
-        let opened = opening(&state, &self.tables.borrow(), message);
+        let opened = opening(&state, &self.tables.borrow(), message.queue, &message.topic);
         let total = half::RECORD_AT
             + self.record_bytes(message)
             + opened.as_ref().map_or(0, |(record, _)| record.len());

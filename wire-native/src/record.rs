@@ -6,7 +6,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
-use crate::base::limits::PROPERTIES_BYTES_MAX;
+/// Greatest properties string: its length is a signed 16-bit number in the record.
+pub const PROPERTIES_BYTES_MAX: usize = i16::MAX as usize;
 
 /// First form of the record: one byte for the length of the topic.
 pub const MAGIC_V1: u32 = 0xDAA3_20A7;
@@ -131,6 +132,41 @@ impl RecordFields<'_> {
 
     fn is_v2(&self) -> bool {
         self.topic.len() > TOPIC_BYTES_MAX_V1
+    }
+}
+
+/// What a broker fills into a record that a client made. The record has to be one that [`RecordView::has_room_for`] the
+/// two hosts.
+#[derive(Clone, Copy, Debug)]
+pub struct Patch {
+    pub queue_offset: i64,
+    pub physical_offset: i64,
+    /// Bits that are set beside those that the client has set.
+    pub sys_flag: i32,
+    pub born_host: SocketAddr,
+    /// Milliseconds since 1970.
+    pub store_timestamp: i64,
+    pub store_host: SocketAddr,
+}
+
+impl Patch {
+    /// Fills in what the broker knows; the offset of a prepared transaction becomes 0. Lengths, flags of the hosts and all
+    /// else stay as they are.
+    pub fn apply(&self, record: &mut [u8]) {
+        let put = |record: &mut [u8], at: usize, bytes: &[u8]| {
+            record[at..at + bytes.len()].copy_from_slice(bytes);
+        };
+        put(record, QUEUE_OFFSET, &self.queue_offset.to_be_bytes());
+        put(record, PHYSICAL_OFFSET, &self.physical_offset.to_be_bytes());
+        let sys_flag = u32_at(record, SYS_FLAG) as i32 | self.sys_flag;
+        put(record, SYS_FLAG, &sys_flag.to_be_bytes());
+        let (_, rest) = record.split_at_mut(BORN_HOST);
+        let mut rest = Writer(rest);
+        rest.put_host(self.born_host);
+        rest.put(&self.store_timestamp.to_be_bytes());
+        rest.put_host(self.store_host);
+        let (_, rest) = rest.0.split_at_mut(4);
+        Writer(rest).put(&0i64.to_be_bytes());
     }
 }
 
@@ -347,6 +383,18 @@ impl<'a> RecordView<'a> {
         &self.bytes[self.body.0..self.body.1]
     }
 
+    /// Whether the places of its two hosts are as large as these addresses need.
+    pub fn has_room_for(&self, born_host: SocketAddr, store_host: SocketAddr) -> bool {
+        let flag = |bit| self.sys_flag() & bit != 0;
+        flag(SYS_FLAG_BORN_HOST_V6) == is_v6(born_host)
+            && flag(SYS_FLAG_STORE_HOST_V6) == is_v6(store_host)
+    }
+
+    /// Where the properties begin in the record; they end with it.
+    pub fn properties_at(&self) -> usize {
+        self.properties_at
+    }
+
     /// Where the body is in the record.
     pub fn body_range(&self) -> Range<usize> {
         self.body.0..self.body.1
@@ -356,7 +404,7 @@ impl<'a> RecordView<'a> {
         self.topic
     }
 
-    /// See [`crate::wire::properties`].
+    /// See [`crate::properties`].
     pub fn properties(&self) -> &'a [u8] {
         &self.bytes[self.properties_at..]
     }
@@ -643,6 +691,36 @@ mod tests {
             prop_assert_eq!(record.born_host(), fields.born_host);
             prop_assert_eq!(record.store_host(), fields.store_host);
             prop_assert_eq!(encode(&record.fields()), encoded);
+        }
+
+        #[test]
+        fn a_patched_record_differs_in_what_the_broker_fills_in_and_nowhere_else(
+            message in message(),
+            numbers in any::<[i64; 3]>(),
+        ) {
+            let mut bytes = encode(&message.fields());
+            let (born, store) = (message.hosts[1], message.hosts[0]);
+            prop_assume!(RecordView::parse(&bytes).unwrap().has_room_for(born, store));
+            let patch = Patch {
+                queue_offset: numbers[0],
+                physical_offset: numbers[1],
+                sys_flag: SYS_FLAG_MULTI_TAGS,
+                born_host: born,
+                store_timestamp: numbers[2],
+                store_host: store,
+            };
+            patch.apply(&mut bytes);
+            let expected = encode(&RecordFields {
+                queue_offset: numbers[0],
+                physical_offset: numbers[1],
+                sys_flag: message.ints[2] | SYS_FLAG_MULTI_TAGS,
+                born_host: born,
+                store_timestamp: numbers[2],
+                store_host: store,
+                prepared_transaction_offset: 0,
+                ..message.fields()
+            });
+            prop_assert_eq!(bytes, expected);
         }
 
         #[test]

@@ -122,7 +122,7 @@ pub fn tags_code_of(properties: &[u8]) -> i64 {
 }
 
 /// Properties that are being changed. What is not touched stays byte for byte.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PropertiesBuilder {
     text: BytesMut,
 }
