@@ -28,7 +28,7 @@ use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    Appended, Delayed, LocalReply, NewHalf, NewMessage, ShardReply, ShardRequest,
+    Appended, Copies, Delayed, LocalReply, NewHalf, NewMessage, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::wire::message_id::MessageId;
@@ -37,6 +37,7 @@ use crate::wire::record::{
     SYS_FLAG_BORN_HOST_V6, SYS_FLAG_MULTI_TAGS, SYS_FLAG_STORE_HOST_V6, SYS_FLAG_TRANSACTION,
 };
 use crate::wire::remoting::body::TopicConfig;
+use crate::wire::remoting::code::response;
 use crate::wire::remoting::command::{Command, Outgoing};
 
 /// Room for the properties that a delayed message gets.
@@ -490,7 +491,13 @@ impl Broker {
     /// The header that tells where something was stored.
     fn stored(&self, queue_id: u32, unique_key: Option<String>, appended: &Appended) -> Outgoing {
         let ids = offset_ids(self.options.store_host, &appended.physical_offsets);
-        let head = Outgoing::success()
+        // The message is stored with each of these codes; clients tell their users by the status of the result.
+        let head = match appended.copies {
+            Copies::Enough => Outgoing::success(),
+            Copies::NoSlave => Outgoing::success().with_code(response::SLAVE_NOT_AVAILABLE),
+            Copies::Late => Outgoing::success().with_code(response::FLUSH_SLAVE_TIMEOUT),
+        };
+        let head = head
             .field("msgId", ids)
             .field("queueId", queue_id)
             .field("queueOffset", appended.queue_offset)

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use crate::base::histogram::Histogram;
 use crate::base::id::ConnectionId;
 use crate::base::offset::{LogId, Position};
+use crate::ha::master::Wish;
 use crate::io::body::Body;
+use crate::io::tcp::DetachedStream;
 use crate::shard::figures::ShardFigures;
 use crate::shard::meta::{MetaChange, MetaCommand, OnlineGroup};
 use crate::shard::pop::message::{PopReply, PopRequest};
@@ -21,7 +23,7 @@ use crate::wire::sql::CompiledFilter;
 pub use crate::shard::query::newest_first;
 pub use crate::store::keys::entry::KeyKind;
 pub use crate::store::tables::halves::{Half, Outcome};
-pub use crate::store::types::{Appended, NewMessage, QueueBounds, QueueKey, Refusal};
+pub use crate::store::types::{Appended, Copies, NewMessage, QueueBounds, QueueKey, Refusal};
 
 /// Which messages of a queue a consumer wants (`MessageFilter`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,6 +265,8 @@ pub enum ShardRequest {
         group: Option<Arc<str>>,
         topic_id: Option<u32>,
     },
+    /// A slave that has proved itself, to the core that runs the log that it wants to follow.
+    AdoptSlave(Box<SlaveConnection>),
     /// Figures of this core since its start, and of its logs.
     Stats,
     /// All that a core tells of itself: see [`crate::shard::figures`].
@@ -272,6 +276,14 @@ pub enum ShardRequest {
     DropOrphans {
         next_topic_id: u32,
     },
+}
+
+/// A slave's connection on its way to the core of its log.
+#[derive(Debug)]
+pub struct SlaveConnection {
+    pub stream: DetachedStream,
+    pub log: LogId,
+    pub wish: Wish,
 }
 
 /// Records of a topic that the metadata does not know: log 0 was damaged or cut.
@@ -391,6 +403,28 @@ pub struct LogStats {
     pub path: String,
     /// Why it takes no writes, if so.
     pub refusal: Option<Arc<str>>,
+    /// The slaves that follow it.
+    pub replicas: Vec<ReplicaStats>,
+    /// Of a slave's log.
+    pub master: Option<MasterStats>,
+}
+
+/// A slave as its master's log sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaStats {
+    pub broker_id: u64,
+    pub address: String,
+    /// Everything before this is on its disk.
+    pub acked: Position,
+    pub is_in_sync: bool,
+}
+
+/// A master as its slave's log sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MasterStats {
+    pub is_connected: bool,
+    /// Where its log ended when it last said so.
+    pub end: Position,
 }
 
 /// What a group's home core is asked.

@@ -12,6 +12,7 @@ use crate::store::control::Control;
 use crate::store::delayed;
 use crate::store::half;
 use crate::store::manifest::Manifest;
+use crate::store::commit_log::replica;
 use crate::store::recovery::{Damage, Scanner, Step, is_control, raw_records};
 use crate::store::segment::Segments;
 use crate::store::snapshot;
@@ -127,7 +128,8 @@ async fn walk<E: Env>(
         }
     }
     report.end = scanner.position;
-    report.damage = scanner.damage().await?;
+    let was_replica = replica::is_marked(env, &path).await?;
+    report.damage = scanner.damage(was_replica).await?;
     Ok(report)
 }
 
