@@ -478,12 +478,14 @@ impl Node {
         BrokerOptions {
             key_index: config.store.key_index,
             broker_id: keys.broker_id as i64,
+            slave_read: keys.slave_read,
             region: Arc::from(keys.region_id.as_str()),
             trace_on: keys.trace_on,
             trace_topic: keys.trace_topic,
             permission: i32::from(keys.permission),
-            auto_create_topic: keys.auto_create_topic,
-            auto_create_group: keys.auto_create_group,
+            // A slave makes nothing: its master's topics and groups come with the log.
+            auto_create_topic: keys.auto_create_topic && keys.broker_id == 0,
+            auto_create_group: keys.auto_create_group && keys.broker_id == 0,
             default_topic_queues: keys.default_topic_queues,
             message_bytes_max: config.store.body_bytes_max as usize,
             delay: DelayRules {

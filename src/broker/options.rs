@@ -18,6 +18,8 @@ pub struct BrokerOptions {
     pub broker: Arc<str>,
     /// `brokerId`; 0 is the master.
     pub broker_id: i64,
+    /// `slaveReadEnable`: consumers that are far behind are sent to a slave.
+    pub slave_read: bool,
     /// `brokerIP1` and `listenPort`: what clients connect to, and the store host of every record and message id.
     pub store_host: SocketAddr,
     /// `regionId`.
@@ -81,6 +83,7 @@ impl BrokerOptions {
             cluster: Arc::from(cluster),
             broker: Arc::from(broker),
             broker_id: 0,
+            slave_read: false,
             store_host,
             region: Arc::from("DefaultRegion"),
             trace_on: true,
@@ -109,6 +112,11 @@ impl BrokerOptions {
             boot_ms: 0,
             settings: Arc::from([]),
         }
+    }
+
+    /// A copy of its master, which serves reads.
+    pub fn is_slave(&self) -> bool {
+        self.broker_id != 0
     }
 
     pub fn readable(&self) -> bool {

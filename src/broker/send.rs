@@ -28,7 +28,7 @@ use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    Appended, Copies, Delayed, LocalReply, NewHalf, NewMessage, ShardReply, ShardRequest,
+    Appended, Copies, Delayed, LocalReply, NewHalf, NewMessage, Refusal, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::wire::message_id::MessageId;
@@ -115,6 +115,9 @@ impl Prepared {
 impl Broker {
     /// Entrance of all sends.
     pub(super) fn send(&self, command: Command, responder: Responder) {
+        if self.options.is_slave() {
+            return self.refuse_send(Refusal::Replica.into(), responder);
+        }
         let now_ms = self.shard.now_ms();
         let header = match SendHeader::read(&command, now_ms) {
             Ok(header) => header,

@@ -16,7 +16,6 @@ use crate::io::net::{NetStream, within, write_all};
 use crate::io::tcp::ReadBuffer;
 use crate::store::CommitLog;
 use crate::store::commit_log::replica::{LogEnd, Relation};
-use crate::store::planted::{PlantedBug, planted};
 use crate::wire::ha::{Frame, Trust, data_head};
 
 /// Who weighs what slaves acknowledge.
@@ -109,10 +108,7 @@ async fn begin<E: Env, S: NetStream>(
     wish: &Wish,
     log: &CommitLog<E>,
 ) -> Result<(), StreamError> {
-    let relation = match planted(PlantedBug::DivergedReplicaJoins) {
-        true => Relation::Prefix,
-        false => log.relation_of(wish.end).await?,
-    };
+    let relation = log.relation_of(wish.end).await?;
     let position = wish.end.position;
     let remark = match relation {
         Relation::Prefix => {

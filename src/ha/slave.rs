@@ -50,6 +50,13 @@ pub struct SlaveProgress {
     last_error: RefCell<String>,
 }
 
+impl SlaveProgress {
+    /// Why the log does not follow its master, if it does not.
+    pub fn last_error(&self) -> String {
+        self.last_error.borrow().clone()
+    }
+}
+
 /// Asks a master what its store is made of.
 pub async fn ask_shape<E: Env, N: Net>(
     env: &E,

@@ -94,6 +94,8 @@ pub struct Pulled<B> {
     /// Whole stored records, one after the other.
     pub records: B,
     pub message_count: u32,
+    /// What was read lies before all that the master keeps in memory of its log.
+    pub is_far_behind: bool,
 }
 
 /// `BoundaryType` of a search by time.
@@ -403,6 +405,8 @@ pub struct LogStats {
     pub path: String,
     /// Why it takes no writes, if so.
     pub refusal: Option<Arc<str>>,
+    /// Durable here, whatever the slaves have. Exclusive.
+    pub durable_here: Position,
     /// The slaves that follow it.
     pub replicas: Vec<ReplicaStats>,
     /// Of a slave's log.
@@ -531,6 +535,7 @@ impl<B> ShardReply<B> {
                 max_offset: pulled.max_offset,
                 records: convert(pulled.records),
                 message_count: pulled.message_count,
+                is_far_behind: pulled.is_far_behind,
             }),
             Self::Pop(reply) => ShardReply::Pop(reply.map(convert)),
             Self::Bounds(bounds) => ShardReply::Bounds(bounds),

@@ -721,6 +721,7 @@ impl<E: Env> Shard<E> {
                     disk_available_bytes: space.map_or(0, |space| space.available_bytes),
                     path: path.display().to_string(),
                     refusal: why_not_writable(log),
+                    durable_here: log.durable_here(),
                     replicas: self.replica_stats(log.id()),
                     master: self.master_stats(log.id()),
                 }

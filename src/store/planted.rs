@@ -15,8 +15,6 @@ pub enum PlantedBug {
     ReplicaAcksBeforeFlush,
     /// A master acknowledges sends as soon as they are durable here, whatever its replicas have.
     AckBeforeReplica,
-    /// A replica's end is not compared with the master's log.
-    DivergedReplicaJoins,
 }
 
 #[cfg(feature = "planted-bugs")]

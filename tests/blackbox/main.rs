@@ -33,5 +33,6 @@ mod metrics;
 mod pop;
 mod process;
 mod query;
+mod replication;
 mod timers;
 mod transactions;
