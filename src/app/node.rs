@@ -523,7 +523,12 @@ impl Node {
         let identity = identity(&self.config);
         let source = Rc::new(BrokerTopics {
             handle: handle.clone(),
-            master: self.config.store.ha_master_address.is_empty().then(|| self.master.clone()),
+            master: self
+                .config
+                .store
+                .ha_master_address
+                .is_empty()
+                .then(|| self.master.clone()),
         });
         let registrar = Registrar::new(
             env.clone(),

@@ -162,7 +162,9 @@ async fn make_manifest(env: &RingEnv, root: &Path, shape: StoreShape) -> Result<
         && shape.segment_bytes.is_multiple_of(SECTOR_BYTES as u64);
     let logs = u8::try_from(shape.logs).ok().filter(|_| is_sound);
     let Some(logs) = logs else {
-        return Err(format!("the master describes a store that cannot be: {shape:?}"));
+        return Err(format!(
+            "the master describes a store that cannot be: {shape:?}"
+        ));
     };
     let manifest = Manifest {
         format: FORMAT,
@@ -196,10 +198,7 @@ async fn ask_name_servers(
                     Err(answer.remark.unwrap_or_default().to_string())
                 }
                 Some(found) if !found.is_empty() => Ok(found.into_owned()),
-                _ => Err(format!(
-                    "it knows no master of {}",
-                    identity.broker_name
-                )),
+                _ => Err(format!("it knows no master of {}", identity.broker_name)),
             }
         };
         match asked.await {

@@ -285,7 +285,8 @@ impl Broker {
             }
         }
         let log_count = logs().count();
-        let masters = logs().filter_map(|log| Some(PhysicalOffset::new(log.log, log.master?.end).0));
+        let masters =
+            logs().filter_map(|log| Some(PhysicalOffset::new(log.log, log.master?.end).0));
         Answer::json(&serde_json::json!({
             "haClientRuntimeInfo": {
                 "lastReadTimestamp": 0,

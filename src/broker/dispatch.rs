@@ -456,9 +456,7 @@ fn code_of(error: &BrokerError) -> i32 {
             Refusal::Replica
             | Refusal::DiskFull { .. }
             | Refusal::Poisoned { .. }
-            | Refusal::Stopping => {
-                response::SERVICE_NOT_AVAILABLE
-            }
+            | Refusal::Stopping => response::SERVICE_NOT_AVAILABLE,
             Refusal::TooLarge { .. } => response::MESSAGE_ILLEGAL,
             Refusal::NoQueue => response::TOPIC_NOT_EXIST,
             Refusal::Read { .. } => response::SYSTEM_ERROR,

@@ -504,7 +504,11 @@ mod tests {
         assert_eq!(suggested(&options, Some(&group), true), 1);
         assert_eq!(suggested(&options, Some(&group), false), 0);
         options.broker_id = 2;
-        assert_eq!(suggested(&options, Some(&group), true), 2, "a slave keeps it");
+        assert_eq!(
+            suggested(&options, Some(&group), true),
+            2,
+            "a slave keeps it"
+        );
         assert_eq!(suggested(&options, Some(&group), false), 0);
     }
 

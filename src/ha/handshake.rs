@@ -31,9 +31,13 @@ pub enum StreamError {
     Frame(#[from] HaError),
     #[error("the peer says: {0}")]
     Refused(String),
-    #[error("it did not prove that it knows the shared secret: haSecretFile has to have the same content on both brokers")]
+    #[error(
+        "it did not prove that it knows the shared secret: haSecretFile has to have the same content on both brokers"
+    )]
     Secret,
-    #[error("{0} is not a loopback address, and there is no shared secret: set haSecretFile on both brokers")]
+    #[error(
+        "{0} is not a loopback address, and there is no shared secret: set haSecretFile on both brokers"
+    )]
     NoSecret(SocketAddr),
     #[error("the peer sent a frame that does not belong here: {0}")]
     Unexpected(&'static str),

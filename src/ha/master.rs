@@ -164,10 +164,11 @@ async fn take_acks<E: Env, S: NetStream, W: Windows + ?Sized>(
         if durable > log.durable_here().0 {
             return StreamError::Unexpected("it acknowledges what it was not sent");
         }
-        session
-            .window_end
-            .set(durable.saturating_add(window_bytes));
-        if !session.windows.acked(session.log, session.connection, durable) {
+        session.window_end.set(durable.saturating_add(window_bytes));
+        if !session
+            .windows
+            .acked(session.log, session.connection, durable)
+        {
             return StreamError::Replaced;
         }
         log.look_again();
@@ -198,7 +199,10 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
             continue;
         }
         let room = session.window_end.get().saturating_sub(sent) as usize;
-        let batches = match log.batches_from(sent, HA_FRAME_BYTES_TARGET.min(room)).await {
+        let batches = match log
+            .batches_from(sent, HA_FRAME_BYTES_TARGET.min(room))
+            .await
+        {
             Ok(batches) => batches,
             Err(error) => return error.into(),
         };

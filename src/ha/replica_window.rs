@@ -234,16 +234,25 @@ mod tests {
         assert_eq!(window.verdict().confirmed, 100);
         window.on_ack(1, 200, 1);
         let verdict = window.verdict();
-        assert_eq!((verdict.confirmed, verdict.limit, verdict.in_sync), (200, 200, 2));
+        assert_eq!(
+            (verdict.confirmed, verdict.limit, verdict.in_sync),
+            (200, 200, 2)
+        );
     }
 
     #[test]
     fn a_position_that_a_slave_brings_along_counts_when_it_acknowledges_it() {
         let mut window = ReplicaWindow::new(rules(2, 1), 100);
         window.join(1, 1, String::new(), 100, 0);
-        assert_eq!((window.verdict().confirmed, window.verdict().in_sync), (0, 1));
+        assert_eq!(
+            (window.verdict().confirmed, window.verdict().in_sync),
+            (0, 1)
+        );
         window.on_ack(1, 100, 0);
-        assert_eq!((window.verdict().confirmed, window.verdict().in_sync), (100, 2));
+        assert_eq!(
+            (window.verdict().confirmed, window.verdict().in_sync),
+            (100, 2)
+        );
     }
 
     #[test]
@@ -295,7 +304,11 @@ mod tests {
         assert!(!window.on_ack(1, 100, 0), "the older connection is dead");
         assert_eq!(window.verdict().in_sync, 2);
         window.leave(1);
-        assert_eq!(window.verdict().in_sync, 2, "it does not take the newer one along");
+        assert_eq!(
+            window.verdict().in_sync,
+            2,
+            "it does not take the newer one along"
+        );
     }
 
     #[test]
@@ -311,7 +324,11 @@ mod tests {
         window.tick(15_003);
         assert_eq!(window.verdict().in_sync, 2);
         window.tick(15_004);
-        assert_eq!(window.verdict().in_sync, 1, "one byte is missing for too long");
+        assert_eq!(
+            window.verdict().in_sync,
+            1,
+            "one byte is missing for too long"
+        );
     }
 
     /// Whatever happens: confirmed never moves back, and what is confirmed is on so many slaves.

@@ -179,9 +179,8 @@ async fn acknowledge<E: Env, S: NetStream>(
         if write_frame(stream, &ack).await.is_err() {
             return;
         }
-        let moved = log.grown_until(|| {
-            ended.get() || log.has_ended() || log.replica_durable() != durable
-        });
+        let moved =
+            log.grown_until(|| ended.get() || log.has_ended() || log.replica_durable() != durable);
         within(env, heartbeat, moved).await;
     }
 }

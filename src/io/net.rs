@@ -50,7 +50,10 @@ pub async fn write_all<S: NetStream>(stream: &S, parts: &[&[u8]]) -> io::Result<
         let mut slices = Vec::with_capacity((parts.len() - part).min(GATHER_SLICES_MAX));
         slices.push(IoSlice::new(&parts[part][offset..]));
         let rest = parts[part + 1..].iter().filter(|part| !part.is_empty());
-        slices.extend(rest.take(GATHER_SLICES_MAX - 1).map(|part| IoSlice::new(part)));
+        slices.extend(
+            rest.take(GATHER_SLICES_MAX - 1)
+                .map(|part| IoSlice::new(part)),
+        );
         let mut written = poll_fn(|cx| stream.poll_write(cx, &slices)).await?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());

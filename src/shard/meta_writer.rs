@@ -18,9 +18,7 @@ use crate::shard::core::{ReplyTo, Shard};
 use crate::shard::message::{LocalReply, Orphan, Refusal, ShardReply, ShardRequest};
 use crate::shard::meta::{DataVersion, MetaChange, MetaCommand, Topic};
 use crate::store::control::Control;
-use crate::wire::remoting::body::{
-    TopicConfig,
-};
+use crate::wire::remoting::body::TopicConfig;
 
 const NEXT_TOPIC_ID: &str = "next-topic-id";
 const VERSIONS: &str = "versions";
@@ -391,9 +389,9 @@ impl<E: Env> Shard<E> {
             changes.extend(settings.map(|settings| MetaChange::Settings(Arc::new(settings))));
         } else if key == VERSIONS {
             let versions = value.and_then(|value| read(key, value));
-            changes.extend(versions.map(|Versions { topics, groups }| {
-                MetaChange::Versions { topics, groups }
-            }));
+            changes.extend(
+                versions.map(|Versions { topics, groups }| MetaChange::Versions { topics, groups }),
+            );
         }
         changes
     }

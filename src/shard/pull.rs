@@ -112,8 +112,10 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
             next -= 1;
             break;
         }
-        let in_memory_from =
-            log.durable().0.saturating_sub(log.options().tail_cache_bytes as u64);
+        let in_memory_from = log
+            .durable()
+            .0
+            .saturating_sub(log.options().tail_cache_bytes as u64);
         is_far_behind |= entry.position < in_memory_from;
         let record = log.record(entry).await?;
         if let MessageFilter::Sql(filter) = &pull.filter {

@@ -101,7 +101,9 @@ impl Replication {
     }
 
     fn waits(&self) -> bool {
-        self.rules.as_ref().is_some_and(|rules| rules.replicas.waits)
+        self.rules
+            .as_ref()
+            .is_some_and(|rules| rules.replicas.waits)
     }
 }
 
@@ -168,6 +170,11 @@ impl<E: Env> Shard<E> {
             window.tick(now_ms);
         }
         self.settle(id);
+        // While too few are in sync there is nobody whom it would help to wait for.
+        let limit_ms = match self.replication.too_few.borrow().get(&id) {
+            Some(_) => 0,
+            None => rules.slave_timeout_ms,
+        };
         let written = log.durable_here();
         if let Some(gate) = self.gates.borrow_mut().get_mut(&id) {
             gate.set_now_ms(now_ms);
@@ -178,7 +185,7 @@ impl<E: Env> Shard<E> {
                 .gates
                 .borrow_mut()
                 .get_mut(&id)
-                .and_then(|gate| gate.next_overdue(written, rules.slave_timeout_ms));
+                .and_then(|gate| gate.next_overdue(written, limit_ms));
             let Some(overdue) = overdue else { return };
             self.reply(overdue.reply_to, with_copies(overdue.reply, Copies::Late));
         }

@@ -38,7 +38,9 @@ use crate::store::snapshot::{self, Mark, Writer};
 use crate::store::tables::consume_queue::Lookup;
 use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
-use crate::store::types::{Appended, Copies, NewMessage, QueueBounds, QueueEntry, QueueKey, Refusal};
+use crate::store::types::{
+    Appended, Copies, NewMessage, QueueBounds, QueueEntry, QueueKey, Refusal,
+};
 use crate::wire::record::{MAGIC_V1, MAGIC_V2, RecordFields};
 
 pub mod halves;

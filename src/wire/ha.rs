@@ -36,9 +36,13 @@ pub type ProofBytes = [u8; 32];
 /// Why a stream is dropped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HaError {
-    #[error("these bytes are not of RingMQ's slave stream: RocketMQ's replicas cannot follow a RingMQ broker, nor the other way round")]
+    #[error(
+        "these bytes are not of RingMQ's slave stream: RocketMQ's replicas cannot follow a RingMQ broker, nor the other way round"
+    )]
     Magic,
-    #[error("the peer speaks version {0} of the slave stream, this broker version {VERSION}: run the same version on both")]
+    #[error(
+        "the peer speaks version {0} of the slave stream, this broker version {VERSION}: run the same version on both"
+    )]
     Version(u8),
     #[error("a frame of kind {kind} with {bytes} bytes: the limit is {limit}")]
     Length { kind: u8, bytes: u32, limit: usize },
@@ -69,7 +73,9 @@ pub fn proof_is_right(
     master: &Nonce,
     found: &ProofBytes,
 ) -> bool {
-    sign(secret, side, slave, master).verify_slice(found).is_ok()
+    sign(secret, side, slave, master)
+        .verify_slice(found)
+        .is_ok()
 }
 
 fn sign(secret: &[u8], side: Side, slave: &Nonce, master: &Nonce) -> Hmac<Sha256> {
@@ -400,29 +406,37 @@ mod tests {
             any::<ProofBytes>().prop_map(|proof| Frame::Proof { proof }),
             Just(Frame::Describe),
             any_shape().prop_map(Frame::Description),
-            (any_shape(), any::<u8>(), any::<[u64; 3]>(), any::<[u32; 2]>()).prop_map(
-                |(shape, log, [broker_id, position, window_bytes], [epoch, previous_crc])| {
-                    Frame::Join {
-                        broker_id,
-                        shape,
-                        log,
-                        position,
-                        epoch,
-                        previous_crc,
-                        window_bytes,
+            (
+                any_shape(),
+                any::<u8>(),
+                any::<[u64; 3]>(),
+                any::<[u32; 2]>()
+            )
+                .prop_map(
+                    |(shape, log, [broker_id, position, window_bytes], [epoch, previous_crc])| {
+                        Frame::Join {
+                            broker_id,
+                            shape,
+                            log,
+                            position,
+                            epoch,
+                            previous_crc,
+                            window_bytes,
+                        }
                     }
-                }
-            ),
+                ),
             any::<[u64; 2]>().prop_map(|[start, end]| Frame::Joined { start, end }),
             ".{0,100}".prop_map(Frame::refused),
-            (any::<[u64; 3]>(), proptest::collection::vec(any::<u8>(), 0..300)).prop_map(
-                |([position, start, end], batches)| Frame::Data {
+            (
+                any::<[u64; 3]>(),
+                proptest::collection::vec(any::<u8>(), 0..300)
+            )
+                .prop_map(|([position, start, end], batches)| Frame::Data {
                     position,
                     start,
                     end,
                     batches: batches.into()
-                }
-            ),
+                }),
             any::<[u64; 2]>().prop_map(|[durable, window_bytes]| Frame::Ack {
                 durable,
                 window_bytes
@@ -476,9 +490,27 @@ mod tests {
     fn a_proof_holds_for_its_side_its_nonces_and_its_secret_only() {
         let (slave, master) = ([1; 16], [2; 16]);
         let right = proof(b"secret", Side::Slave, &slave, &master);
-        assert!(proof_is_right(b"secret", Side::Slave, &slave, &master, &right));
-        assert!(!proof_is_right(b"secret", Side::Master, &slave, &master, &right));
-        assert!(!proof_is_right(b"secret", Side::Slave, &slave, &[3; 16], &right));
+        assert!(proof_is_right(
+            b"secret",
+            Side::Slave,
+            &slave,
+            &master,
+            &right
+        ));
+        assert!(!proof_is_right(
+            b"secret",
+            Side::Master,
+            &slave,
+            &master,
+            &right
+        ));
+        assert!(!proof_is_right(
+            b"secret",
+            Side::Slave,
+            &slave,
+            &[3; 16],
+            &right
+        ));
         assert!(!proof_is_right(b"", Side::Slave, &slave, &master, &right));
     }
 }

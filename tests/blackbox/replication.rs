@@ -51,7 +51,10 @@ fn ha_status(node: &Node) -> Value {
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < CATCH_UP_MAX, "{what}: not after {CATCH_UP_MAX:?}");
+        assert!(
+            begun.elapsed() < CATCH_UP_MAX,
+            "{what}: not after {CATCH_UP_MAX:?}"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -66,7 +69,9 @@ fn until_in_sync(master: &Node) {
 fn ends(node: &Node) -> Vec<Option<i64>> {
     let mut connection = node.connect();
     let queues = 0..QUEUES;
-    queues.map(|queue| connection.max_offset(TOPIC, queue).ok()).collect()
+    queues
+        .map(|queue| connection.max_offset(TOPIC, queue).ok())
+        .collect()
 }
 
 fn until_caught_up(master: &Node, slave: &Node) {
@@ -107,7 +112,11 @@ fn a_slave_follows_and_gives_the_same_bytes() {
     // What comes while it follows.
     for number in 0..100 {
         connection
-            .send(&Message::new(TOPIC, number % QUEUES, format!("later {number}")))
+            .send(&Message::new(
+                TOPIC,
+                number % QUEUES,
+                format!("later {number}"),
+            ))
             .unwrap();
     }
     connection.commit_offset(GROUP, TOPIC, 2, 5).unwrap();
@@ -119,7 +128,9 @@ fn a_slave_follows_and_gives_the_same_bytes() {
     }
     let mut reader = slave.connect();
     until("offsets and a new topic follow", || {
-        reader.consumer_offset(GROUP, TOPIC, 2).is_ok_and(|found| found == Some(5))
+        reader
+            .consumer_offset(GROUP, TOPIC, 2)
+            .is_ok_and(|found| found == Some(5))
             && reader.max_offset("later", 1).is_ok_and(|end| end == 1)
     });
     assert_eq!(reader.consumer_offset(GROUP, TOPIC, 1).unwrap(), Some(17));
@@ -138,7 +149,11 @@ fn a_slave_follows_and_gives_the_same_bytes() {
     // Both sides tell how it stands, and clients find both.
     until_in_sync(&master);
     let status = ha_status(&master);
-    assert_eq!(status["haConnectionInfo"].as_array().unwrap().len(), 2, "{status}");
+    assert_eq!(
+        status["haConnectionInfo"].as_array().unwrap().len(),
+        2,
+        "{status}"
+    );
     assert_eq!(ha_status(&slave)["master"], false);
     let route = master.connect_namesrv().route(TOPIC).unwrap();
     let addresses = &route["brokerDatas"][0]["brokerAddrs"];
@@ -215,9 +230,19 @@ fn after_kill_9_of_a_sync_master_its_slave_has_all_that_was_acknowledged_and_can
     let file = files.path().join("acknowledged");
     let acknowledged = produce(master.broker, &file, count, || signal(pid, "KILL"));
     master.kill();
-    assert!(acknowledged.len() as u64 > count / 4, "{}", acknowledged.len());
-    assert!((acknowledged.len() as u64) < count, "it was killed too late");
-    say!("kill -9 of a sync master: {} of {count} acknowledged", acknowledged.len());
+    assert!(
+        acknowledged.len() as u64 > count / 4,
+        "{}",
+        acknowledged.len()
+    );
+    assert!(
+        (acknowledged.len() as u64) < count,
+        "it was killed too late"
+    );
+    say!(
+        "kill -9 of a sync master: {} of {count} acknowledged",
+        acknowledged.len()
+    );
     check_all_there(&slave, &acknowledged);
     // By hand: the slave becomes the master.
     assert!(slave.terminate().success());
@@ -250,24 +275,34 @@ fn a_slave_that_was_killed_or_stopped_for_long_catches_up() {
     slave.kill();
     assert!(acknowledged.len() < 1_500, "{}", acknowledged.len());
     let mut connection = master.connect();
-    let alone = connection.send(&Message::new(TOPIC, 0, "alone")).unwrap_err();
+    let alone = connection
+        .send(&Message::new(TOPIC, 0, "alone"))
+        .unwrap_err();
     assert_eq!(alone.code(), Some(answer::SLAVE_NOT_AVAILABLE), "{alone:?}");
     // Far behind: several segments of 16 MiB.
     for number in 0..60u32 {
         let body = vec![number as u8; 1 << 20];
         let stored = connection.send(&Message::new(TOPIC, number as i32 % QUEUES, body));
-        assert_eq!(stored.unwrap_err().code(), Some(answer::SLAVE_NOT_AVAILABLE));
+        assert_eq!(
+            stored.unwrap_err().code(),
+            Some(answer::SLAVE_NOT_AVAILABLE)
+        );
     }
     let begun = Instant::now();
     let slave = second.start();
     until_caught_up(&master, &slave);
-    say!("60 MiB behind, caught up and serving after {:?}", begun.elapsed());
+    say!(
+        "60 MiB behind, caught up and serving after {:?}",
+        begun.elapsed()
+    );
     check_all_there(&slave, &acknowledged);
     for queue in 0..QUEUES {
         assert_eq!(raw(&slave, queue), raw(&master, queue), "queue {queue}");
     }
     until_in_sync(&master);
-    connection.send(&Message::new(TOPIC, 0, "together")).unwrap();
+    connection
+        .send(&Message::new(TOPIC, 0, "together"))
+        .unwrap();
 }
 
 #[test]
@@ -288,7 +323,9 @@ fn a_slave_that_hangs_makes_a_send_late_and_the_least_number_makes_it_refused() 
     connection.send(&Message::new(TOPIC, 0, "both")).unwrap();
     signal(slave.pid(), "STOP");
     let begun = Instant::now();
-    let late = connection.send(&Message::new(TOPIC, 0, "late")).unwrap_err();
+    let late = connection
+        .send(&Message::new(TOPIC, 0, "late"))
+        .unwrap_err();
     assert_eq!(late.code(), Some(answer::FLUSH_SLAVE_TIMEOUT), "{late:?}");
     assert!(begun.elapsed() >= Duration::from_millis(400));
     // Consumers do not see it before it is where it has to be.
@@ -305,27 +342,42 @@ fn a_wrong_secret_is_refused_and_strangers_are_dropped() {
     let (right, wrong) = (files.path().join("right"), files.path().join("wrong"));
     fs::write(&right, "0123456789abcdef right\n").unwrap();
     fs::write(&wrong, "0123456789abcdef wrong\n").unwrap();
-    let first = master(one.path(), "ASYNC_MASTER").set(&format!("haSecretFile={}", right.display()));
+    let first =
+        master(one.path(), "ASYNC_MASTER").set(&format!("haSecretFile={}", right.display()));
     let master = first.start();
     prepare(&master);
-    master.connect().send(&Message::new(TOPIC, 0, "secret")).unwrap();
+    master
+        .connect()
+        .send(&Message::new(TOPIC, 0, "secret"))
+        .unwrap();
     let second = slave(&first, other.path(), 1).set(&format!("haSecretFile={}", wrong.display()));
     // It has no store yet, so it waits for a master that believes it.
     let stranger = second.spawn();
-    until("the refusal is told", || stranger.output().contains("haSecretFile"));
+    until("the refusal is told", || {
+        stranger.output().contains("haSecretFile")
+    });
     assert!(!other.path().join("ringmq.store").exists());
     drop(stranger);
     // Anything but our protocol ends at once, RocketMQ's own replica included.
     let port = first.broker_port + 1;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &0u64.to_be_bytes(), b"RMQH\x01\x06\0\0\xff\xff\xff\x7f"] {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &0u64.to_be_bytes(),
+        b"RMQH\x01\x06\0\0\xff\xff\xff\x7f",
+    ] {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(3)))
+            .unwrap();
         stream.write_all(garbage).unwrap();
         let mut answer = Vec::new();
         let read = stream.read_to_end(&mut answer);
         assert!(answer.is_empty(), "{answer:?}");
-        assert!(!matches!(&read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "{read:?}");
+        assert!(
+            !matches!(&read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+            "{read:?}"
+        );
     }
     let second = second.set(&format!("haSecretFile={}", right.display()));
     let slave = second.start();
@@ -342,13 +394,17 @@ fn a_log_that_went_its_own_way_is_refused_with_what_to_do() {
     let mut slave = second.start();
     let mut connection = old.connect();
     for queue in 0..QUEUES {
-        connection.send(&Message::new(TOPIC, queue, "common")).unwrap();
+        connection
+            .send(&Message::new(TOPIC, queue, "common"))
+            .unwrap();
     }
     until_caught_up(&old, &slave);
     assert!(slave.terminate().success());
     // The slave misses these, and then becomes the master and stores others in their place.
     for queue in 0..QUEUES {
-        connection.send(&Message::new(TOPIC, queue, "only the old one")).unwrap();
+        connection
+            .send(&Message::new(TOPIC, queue, "only the old one"))
+            .unwrap();
     }
     old.kill();
     let promoted = Setup {

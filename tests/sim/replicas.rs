@@ -224,7 +224,11 @@ impl Pair {
                         store_host: ([127, 0, 0, 1], 10911).into(),
                         replica: !is_master,
                     },
-                    role: if is_master { master_role() } else { Role::Slave },
+                    role: if is_master {
+                        master_role()
+                    } else {
+                        Role::Slave
+                    },
                 };
                 Shard::open(env, options).await
             }
@@ -236,7 +240,9 @@ impl Pair {
         };
         for log in shard.logs() {
             if let Some(refusal) = log.refusal() {
-                breach(format!("machine {node} starts with a damaged log: {refusal}"));
+                breach(format!(
+                    "machine {node} starts with a damaged log: {refusal}"
+                ));
             }
         }
         shard.start();
@@ -305,7 +311,10 @@ impl Pair {
                 let ShardReply::Stats(stats) = reply else {
                     breach("no figures".to_owned());
                 };
-                let in_sync = stats.logs.iter().all(|log| log.replicas.iter().any(|r| r.is_in_sync));
+                let in_sync = stats
+                    .logs
+                    .iter()
+                    .all(|log| log.replicas.iter().any(|r| r.is_in_sync));
                 if in_sync {
                     return true;
                 }
@@ -327,7 +336,9 @@ impl Pair {
                     .logs()
                     .map(|log| slave.slave_progress(log.id()).unwrap().last_error())
                     .collect();
-                breach(format!("the slave is not in sync within {TOGETHER_WITHIN:?}: {errors:?}"))
+                breach(format!(
+                    "the slave is not in sync within {TOGETHER_WITHIN:?}: {errors:?}"
+                ))
             }
         }
     }
@@ -382,7 +393,10 @@ impl Pair {
             for (here, there) in master.logs().zip(slave.logs()) {
                 let end = there.durable_here().0;
                 if end > here.durable_here().0 {
-                    breach(format!("log {}: the slave has more than its master", here.id()));
+                    breach(format!(
+                        "log {}: the slave has more than its master",
+                        here.id()
+                    ));
                 }
                 let mut at = 0;
                 while at < end {
@@ -395,7 +409,10 @@ impl Pair {
                         })
                     };
                     if theirs.next != ours.next || flat(&theirs.slices) != flat(&ours.slices) {
-                        breach(format!("log {}: other bytes at {at} on the slave", here.id()));
+                        breach(format!(
+                            "log {}: other bytes at {at} on the slave",
+                            here.id()
+                        ));
                     }
                     at = theirs.next;
                 }
@@ -443,10 +460,18 @@ impl Pair {
                         continue;
                     };
                     number += 1;
-                    let queue = ShardHandle::key(&topic, (control.random_u64() % u64::from(QUEUES)) as u32);
+                    let queue =
+                        ShardHandle::key(&topic, (control.random_u64() % u64::from(QUEUES)) as u32);
                     let mut body = format!("{producer} {number} ").into_bytes();
-                    let most = if control.random_u64().is_multiple_of(16) { 60_000 } else { 1_500 };
-                    body.resize(body.len() + (control.random_u64() % most) as usize, number as u8);
+                    let most = if control.random_u64().is_multiple_of(16) {
+                        60_000
+                    } else {
+                        1_500
+                    };
+                    body.resize(
+                        body.len() + (control.random_u64() % most) as usize,
+                        number as u8,
+                    );
                     let message = NewMessage {
                         queue,
                         topic: topic.name.clone(),
@@ -637,10 +662,20 @@ pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<C
         counts
     });
     let result = catch_unwind(run).map_err(|payload| {
-        let breach = payload.downcast_ref::<Breach>().map(|breach| breach.0.clone());
+        let breach = payload
+            .downcast_ref::<Breach>()
+            .map(|breach| breach.0.clone());
         breach
-            .or_else(|| payload.downcast_ref::<String>().map(|text| format!("panic: {text}")))
-            .or_else(|| payload.downcast_ref::<&str>().map(|text| format!("panic: {text}")))
+            .or_else(|| {
+                payload
+                    .downcast_ref::<String>()
+                    .map(|text| format!("panic: {text}"))
+            })
+            .or_else(|| {
+                payload
+                    .downcast_ref::<&str>()
+                    .map(|text| format!("panic: {text}"))
+            })
             .unwrap_or_else(|| "panic without a text".to_owned())
     });
     plant(None);

@@ -516,7 +516,10 @@ impl Loader {
             return;
         }
         let waits = role == BrokerRole::SyncMaster && store.in_sync_replicas > 1;
-        let host = store.ha_master_address.rsplit_once(':').map(|(host, _)| host);
+        let host = store
+            .ha_master_address
+            .rsplit_once(':')
+            .map(|(host, _)| host);
         let is_far = host.is_some_and(|host| {
             let host = host.trim_matches(['[', ']']);
             let is_loopback = |ip: IpAddr| ip.is_loopback();

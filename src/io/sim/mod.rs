@@ -14,8 +14,8 @@ mod world;
 
 pub use disk::Disk;
 pub use env::{SimEnv, SimFile};
-pub use net::{SimNet, SimNetwork, SimStream};
 pub use faults::{DiskOptions, Errno, Faults, Latency, OpKind};
+pub use net::{SimNet, SimNetwork, SimStream};
 pub use world::{Control, Crash, NodeId, SimOptions, SimWorld, Stalled};
 
 #[cfg(test)]

@@ -197,16 +197,21 @@ impl<E: Env> CommitLog<E> {
             self.space.notify();
             return Err(ReplicaError::NoSpace);
         }
-        let is_full = state.open.as_ref().is_some_and(|open| {
-            (position - open.start) as usize + length > REPLICA_RUN_BYTES_MAX
-        });
+        let is_full = state
+            .open
+            .as_ref()
+            .is_some_and(|open| (position - open.start) as usize + length > REPLICA_RUN_BYTES_MAX);
         if is_full {
             self.close_run(state);
         }
         self.put_in_run(state, &bytes[..length], header.first_timestamp_ms);
         state.last_crc = header.crc;
         state.epoch = header.epoch;
-        state.next = if header.ends_segment() { segment_end } else { end };
+        state.next = if header.ends_segment() {
+            segment_end
+        } else {
+            end
+        };
         state.commit.on_append(Position(state.next));
         state.crcs.push_back((state.next, state.last_crc));
         if state.next == segment_end {
@@ -299,8 +304,7 @@ impl<E: Env> CommitLog<E> {
                 let batch = &run.buffer[(at - run.buffer_start) as usize..];
                 let header = BatchHeader::read(batch, Position(at), self.options.store_id)
                     .ok_or_else(|| format!("the batch at {at} changed while it was written"))?;
-                let records =
-                    &batch[HEADER_BYTES..HEADER_BYTES + header.record_bytes as usize];
+                let records = &batch[HEADER_BYTES..HEADER_BYTES + header.record_bytes as usize];
                 self.apply_records(at + HEADER_BYTES as u64, records, touched)?;
                 if header.ends_segment() {
                     self.segment_times
@@ -368,7 +372,10 @@ impl<E: Env> CommitLog<E> {
         }
         let previous_crc = match known {
             Some(crc) => Some(crc),
-            None => self.header_at(other.position).await?.map(|h| h.previous_crc),
+            None => self
+                .header_at(other.position)
+                .await?
+                .map(|h| h.previous_crc),
         };
         let same = previous_crc == Some(other.previous_crc) && other.epoch <= self.epoch();
         Ok(if same {
