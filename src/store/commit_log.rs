@@ -233,9 +233,6 @@ impl<E: Env> CommitLog<E> {
             options.read_cache_bytes,
             options.index_cache_bytes / 2,
         );
-        if options.replica {
-            replica::mark(&env, &options.directory).await?;
-        }
         let Recovered {
             mut tables,
             end,
@@ -248,7 +245,9 @@ impl<E: Env> CommitLog<E> {
         } = recovery::recover(&env, &options, &segments).await?;
         // What the last process wrote and did not live to flush is about to be shown and built upon.
         segments.sync_from(snapshot_position).await?;
-        if !options.replica && damage.is_none() {
+        if options.replica {
+            replica::mark(&env, &options.directory).await?;
+        } else if damage.is_none() {
             replica::forget_mark(&env, &options.directory, &segments, end, &last_sector).await?;
         }
         tables.queues.forget_assigned();
