@@ -13,7 +13,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("server", &["base", "wire", "io", "store"]),
     // A client's connection is the server layer's, with the roles changed.
     ("client", &["base", "wire", "io", "store", "server"]),
-    ("shard", &["base", "wire", "io", "store"]),
+    // The slave stream reads and writes logs; what a replica's acknowledgement is worth is the shard's.
+    ("ha", &["base", "wire", "io", "store"]),
+    ("shard", &["base", "wire", "io", "store", "ha"]),
     (
         "namesrv",
         &["base", "wire", "io", "store", "server", "client", "shard"],
@@ -26,7 +28,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "base", "wire", "io", "store", "server", "client", "shard", "namesrv", "broker",
+            "base", "wire", "io", "store", "ha", "server", "client", "shard", "namesrv", "broker",
             "admin",
         ],
     ),

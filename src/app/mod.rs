@@ -8,6 +8,7 @@ mod cli;
 mod config_command;
 mod log;
 mod node;
+mod replication;
 mod run;
 mod shutdown;
 mod store_command;

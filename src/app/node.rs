@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::app::boot;
+use crate::app::replication::{self, MasterAddress};
 use crate::app::run::print;
 use crate::app::shutdown::{Phase, Shutdown};
-use crate::base::config::value::{FlushDiskType, MessageRequestMode};
+use crate::base::config::value::{BrokerRole, FlushDiskType, MessageRequestMode};
 use crate::base::config::{Config, Roles};
 use crate::base::limits::KEY_TAIL_ENTRIES;
 use crate::broker::dispatch::Broker;
@@ -21,6 +22,7 @@ use crate::broker::metrics::{Metrics, MetricsSite};
 use crate::broker::options::{BrokerOptions, DelayRules, TransactionRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
 use crate::broker::routes::NameServers;
+use crate::ha::handshake::Secret;
 use crate::io::env::Env;
 use crate::io::process;
 use crate::io::ring::RingEnv;
@@ -110,6 +112,9 @@ struct Node {
     shutdown: Shutdown,
     meeting: Meeting,
     manifest: Option<Manifest>,
+    /// Of master and slaves; empty without one.
+    secret: Secret,
+    master: MasterAddress,
     started_ms: u64,
     serving: Box<Serving>,
 }
@@ -138,7 +143,17 @@ pub fn start_node_with(
     } else {
         1
     };
-    let manifest = if roles.has_broker() {
+    let secret = replication::read_secret(&config.store.ha_secret_file);
+    let secret = secret.map_err(RunError::Failed)?;
+    let is_slave = config.broker.role == BrokerRole::Slave;
+    let manifest = if roles.has_broker() && is_slave {
+        let (config, shutdown, secret) = (config.clone(), shutdown.clone(), secret.clone());
+        let made = run_once(move |env| async move {
+            let identity = identity(&config);
+            replication::manifest_of_slave(&env, &config, &identity, &secret, &shutdown).await
+        });
+        Some(made.map_err(RunError::Start)?.map_err(RunError::Failed)?)
+    } else if roles.has_broker() {
         let (root, segment_bytes) = (config.store.root.clone(), config.store.segment_bytes);
         let logs = match config.store.logs {
             0 => cores as u16,
@@ -167,6 +182,8 @@ pub fn start_node_with(
         pin: config.node.pin_shards,
     };
     let node = Arc::new(Node {
+        secret,
+        master: MasterAddress::new(&config),
         config,
         roles,
         shutdown,
@@ -338,6 +355,7 @@ impl Node {
             },
             snapshot_bytes: SNAPSHOT_BYTES.min(4 * manifest.segment_bytes),
             store_host: self.store_host(),
+            replica: config.broker.role == BrokerRole::Slave,
         }
     }
 
@@ -357,6 +375,7 @@ impl Node {
             logs: manifest.logs,
             directory: self.config.store.root.clone(),
             log: self.log_options(manifest),
+            role: replication::role(&self.config),
         };
         let shard = Shard::open(env.clone(), options)
             .await
@@ -385,7 +404,13 @@ impl Node {
             });
         }
         self.meeting.at(&env, Place::BrokerStarted).await?;
-        if index == 0 {
+        if shard.is_slave() {
+            let (config, secret) = (&self.config, &self.secret);
+            replication::follow_master(&env, config, manifest, secret, &self.master, &shard);
+        } else {
+            replication::adopt_slaves(&env, &self.config, &shard);
+        }
+        if index == 0 && !shard.is_slave() {
             broker
                 .create_boot_topics()
                 .await
@@ -403,7 +428,12 @@ impl Node {
             })?;
             server.serve(listener);
         }
-        self.keep_retention(&env, &shard);
+        if !shard.is_slave() {
+            self.keep_retention(&env, &shard);
+        }
+        if index == 0 && !shard.is_slave() {
+            replication::serve_slaves(&env, &self.config, manifest, &self.secret, &shard)?;
+        }
         let metrics = (index == 0)
             .then(|| self.serve_metrics(&env, &broker))
             .flatten();
@@ -457,12 +487,14 @@ impl Node {
             native_ports: config.native_ports(),
             key_index: config.store.key_index,
             broker_id: keys.broker_id as i64,
+            slave_read: keys.slave_read,
             region: Arc::from(keys.region_id.as_str()),
             trace_on: keys.trace_on,
             trace_topic: keys.trace_topic,
             permission: i32::from(keys.permission),
-            auto_create_topic: keys.auto_create_topic,
-            auto_create_group: keys.auto_create_group,
+            // A slave makes nothing: its master's topics and groups come with the log.
+            auto_create_topic: keys.auto_create_topic && keys.broker_id == 0,
+            auto_create_group: keys.auto_create_group && keys.broker_id == 0,
             default_topic_queues: keys.default_topic_queues,
             message_bytes_max: config.store.body_bytes_max as usize,
             delay: DelayRules {
@@ -497,16 +529,15 @@ impl Node {
 
     fn registrar(&self, env: &RingEnv, handle: &ShardHandle) -> Registrar<RingEnv, BrokerTopics> {
         let keys = &self.config.broker;
-        let identity = BrokerIdentity {
-            cluster: keys.cluster_name.clone(),
-            broker_name: keys.broker_name.clone(),
-            address: self.config.broker_address(),
-            broker_id: keys.broker_id as i64,
-            ha_address: self.config.replication_address(),
-            permission: i32::from(keys.permission),
-        };
+        let identity = identity(&self.config);
         let source = Rc::new(BrokerTopics {
             handle: handle.clone(),
+            master: self
+                .config
+                .store
+                .ha_master_address
+                .is_empty()
+                .then(|| self.master.clone()),
         });
         let registrar = Registrar::new(
             env.clone(),
@@ -587,9 +618,24 @@ impl Node {
     }
 }
 
+/// Who this broker is to name servers.
+fn identity(config: &Config) -> BrokerIdentity {
+    let keys = &config.broker;
+    BrokerIdentity {
+        cluster: keys.cluster_name.clone(),
+        broker_name: keys.broker_name.clone(),
+        address: config.broker_address(),
+        broker_id: keys.broker_id as i64,
+        ha_address: config.replication_address(),
+        permission: i32::from(keys.permission),
+    }
+}
+
 /// The broker's topics, for its registration.
 struct BrokerTopics {
     handle: ShardHandle,
+    /// Of a slave that has no fixed master.
+    master: Option<MasterAddress>,
 }
 
 impl RegistrationSource for BrokerTopics {
@@ -609,6 +655,12 @@ impl RegistrationSource for BrokerTopics {
     fn topic(&self, name: &str) -> Option<TopicConfig> {
         let meta = self.handle.meta();
         meta.topics.get(name).map(|topic| topic.config.clone())
+    }
+
+    fn master_at(&self, ha_address: &str) {
+        if let Some(master) = &self.master {
+            master.set(ha_address);
+        }
     }
 
     fn order_topics(&self, topics: &BTreeSet<String>) {

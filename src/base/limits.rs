@@ -82,6 +82,19 @@ pub const STATISTICS_ROWS_MAX: usize = 4096;
 pub const MESH_SLOTS: usize = 1024;
 /// Messages to another core that may wait for a slot, before requests are refused with SYSTEM_BUSY.
 pub const MESH_WAITING_MAX: usize = 64 << 10;
+/// Batches in one frame of the slave stream. It has to hold any one batch, and a request full of tiny messages grows by
+/// what each record has around its body.
+pub const HA_BATCHES_BYTES_MAX: usize = 128 << 20;
+/// Batches that a master puts into one frame of the slave stream, unless one alone is larger.
+pub const HA_FRAME_BYTES_TARGET: usize = 512 << 10;
+/// Every other frame of the slave stream.
+pub const HA_CONTROL_BYTES_MAX: usize = 1 << 10;
+/// What a slave lets be on its way to it per log, and so what it holds in memory besides its caches.
+pub const HA_WINDOW_BYTES: u64 = 4 << 20;
+/// Bytes that a slave writes in one go, unless one batch alone is larger. A crash tears no more than that.
+pub const REPLICA_RUN_BYTES_MAX: usize = 1 << 20;
+/// Connections at the slave stream's port that have not proved themselves; further ones are closed at once.
+pub const HA_STRANGERS_MAX: usize = 64;
 /// Header fields of one command.
 pub const HEADER_FIELDS_MAX: usize = 256;
 
@@ -89,4 +102,6 @@ const _: () = assert!(BATCH_BYTES_TARGET.is_multiple_of(SECTOR_BYTES));
 const _: () = assert!(RECORD_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(NATIVE_FETCH_BYTES_MAX + RECORD_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(LOG_PENDING_BYTES_MAX > 2 * RECORD_BYTES_MAX);
+const _: () = assert!(HA_BATCHES_BYTES_MAX > FRAME_BYTES_MAX + RECORD_BYTES_MAX);
+const _: () = assert!(REPLICA_RUN_BYTES_MAX > BATCH_BYTES_TARGET);
 const _: () = assert!(SQL_STEPS_MAX < u16::MAX as usize);

@@ -260,24 +260,44 @@ impl Broker {
         Answer::done()
     }
 
-    /// 907, of a master without slaves.
+    /// 907: each connection is one log of one slave. Positions are physical offsets, which name their log.
     pub(super) async fn ha_status(self) -> Outcome {
         let stats = self.all_stats().await?;
         let logs = stats.iter().flat_map(|core| &core.logs);
         let max = logs
             .map(|log| PhysicalOffset::new(log.log, log.max).0)
             .max();
+        let logs = || stats.iter().flat_map(|core| &core.logs);
+        let mut connections = Vec::new();
+        let mut in_sync: BTreeMap<u64, usize> = BTreeMap::new();
+        for log in logs() {
+            for slave in &log.replicas {
+                *in_sync.entry(slave.broker_id).or_default() += usize::from(slave.is_in_sync);
+                connections.push(serde_json::json!({
+                    "addr": slave.address,
+                    "brokerId": slave.broker_id,
+                    "diff": log.durable_here.0.saturating_sub(slave.acked.0),
+                    "inSync": slave.is_in_sync,
+                    "slaveAckOffset": PhysicalOffset::new(log.log, slave.acked).0,
+                    "transferFromWhere": PhysicalOffset::new(log.log, slave.acked).0,
+                    "transferredByteInSecond": 0,
+                }));
+            }
+        }
+        let log_count = logs().count();
+        let masters =
+            logs().filter_map(|log| Some(PhysicalOffset::new(log.log, log.master?.end).0));
         Answer::json(&serde_json::json!({
             "haClientRuntimeInfo": {
                 "lastReadTimestamp": 0,
                 "lastWriteTimestamp": 0,
-                "masterFlushOffset": 0,
-                "maxOffset": 0,
+                "masterFlushOffset": masters.max().unwrap_or(0),
+                "maxOffset": if self.options.is_slave() { max.unwrap_or(0) } else { 0 },
                 "transferredByteInSecond": 0,
             },
-            "haConnectionInfo": [],
-            "inSyncSlaveNums": 0,
-            "master": self.options.broker_id == 0,
+            "haConnectionInfo": connections,
+            "inSyncSlaveNums": in_sync.values().filter(|logs| **logs == log_count).count(),
+            "master": !self.options.is_slave(),
             "masterCommitLogMaxOffset": max.unwrap_or(0),
         }))
     }

@@ -516,9 +516,12 @@ pub(super) fn code_of(error: &BrokerError) -> i32 {
             | Refusal::Busy { .. }
             | Refusal::TooManyTransactions { .. }
             | Refusal::MeshFull { .. } => response::SYSTEM_BUSY,
-            Refusal::DiskFull { .. } | Refusal::Poisoned { .. } | Refusal::Stopping => {
-                response::SERVICE_NOT_AVAILABLE
-            }
+            // IN_SYNC_REPLICAS_NOT_ENOUGH has no code of its own.
+            Refusal::TooFewReplicas { .. } => response::SYSTEM_ERROR,
+            Refusal::Replica
+            | Refusal::DiskFull { .. }
+            | Refusal::Poisoned { .. }
+            | Refusal::Stopping => response::SERVICE_NOT_AVAILABLE,
             Refusal::TooLarge { .. } => response::MESSAGE_ILLEGAL,
             Refusal::NoQueue => response::TOPIC_NOT_EXIST,
             Refusal::Read { .. } => response::SYSTEM_ERROR,

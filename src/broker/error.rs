@@ -126,6 +126,8 @@ impl BrokerError {
                 Refusal::Poisoned { .. } => "log_failed",
                 Refusal::TooLarge { .. } => "message_illegal",
                 Refusal::TooManyTransactions { .. } => "too_many_transactions",
+                Refusal::Replica => "slave",
+                Refusal::TooFewReplicas { .. } => "too_few_replicas",
                 Refusal::NoQueue => "no_topic",
                 Refusal::MeshFull { .. } => "core_busy",
                 Refusal::Stopping => "stopping",

@@ -159,6 +159,10 @@ impl Broker {
 
     /// The group of a heartbeat and its retry topic, made if they are not there and may be.
     async fn make_group(&self, data: &ConsumerData) -> Result<(), BrokerError> {
+        if self.options.is_slave() {
+            // Its master made them, or will.
+            return Ok(());
+        }
         let group = data.group_name.as_str();
         if self.known_group(group).is_none() {
             names::check_group(group)?;

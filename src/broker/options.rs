@@ -18,6 +18,8 @@ pub struct BrokerOptions {
     pub broker: Arc<str>,
     /// `brokerId`; 0 is the master.
     pub broker_id: i64,
+    /// `slaveReadEnable`: consumers that are far behind are sent to a slave.
+    pub slave_read: bool,
     /// `brokerIP1` and `listenPort`: what clients connect to, and the store host of every record and message id.
     pub store_host: SocketAddr,
     /// What native clients connect to, `brokerIP1`; and the port of each core (`nativePort`), none: any port is any core's.
@@ -84,6 +86,7 @@ impl BrokerOptions {
             cluster: Arc::from(cluster),
             broker: Arc::from(broker),
             broker_id: 0,
+            slave_read: false,
             store_host,
             native_host: store_host.ip().to_string(),
             native_ports: Vec::new(),
@@ -114,6 +117,11 @@ impl BrokerOptions {
             boot_ms: 0,
             settings: Arc::from([]),
         }
+    }
+
+    /// A copy of its master, which serves reads.
+    pub fn is_slave(&self) -> bool {
+        self.broker_id != 0
     }
 
     pub fn readable(&self) -> bool {

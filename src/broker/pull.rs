@@ -277,7 +277,13 @@ pub(super) fn status(
 }
 
 /// The response of a pull. Clients need all four numbers with every one of the four codes.
-fn head<B>(pulled: &Pulled<B>, offset: i64, group_flag: i32, topic_flag: i32) -> Outgoing {
+fn head<B>(
+    pulled: &Pulled<B>,
+    offset: i64,
+    group_flag: i32,
+    topic_flag: i32,
+    suggested: i64,
+) -> Outgoing {
     let (code, remark, next_offset) = status(
         pulled.status,
         offset,
@@ -288,13 +294,30 @@ fn head<B>(pulled: &Pulled<B>, offset: i64, group_flag: i32, topic_flag: i32) ->
     Outgoing::success()
         .with_code(code)
         .with_remark(remark)
-        // The master itself: reading from slaves comes with replication.
-        .field("suggestWhichBrokerId", 0i64)
+        .field("suggestWhichBrokerId", suggested)
         .field("nextBeginOffset", next_offset)
         .field("minOffset", pulled.min_offset)
         .field("maxOffset", pulled.max_offset)
         .field("groupSysFlag", group_flag)
         .field("topicSysFlag", topic_flag)
+}
+
+/// The broker that the next pull of this queue should go to: a group's `whichBrokerWhenConsumeSlowly` while it is far behind,
+/// if slaves may be read (`slaveReadEnable`), else the master. A slave keeps those that are.
+fn suggested(
+    options: &BrokerOptions,
+    group: Option<&SubscriptionGroupConfig>,
+    is_far_behind: bool,
+) -> i64 {
+    if options.is_slave() {
+        return if is_far_behind { options.broker_id } else { 0 };
+    }
+    match group {
+        Some(group) if options.slave_read && is_far_behind => {
+            group.which_broker_when_consume_slowly
+        }
+        _ => 0,
+    }
 }
 
 /// What the answer to a pull needs besides what was found.
@@ -491,7 +514,9 @@ impl Broker {
                     .as_ref()
                     .map_or(0, |group| group.group_sys_flag);
                 let topic_flag = answer.topic.config.topic_sys_flag;
-                let head = head(&pulled, answer.offset, group_flag, topic_flag);
+                let group = answer.group.as_deref();
+                let suggested = suggested(&self.options, group, pulled.is_far_behind);
+                let head = head(&pulled, answer.offset, group_flag, topic_flag, suggested);
                 if let Some(group) = answer.group.filter(|_| pulled.message_count > 0) {
                     let sum = (u64::from(pulled.message_count), pulled.records.len() as u64);
                     let now_ms = self.shard.now_ms();
@@ -520,6 +545,23 @@ mod tests {
     use crate::broker::subscription::subscription;
     use crate::shard::meta::{Member, MetaChange, OnlineGroup};
     use crate::wire::remoting::body::TopicConfig;
+
+    #[test]
+    fn a_consumer_that_is_far_behind_is_sent_to_a_slave_only_if_that_is_allowed() {
+        let mut options = options();
+        let group = group("G");
+        assert_eq!(suggested(&options, Some(&group), true), 0);
+        options.slave_read = true;
+        assert_eq!(suggested(&options, Some(&group), true), 1);
+        assert_eq!(suggested(&options, Some(&group), false), 0);
+        options.broker_id = 2;
+        assert_eq!(
+            suggested(&options, Some(&group), true),
+            2,
+            "a slave keeps it"
+        );
+        assert_eq!(suggested(&options, Some(&group), false), 0);
+    }
 
     fn options() -> BrokerOptions {
         BrokerOptions::new("C", "b", "127.0.0.1:10911".parse().unwrap())
@@ -862,8 +904,9 @@ mod tests {
             max_offset: 9,
             records: (),
             message_count: 0,
+            is_far_behind: false,
         };
-        let head = head(&pulled, 9, 0, 0);
+        let head = head(&pulled, 9, 0, 0, 0);
         assert_eq!(head.code, 19);
         assert_eq!(head.remark.as_deref(), Some("OFFSET_OVERFLOW_ONE"));
         for name in [

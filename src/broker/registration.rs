@@ -9,7 +9,7 @@
 //! - each of several requests for one version has another timestamp, and the last has the true one;
 //! - a table too large to be repeated every 30 seconds is not: the name server is asked for its version.
 //!
-//! Not here: heartbeats of acting masters (904), and what a slave does with its master's address.
+//! Not here: heartbeats of acting masters (904).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,6 +84,8 @@ pub trait RegistrationSource: 'static {
     /// A name server says that these topics are ordered (`TopicConfigManager.updateOrderTopicConfig`): those that exist get
     /// the flag `order`; none loses it. Called with each answer, so it has to be cheap when nothing changes.
     fn order_topics(&self, topics: &BTreeSet<String>);
+    /// A name server tells a slave where its master takes slaves: `host:port`. Called with each answer.
+    fn master_at(&self, _ha_address: &str) {}
 }
 
 /// REGISTER_BROKER with these topics.
@@ -620,6 +622,9 @@ impl<E: Env, S: RegistrationSource> Registrar<E, S> {
                         return Err(refused(&answer));
                     }
                     self.take_order_topics(&answer);
+                    if let Some(master) = answer.text("haServerAddr").filter(|a| !a.is_empty()) {
+                        inner.source.master_at(&master);
+                    }
                 }
                 Ok(Outcome::Registered(version))
             }

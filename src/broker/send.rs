@@ -28,7 +28,7 @@ use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    Appended, Delayed, LocalReply, NewHalf, NewMessage, ShardReply, ShardRequest,
+    Appended, Copies, Delayed, LocalReply, NewHalf, NewMessage, Refusal, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::wire::message_id::MessageId;
@@ -37,6 +37,7 @@ use crate::wire::record::{
     SYS_FLAG_BORN_HOST_V6, SYS_FLAG_MULTI_TAGS, SYS_FLAG_STORE_HOST_V6, SYS_FLAG_TRANSACTION,
 };
 use crate::wire::remoting::body::TopicConfig;
+use crate::wire::remoting::code::response;
 use crate::wire::remoting::command::{Command, Outgoing};
 
 /// Room for the properties that a delayed message gets.
@@ -111,9 +112,21 @@ impl Prepared {
     }
 }
 
+/// The code of an answer that tells where something was stored.
+pub(super) fn stored_code(copies: Copies) -> i32 {
+    match copies {
+        Copies::Enough => response::SUCCESS,
+        Copies::NoSlave => response::SLAVE_NOT_AVAILABLE,
+        Copies::Late => response::FLUSH_SLAVE_TIMEOUT,
+    }
+}
+
 impl Broker {
     /// Entrance of all sends.
     pub(super) fn send(&self, command: Command, responder: Responder) {
+        if self.options.is_slave() {
+            return self.refuse_send(Refusal::Replica.into(), responder);
+        }
         let now_ms = self.shard.now_ms();
         let header = match SendHeader::read(&command, now_ms) {
             Ok(header) => header,
@@ -490,7 +503,12 @@ impl Broker {
     /// The header that tells where something was stored.
     fn stored(&self, queue_id: u32, unique_key: Option<String>, appended: &Appended) -> Outgoing {
         let ids = offset_ids(self.options.store_host, &appended.physical_offsets);
-        let head = Outgoing::success()
+        // The message is stored with each of these codes; clients tell their users by the status of the result.
+        let head = match stored_code(appended.copies) {
+            response::SUCCESS => Outgoing::success(),
+            code => Outgoing::success().with_code(code),
+        };
+        let head = head
             .field("msgId", ids)
             .field("queueId", queue_id)
             .field("queueOffset", appended.queue_offset)

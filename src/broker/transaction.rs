@@ -32,7 +32,7 @@ use crate::wire::record::{
     RecordFields, RecordView, SYS_FLAG_BORN_HOST_V6, SYS_FLAG_STORE_HOST_V6, SYS_FLAG_TRANSACTION,
     SYS_FLAG_TRANSACTION_COMMIT, SYS_FLAG_TRANSACTION_ROLLBACK,
 };
-use crate::wire::remoting::code::request;
+use crate::wire::remoting::code::{request, response};
 use crate::wire::remoting::command::{Command, Encoding, Outgoing};
 
 /// Room for the properties that a half gets while its transaction is open or when it is committed, besides its topic.
@@ -215,6 +215,10 @@ impl Broker {
         let Some(end) = End::read(&command)? else {
             return Answer::done();
         };
+        if self.options.is_slave() {
+            let remark = Refusal::Replica.to_string();
+            return Ok(Outgoing::error(response::SLAVE_NOT_AVAILABLE, remark).into());
+        }
         let outcome = self.end(&end).await;
         if let Err(error) = &outcome
             && command.is_oneway()

@@ -6,7 +6,7 @@
 
 use bytes::BytesMut;
 
-pub use crate::io::ring::{Listener, Stream, connect};
+pub use crate::io::ring::{DetachedStream, Listener, RingNet, Stream, connect};
 
 /// Most slices of one gather-write (`UIO_MAXIOV`).
 pub const GATHER_SLICES_MAX: usize = 1024;

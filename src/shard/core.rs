@@ -19,18 +19,19 @@ use smallvec::SmallVec;
 use crate::base::notify::Notify;
 use crate::base::offset::{LogId, Position};
 use crate::io::env::Env;
-use crate::shard::ack_gate::AckGate;
+use crate::shard::ack_gate::{AckGate, Free};
 use crate::shard::figures::TimerFigures;
 use crate::shard::handle::{CoreApi, Done, Handlers, ShardHandle, Task};
 use crate::shard::hold::Hold;
 use crate::shard::locks::QueueLocks;
 use crate::shard::message::{
-    Delayed, LocalReply, MeshMessage, NewHalf, NewMessage, NewRecords, Pull, QueueKey, Refusal,
-    ShardReply, ShardRequest, ShardStats,
+    Copies, Delayed, LocalReply, MeshMessage, NewHalf, NewMessage, NewRecords, Pull, QueueKey,
+    Refusal, ShardReply, ShardRequest, ShardStats,
 };
 use crate::shard::meta::Meta;
 use crate::shard::meta_writer::MetaWriter;
 use crate::shard::pop::Pops;
+use crate::shard::replication::{MasterRules, Replication, with_copies};
 use crate::shard::resets::Resets;
 use crate::shard::timers::Bell;
 use crate::store::{CommitLog, LogListener, LogOptions};
@@ -52,6 +53,15 @@ pub struct ShardOptions {
     pub directory: PathBuf,
     /// Options of its logs; number and directory are filled in.
     pub log: LogOptions,
+    pub role: Role,
+}
+
+/// What this broker is in its group.
+#[derive(Clone, Debug)]
+pub enum Role {
+    Master(MasterRules),
+    /// Its logs are copies: it serves reads, and nothing runs here that would write.
+    Slave,
 }
 
 /// Where an answer goes.
@@ -108,6 +118,7 @@ pub struct Shard<E: Env> {
     pub(super) timer_figures: RefCell<TimerFigures>,
     pub(super) handlers: Handlers,
     pub(super) meta_writer: MetaWriter,
+    pub(super) replication: Replication,
     tickets: RefCell<Slab<Done>>,
     mesh: RefCell<Option<Rc<dyn Mesh>>>,
     pub(super) me: std::rc::Weak<Shard<E>>,
@@ -121,11 +132,13 @@ impl<E: Env> Shard<E> {
         let mut gates = AHashMap::new();
         let mut timers = BTreeMap::new();
         let mut halves = BTreeMap::new();
+        let mut replication = Replication::new(&options.role);
         for id in (0..options.logs).filter(|id| usize::from(*id) % options.count == options.index) {
             let mut log_options = options.log.clone();
             log_options.log = id;
             log_options.directory = options.directory.join(format!("log-{id:03}"));
             let log = CommitLog::open(env.clone(), log_options).await?;
+            replication.add(id, log.durable_here());
             gates.insert(id, AckGate::new(log.durable()));
             timers.insert(id, Rc::default());
             halves.insert(id, Rc::default());
@@ -152,6 +165,7 @@ impl<E: Env> Shard<E> {
             timer_figures: RefCell::default(),
             handlers: Handlers::default(),
             meta_writer: MetaWriter::default(),
+            replication,
             tickets: RefCell::default(),
             mesh: RefCell::default(),
             me: me.clone(),
@@ -169,6 +183,10 @@ impl<E: Env> Shard<E> {
         for log in self.logs.values() {
             log.start(self.clone());
         }
+        if self.is_slave() {
+            return self.start_slave();
+        }
+        self.start_replication();
         for (id, log) in &self.logs {
             let (shard, log, bell) = (self.clone(), log.clone(), self.timers[id].clone());
             self.env
@@ -363,19 +381,26 @@ impl<E: Env> LogListener for Shard<E> {
                 .borrow_mut()
                 .get_mut(&log)
                 .and_then(AckGate::next_free);
-            let Some(Gated {
-                reply_to, reply, ..
+            let Some(Free {
+                answer,
+                is_confirmed,
             }) = free
             else {
                 break;
             };
-            self.reply(reply_to, reply);
+            let copies = if is_confirmed {
+                Copies::Enough
+            } else {
+                Copies::NoSlave
+            };
+            self.reply(answer.reply_to, with_copies(answer.reply, copies));
         }
         for &queue in touched {
             self.wake_pulls(queue);
             self.wake_pops(queue);
         }
         self.ring_timers(log, end);
+        self.note_slave_growth(log);
     }
 
     fn on_poisoned(&self, log: LogId, reason: &Arc<str>) {

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use crate::base::histogram::Histogram;
-use crate::base::offset::LogId;
+use crate::base::offset::{LogId, Position};
 use crate::io::env::Env;
 use crate::shard::core::{ReplyTo, Shard};
-use crate::shard::message::LocalReply;
+use crate::shard::message::{LocalReply, MasterStats, ReplicaStats};
 use crate::shard::pump::{store_time, why_not_writable};
 use crate::store::commit_log::CommitFigures;
 use crate::store::types::QueueKey;
@@ -85,6 +85,12 @@ pub struct LogFigures {
     pub timing_late_ms: u64,
     /// Open transactions by topic incarnation.
     pub halves: Vec<(u32, u64)>,
+    /// Durable here, whatever the slaves have. Exclusive.
+    pub durable_here: Position,
+    /// The slaves that follow it.
+    pub replicas: Vec<ReplicaStats>,
+    /// Of a slave's log.
+    pub master: Option<MasterStats>,
 }
 
 /// How far a group is with a topic, over the queues of one core.
@@ -154,6 +160,9 @@ impl<E: Env> Shard<E> {
                     .first_due_ms()
                     .map_or(0, |due_ms| now_ms.saturating_sub(due_ms)),
                 halves: halves.into_iter().collect(),
+                durable_here: log.durable_here(),
+                replicas: self.replica_stats(log.id()),
+                master: self.master_stats(log.id()),
             });
         }
         let timers = self.timer_figures.borrow();

@@ -14,7 +14,7 @@ use crate::base::id::ConnectionId;
 use crate::base::offset::LogId;
 use crate::shard::message::{
     ClientAnswer, ClientCall, GroupCommand, LocalReply, NewMessage, QueueKey, Refusal, ShardReply,
-    ShardRequest,
+    ShardRequest, SlaveConnection,
 };
 use crate::shard::meta::{Meta, MetaChange, Topic};
 use crate::shard::transactions::{CheckRules, HalfDue};
@@ -35,7 +35,11 @@ pub(super) struct Handlers {
     pub call: RefCell<Option<CallHandler>>,
     pub topics: RefCell<Option<TopicsHandler>>,
     pub check: RefCell<Option<(CheckRules, CheckHandler)>>,
+    pub slave: RefCell<Option<SlaveHandler>>,
 }
+
+/// Goes on with a slave's connection.
+pub(super) type SlaveHandler = Rc<dyn Fn(SlaveConnection)>;
 
 /// Asks producers how these transactions ended; done when nothing more is to be kept in memory for that.
 pub(super) type CheckHandler = Rc<dyn Fn(Vec<HalfDue>) -> Task>;
@@ -207,6 +211,11 @@ impl ShardHandle {
         handler: impl Fn(Vec<HalfDue>) -> Task + 'static,
     ) {
         *self.core.handlers().check.borrow_mut() = Some((rules, Rc::new(handler)));
+    }
+
+    /// Sets what this core does with slaves that want to follow its logs; once, before it serves.
+    pub fn set_slave_handler(&self, handler: impl Fn(SlaveConnection) + 'static) {
+        *self.core.handlers().slave.borrow_mut() = Some(Rc::new(handler));
     }
 
     /// Core 0: what to do when topics were made, changed or deleted; every core knows of it by then.

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use crate::base::histogram::Histogram;
 use crate::base::id::ConnectionId;
 use crate::base::offset::{LogId, Position};
+use crate::ha::master::Wish;
 use crate::io::body::Body;
+use crate::io::tcp::DetachedStream;
 use crate::shard::figures::ShardFigures;
 use crate::shard::meta::{MetaChange, MetaCommand, OnlineGroup};
 use crate::shard::pop::message::{PopReply, PopRequest};
@@ -22,7 +24,7 @@ pub use crate::shard::query::newest_first;
 pub use crate::store::keys::entry::KeyKind;
 pub use crate::store::tables::halves::{Half, Outcome};
 pub use crate::store::types::{
-    Appended, NewMessage, NewRecords, QueueBounds, QueueKey, RecordMark, Refusal,
+    Appended, Copies, NewMessage, NewRecords, QueueBounds, QueueKey, RecordMark, Refusal,
 };
 
 /// Which messages of a queue a consumer wants (`MessageFilter`).
@@ -94,6 +96,8 @@ pub struct Pulled<B> {
     /// Whole stored records, one after the other.
     pub records: B,
     pub message_count: u32,
+    /// What was read lies before all that the master keeps in memory of its log.
+    pub is_far_behind: bool,
 }
 
 /// `BoundaryType` of a search by time.
@@ -267,6 +271,8 @@ pub enum ShardRequest {
         group: Option<Arc<str>>,
         topic_id: Option<u32>,
     },
+    /// A slave that has proved itself, to the core that runs the log that it wants to follow.
+    AdoptSlave(Box<SlaveConnection>),
     /// Figures of this core since its start, and of its logs.
     Stats,
     /// All that a core tells of itself: see [`crate::shard::figures`].
@@ -276,6 +282,14 @@ pub enum ShardRequest {
     DropOrphans {
         next_topic_id: u32,
     },
+}
+
+/// A slave's connection on its way to the core of its log.
+#[derive(Debug)]
+pub struct SlaveConnection {
+    pub stream: DetachedStream,
+    pub log: LogId,
+    pub wish: Wish,
 }
 
 /// Records of a topic that the metadata does not know: log 0 was damaged or cut.
@@ -398,6 +412,30 @@ pub struct LogStats {
     pub path: String,
     /// Why it takes no writes, if so.
     pub refusal: Option<Arc<str>>,
+    /// Durable here, whatever the slaves have. Exclusive.
+    pub durable_here: Position,
+    /// The slaves that follow it.
+    pub replicas: Vec<ReplicaStats>,
+    /// Of a slave's log.
+    pub master: Option<MasterStats>,
+}
+
+/// A slave as its master's log sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaStats {
+    pub broker_id: u64,
+    pub address: String,
+    /// Everything before this is on its disk.
+    pub acked: Position,
+    pub is_in_sync: bool,
+}
+
+/// A master as its slave's log sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MasterStats {
+    pub is_connected: bool,
+    /// Where its log ended when it last said so.
+    pub end: Position,
 }
 
 /// What a group's home core is asked.
@@ -504,6 +542,7 @@ impl<B> ShardReply<B> {
                 max_offset: pulled.max_offset,
                 records: convert(pulled.records),
                 message_count: pulled.message_count,
+                is_far_behind: pulled.is_far_behind,
             }),
             Self::Pop(reply) => ShardReply::Pop(reply.map(convert)),
             Self::Bounds(bounds) => ShardReply::Bounds(bounds),

@@ -18,9 +18,7 @@ use crate::shard::core::{ReplyTo, Shard};
 use crate::shard::message::{LocalReply, Orphan, Refusal, ShardReply, ShardRequest};
 use crate::shard::meta::{DataVersion, MetaChange, MetaCommand, Topic};
 use crate::store::control::Control;
-use crate::wire::remoting::body::{
-    SetMessageRequestModeRequestBody, SubscriptionGroupConfig, TopicConfig,
-};
+use crate::wire::remoting::body::TopicConfig;
 
 const NEXT_TOPIC_ID: &str = "next-topic-id";
 const VERSIONS: &str = "versions";
@@ -86,6 +84,9 @@ fn remove(key: String) -> Control {
 impl<E: Env> Shard<E> {
     /// A command for core 0.
     pub(super) fn queue_meta(&self, command: MetaCommand, reply_to: ReplyTo) {
+        if self.is_slave() {
+            return self.reply(reply_to, ShardReply::Refused(Refusal::Replica));
+        }
         let mut waiting = self.meta_writer.waiting.borrow_mut();
         if self.options.index != 0 || waiting.len() >= COMMANDS_MAX {
             let refusal = Refusal::MeshFull {
@@ -349,61 +350,111 @@ impl<E: Env> Shard<E> {
         })
     }
 
+    /// What a key of log 0 says to the cores; a removed key has no value.
+    fn changes_of(&self, key: &str, value: Option<&[u8]>) -> Vec<MetaChange> {
+        fn read<T: serde::de::DeserializeOwned>(key: &str, value: &[u8]) -> Option<T> {
+            let read = serde_json::from_slice(value);
+            read.inspect_err(|error| {
+                tracing::error!(key, %error, "this cannot be read: a newer version wrote it");
+            })
+            .ok()
+        }
+        let mut changes = Vec::new();
+        if let Some(name) = key.strip_prefix(TOPIC) {
+            let stored: Option<StoredTopic> = value.and_then(|value| read(key, value));
+            let known = self.meta.borrow().topics.get(name).cloned();
+            if let Some(known) = known
+                && stored.as_ref().is_none_or(|stored| stored.id != known.id)
+            {
+                changes.push(MetaChange::TopicDeleted(known));
+            }
+            changes.extend(stored.map(|stored| {
+                MetaChange::TopicPut(Arc::new(Topic {
+                    id: stored.id,
+                    name: Arc::from(stored.config.topic_name.as_str()),
+                    config: stored.config,
+                    logs: stored.logs,
+                }))
+            }));
+        } else if let Some(name) = key.strip_prefix(GROUP) {
+            changes.extend(match value {
+                Some(value) => read(key, value).map(|group| MetaChange::GroupPut(Arc::new(group))),
+                None => Some(MetaChange::GroupDeleted(name.into())),
+            });
+        } else if key.starts_with(REQUEST_MODE) {
+            let mode = value.and_then(|value| read(key, value));
+            changes.extend(mode.map(|mode| MetaChange::RequestMode(Arc::new(mode))));
+        } else if key == SETTINGS {
+            let settings = value.and_then(|value| read(key, value));
+            changes.extend(settings.map(|settings| MetaChange::Settings(Arc::new(settings))));
+        } else if key == VERSIONS {
+            let versions = value.and_then(|value| read(key, value));
+            changes.extend(
+                versions.map(|Versions { topics, groups }| MetaChange::Versions { topics, groups }),
+            );
+        }
+        changes
+    }
+
+    /// Everything that log 0 has, for the cores.
+    fn stored_changes(&self) -> Vec<MetaChange> {
+        let Some(log) = self.logs.get(&0) else {
+            return Vec::new();
+        };
+        let tables = log.tables().borrow();
+        let all = tables.metadata.with_prefix("");
+        all.flat_map(|(key, value)| self.changes_of(key, Some(value)))
+            .collect()
+    }
+
+    /// Core 0 of a slave: publishes what log 0 has, and then what its master adds to it.
+    pub(super) async fn follow_meta(self: Rc<Self>) {
+        let handle = self.handle();
+        let Some(log) = self.logs.get(&0).cloned() else {
+            return;
+        };
+        log.tables().borrow_mut().metadata.take_changed();
+        for change in self.stored_changes() {
+            handle.publish(change);
+        }
+        handle.publish_and_wait(MetaChange::Complete).await;
+        while !self.log_has_ended(&log) {
+            self.replication.meta_changed.notified().await;
+            let keys = log.tables().borrow_mut().metadata.take_changed();
+            let mut topics: Vec<Arc<str>> = Vec::new();
+            for key in keys {
+                let value = log.tables().borrow().metadata.get(&key).cloned();
+                for change in self.changes_of(&key, value.as_deref()) {
+                    if let MetaChange::TopicPut(topic) | MetaChange::TopicDeleted(topic) = &change {
+                        topics.push(topic.name.clone());
+                    }
+                    handle.publish(change);
+                }
+            }
+            let handler = self.handlers.topics.borrow().clone();
+            if let Some(handler) = handler
+                && !topics.is_empty()
+            {
+                handler(&topics);
+            }
+        }
+    }
+
     /// After the start: everything that log 0 has goes to every core; what other logs have beyond it is put right.
     async fn publish_stored(self: &Rc<Self>) {
         let handle = self.handle();
-        let mut changes = Vec::new();
+        let changes = self.stored_changes();
         let (mut next_topic_id, mut queues) = (0, 0usize);
         if let Some(log) = self.logs.get(&0) {
             let tables = log.tables().borrow();
-            let metadata = &tables.metadata;
-            if let Some(value) = metadata.get(NEXT_TOPIC_ID) {
+            if let Some(value) = tables.metadata.get(NEXT_TOPIC_ID) {
                 next_topic_id = serde_json::from_slice(value).unwrap_or(0);
             }
-            for (key, value) in metadata.with_prefix(TOPIC) {
-                match serde_json::from_slice::<StoredTopic>(value) {
-                    Ok(stored) => {
-                        queues += stored.logs.len();
-                        next_topic_id = next_topic_id.max(stored.id + 1);
-                        changes.push(MetaChange::TopicPut(Arc::new(Topic {
-                            id: stored.id,
-                            name: Arc::from(stored.config.topic_name.as_str()),
-                            config: stored.config,
-                            logs: stored.logs,
-                        })));
-                    }
-                    Err(error) => {
-                        tracing::error!(key, %error, "a topic cannot be read: a newer version wrote it");
-                    }
-                }
-            }
-            for (key, value) in metadata.with_prefix(GROUP) {
-                match serde_json::from_slice::<SubscriptionGroupConfig>(value) {
-                    Ok(group) => changes.push(MetaChange::GroupPut(Arc::new(group))),
-                    Err(error) => {
-                        tracing::error!(key, %error, "a group cannot be read: a newer version wrote it");
-                    }
-                }
-            }
-            for (key, value) in metadata.with_prefix(REQUEST_MODE) {
-                match serde_json::from_slice::<SetMessageRequestModeRequestBody>(value) {
-                    Ok(mode) => changes.push(MetaChange::RequestMode(Arc::new(mode))),
-                    Err(error) => {
-                        tracing::error!(key, %error, "a request mode cannot be read: a newer version wrote it");
-                    }
-                }
-            }
-            if let Some(settings) = metadata
-                .get(SETTINGS)
-                .and_then(|value| serde_json::from_slice(value).ok())
-            {
-                changes.push(MetaChange::Settings(Arc::new(settings)));
-            }
-            if let Some(Versions { topics, groups }) = metadata
-                .get(VERSIONS)
-                .and_then(|value| serde_json::from_slice(value).ok())
-            {
-                changes.push(MetaChange::Versions { topics, groups });
+        }
+        for change in &changes {
+            if let MetaChange::TopicPut(topic) = change {
+                queues += topic.logs.len();
+                next_topic_id = next_topic_id.max(topic.id + 1);
             }
         }
         self.meta_writer.next_topic_id.set(next_topic_id);

@@ -15,6 +15,7 @@ pub mod pop;
 pub mod pull;
 pub mod pump;
 mod query;
+pub mod replication;
 mod resets;
 #[cfg(test)]
 mod testing;
@@ -23,5 +24,5 @@ mod tests;
 pub mod timers;
 pub mod transactions;
 
-pub use self::core::{Mesh, Shard, ShardOptions};
+pub use self::core::{Mesh, Role, Shard, ShardOptions};
 pub use handle::ShardHandle;

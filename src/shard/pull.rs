@@ -40,6 +40,7 @@ fn empty(status: PullStatus, next_offset: i64, bounds: QueueBounds) -> Pulled<Bo
         max_offset: bounds.max_offset,
         records: Body::Empty,
         message_count: 0,
+        is_far_behind: false,
     }
 }
 
@@ -96,6 +97,7 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
     let mut slices: SmallVec<[PageSlice; 4]> = SmallVec::new();
     let (mut bytes, mut messages, mut next) = (0usize, 0u32, pull.offset);
     let mut scanned_bytes = 0;
+    let mut is_far_behind = false;
     // The rest of what a filter would have to read is left to the next pull.
     while next < scan_end && messages < messages_max && scanned_bytes < PULL_SCAN_BYTES_MAX {
         let Some(entry) = log.entry(pull.queue, next).await? else {
@@ -110,6 +112,11 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
             next -= 1;
             break;
         }
+        let in_memory_from = log
+            .durable()
+            .0
+            .saturating_sub(log.options().tail_cache_bytes as u64);
+        is_far_behind |= entry.position < in_memory_from;
         let record = log.record(entry).await?;
         if let MessageFilter::Sql(filter) = &pull.filter {
             let (wanted, work_bytes) = wanted(filter, &record);
@@ -137,6 +144,7 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
         max_offset: bounds.max_offset,
         records: Body::Pages(slices),
         message_count: messages,
+        is_far_behind,
     })
 }
 

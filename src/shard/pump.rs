@@ -155,6 +155,13 @@ impl<E: Env> Shard<E> {
             ShardRequest::Offsets { group, topic_id } => {
                 LocalReply::Offsets(self.offsets(group.as_deref(), topic_id))
             }
+            ShardRequest::AdoptSlave(slave) => {
+                let handler = self.handlers.slave.borrow().clone();
+                if let Some(handler) = handler {
+                    handler(*slave);
+                }
+                LocalReply::Done
+            }
             ShardRequest::Stats => return self.serve_stats(reply_to),
             ShardRequest::Figures => return self.serve_figures(reply_to),
             ShardRequest::DropOrphans { next_topic_id } => {
@@ -241,6 +248,7 @@ impl<E: Env> Shard<E> {
         log: &CommitLog<E>,
         delayed: &Delayed,
     ) -> Result<(Appended, Position), Refusal> {
+        self.check_replicas(log.id())?;
         let result = log.append_delayed(&delayed.message, delayed.due_ms)?;
         let mut timers = self.timer_figures.borrow_mut();
         let topic_id = delayed.message.queue.topic_id;
@@ -257,6 +265,7 @@ impl<E: Env> Shard<E> {
         log: &CommitLog<E>,
         messages: &[NewMessage],
     ) -> Result<(Appended, Position), Refusal> {
+        self.check_replicas(log.id())?;
         let result = log.append(messages)?;
         let mut stats = self.stats.borrow_mut();
         stats.put_messages += messages.len() as u64;
@@ -269,6 +278,7 @@ impl<E: Env> Shard<E> {
         log: &CommitLog<E>,
         new: &NewRecords,
     ) -> Result<(Appended, Position), Refusal> {
+        self.check_replicas(log.id())?;
         let result = log.append_records(new)?;
         let mut stats = self.stats.borrow_mut();
         stats.put_messages += new.marks.len() as u64;
@@ -373,12 +383,13 @@ impl<E: Env> Shard<E> {
 
     pub(super) fn committed_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
         let newer = self
-            .dirty_offset(group, queue)
+            .slave_offset(group, queue)
+            .or_else(|| self.dirty_offset(group, queue))
             .or_else(|| Some(self.committing_offset(group, queue)?.0));
         newer.or_else(|| self.durable_offset(group, queue))
     }
 
-    fn durable_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
+    pub(super) fn durable_offset(&self, group: &Arc<str>, queue: QueueKey) -> Option<i64> {
         let tables = self.log_of(queue)?.tables().borrow();
         tables.offsets.get(group, queue)
     }
@@ -427,6 +438,10 @@ impl<E: Env> Shard<E> {
         let Some(log) = self.log_of(queue) else {
             return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
         };
+        if self.is_slave() {
+            self.keep_slave_offset(group, queue, offset);
+            return self.reply(reply_to, LocalReply::Done);
+        }
         self.dirty_offsets
             .borrow_mut()
             .remove(&(group.clone(), queue));
@@ -457,7 +472,7 @@ impl<E: Env> Shard<E> {
         {
             return;
         }
-        if self.pops.has(&group, queue) {
+        if self.is_slave() || self.pops.has(&group, queue) {
             // It ends what is in flight: written later, it would do so to what came in between.
             return self.serve_commit(group, queue, offset, ReplyTo::Local(Box::new(|_| {})));
         }
@@ -747,6 +762,9 @@ impl<E: Env> Shard<E> {
                     disk_available_bytes: space.map_or(0, |space| space.available_bytes),
                     path: path.display().to_string(),
                     refusal: why_not_writable(log),
+                    durable_here: log.durable_here(),
+                    replicas: self.replica_stats(log.id()),
+                    master: self.master_stats(log.id()),
                 }
             })
             .collect();

@@ -12,7 +12,8 @@ use crate::io::env::Env;
 use crate::io::sim::SimEnv;
 use crate::shard::message::{NewMessage, ShardReply, ShardRequest};
 use crate::shard::meta::{MetaCommand, Topic};
-use crate::shard::{Shard, ShardHandle, ShardOptions};
+use crate::shard::replication::MasterRules;
+use crate::shard::{Role, Shard, ShardHandle, ShardOptions};
 use crate::store::LogOptions;
 use crate::store::manifest::Manifest;
 use crate::wire::remoting::body::TopicConfig;
@@ -53,7 +54,9 @@ pub async fn start(env: &SimEnv, store: Store) -> Rc<Shard<SimEnv>> {
             key_tail_entries: store.key_tail_entries,
             snapshot_bytes: store.snapshot_bytes,
             store_host: ([127, 0, 0, 1], 10911).into(),
+            replica: false,
         },
+        role: Role::Master(MasterRules::alone()),
     };
     let shard = Shard::open(env.clone(), options).await.unwrap();
     for log in shard.logs() {

@@ -74,6 +74,7 @@ impl<E: Env> Shard<E> {
         log: &CommitLog<E>,
         half: &NewHalf,
     ) -> Result<(Appended, Position), Refusal> {
+        self.check_replicas(log.id())?;
         let check_at_ms = self.env.now_ms().saturating_add(half.check_after_ms);
         let result = log.append_half(&half.message, check_at_ms)?;
         let mut stats = self.stats.borrow_mut();

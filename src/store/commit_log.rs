@@ -2,8 +2,9 @@
 //!
 //! A record is encoded once, into the open batch's buffer. The driver seals what there is, writes it, and when it is on the
 //! medium that the mode asks for, applies the records to the tables and tells the listener. Positions:
-//! durable <= written <= appended. Invariants: nothing is visible in a table before it is durable; a failed write
-//! poisons the log for good; a batch never crosses a segment; two buffers in flight never share a sector.
+//! released <= durable <= written <= appended. Invariants: nothing is visible in a table before it is durable here and
+//! allowed to be ([`CommitLog::set_release_limit`]); a failed write poisons the log for good; a batch never crosses a
+//! segment; two buffers in flight never share a sector. A log of a replica takes whole batches instead (`replica.rs`).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -38,11 +39,12 @@ use crate::store::tables::consume_queue::Lookup;
 use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
 use crate::store::types::{
-    Appended, NewMessage, NewRecords, QueueBounds, QueueEntry, QueueKey, Refusal,
+    Appended, Copies, NewMessage, NewRecords, QueueBounds, QueueEntry, QueueKey, Refusal,
 };
 use crate::wire::record::{MAGIC_V1, MAGIC_V2, Patch, RecordFields};
 
 pub mod halves;
+pub mod replica;
 
 /// First size of a batch's buffer; it doubles up to the target.
 const BATCH_BYTES_FIRST: usize = 8 << 10;
@@ -75,6 +77,8 @@ pub struct LogOptions {
     pub snapshot_bytes: u64,
     /// `storeHost` of the records: the broker's address as clients see it.
     pub store_host: SocketAddr,
+    /// The log is a copy of another broker's: it takes that one's batches and no record of its own.
+    pub replica: bool,
 }
 
 /// Who hears that a log has got further. Called from the log's driver; must not wait.
@@ -135,6 +139,8 @@ struct OpenBatch {
 
 #[derive(Clone)]
 struct SealedBatch {
+    /// Position of its (first) header.
+    start: u64,
     buffer_start: u64,
     /// Where the batch after it begins.
     end: u64,
@@ -150,11 +156,17 @@ struct State {
     /// Where the next batch begins.
     next: u64,
     last_crc: u32,
-    /// CRC field of the last batch that is durable, for snapshots.
-    durable_crc: u32,
-    /// (end of a sealed batch, its CRC), up to the durable one.
+    /// Everything before this is in the tables and may be acknowledged: the end of a batch.
+    released: u64,
+    /// CRC field of the batch that ends there, for snapshots.
+    released_crc: u32,
+    /// (end of a sealed batch, its CRC), of those that are not released.
     crcs: VecDeque<(u64, u32)>,
     effects: VecDeque<(u64, Effect)>,
+    /// Epoch of the last batch. A replica's are its master's.
+    epoch: u32,
+    /// Of a replica: what is written or about to be and not in the tables yet.
+    unapplied: VecDeque<SealedBatch>,
     poisoned: Option<Arc<str>>,
     disk_full: Option<Arc<str>>,
     stopping: bool,
@@ -164,7 +176,6 @@ struct State {
 pub struct CommitLog<E: Env> {
     env: E,
     options: LogOptions,
-    epoch: u32,
     segments: Rc<Segments<E>>,
     reader: Rc<LogReader<E>>,
     tables: RefCell<Tables>,
@@ -174,6 +185,10 @@ pub struct CommitLog<E: Env> {
     figures: RefCell<CommitFigures>,
     /// Why new messages are refused although there is still space: the disk is fuller than the configuration allows.
     too_full: RefCell<Option<Arc<str>>>,
+    /// Nothing beyond this is released, however durable it is here.
+    release_limit: Cell<u64>,
+    /// It is durable further, or takes no writes any more.
+    grown: Notify,
     work: Notify,
     space: Notify,
     extended: Notify,
@@ -230,6 +245,11 @@ impl<E: Env> CommitLog<E> {
         } = recovery::recover(&env, &options, &segments).await?;
         // What the last process wrote and did not live to flush is about to be shown and built upon.
         segments.sync_from(snapshot_position).await?;
+        if options.replica {
+            replica::mark(&env, &options.directory).await?;
+        } else if damage.is_none() {
+            replica::forget_mark(&env, &options.directory, &segments, end, &last_sector).await?;
+        }
         tables.queues.forget_assigned();
         let keys = KeyIndexOptions {
             log: options.log,
@@ -245,7 +265,6 @@ impl<E: Env> CommitLog<E> {
         }
         let log = Rc::new(Self {
             env,
-            epoch: epoch + 1,
             segments,
             reader,
             tables: RefCell::new(tables),
@@ -257,9 +276,12 @@ impl<E: Env> CommitLog<E> {
                 last: last_sector.map(|pages| (end & !(SECTOR_BYTES as u64 - 1), pages)),
                 next: end,
                 last_crc: previous_crc,
-                durable_crc: previous_crc,
+                released: end,
+                released_crc: previous_crc,
                 crcs: VecDeque::new(),
                 effects: VecDeque::new(),
+                epoch: if options.replica { epoch } else { epoch + 1 },
+                unapplied: VecDeque::new(),
                 poisoned,
                 disk_full: None,
                 stopping: false,
@@ -267,6 +289,8 @@ impl<E: Env> CommitLog<E> {
             listener: RefCell::default(),
             figures: RefCell::default(),
             too_full: RefCell::default(),
+            release_limit: Cell::new(u64::MAX),
+            grown: Notify::default(),
             work: Notify::default(),
             space: Notify::default(),
             extended: Notify::default(),
@@ -339,9 +363,35 @@ impl<E: Env> CommitLog<E> {
         &self.segments
     }
 
-    /// Everything before this is acknowledged, or may be.
+    /// Everything before this is in the tables and acknowledged, or may be: as durable as the mode asks, here and wherever
+    /// else it has to be.
     pub fn durable(&self) -> Position {
+        Position(self.state.borrow().released)
+    }
+
+    /// Everything before this is as durable here as the mode asks: what a replica may be given.
+    pub fn durable_here(&self) -> Position {
         self.state.borrow().commit.durable()
+    }
+
+    /// Nothing beyond `limit` is shown or acknowledged from now on; what was, stays so. At first there is no limit.
+    pub fn set_release_limit(&self, limit: u64) {
+        if self.state.borrow().stopping {
+            return;
+        }
+        if self.release_limit.replace(limit) < limit {
+            self.release();
+        }
+    }
+
+    /// Completes when `done` says so; asked again whenever the log is durable further, and when it takes no more writes.
+    pub async fn grown_until(&self, done: impl FnMut() -> bool) {
+        self.grown.until(done).await;
+    }
+
+    /// Wakes whoever waits in [`CommitLog::grown_until`].
+    pub fn look_again(&self) {
+        self.grown.notify();
     }
 
     /// First position that retention has left.
@@ -391,9 +441,9 @@ impl<E: Env> CommitLog<E> {
             .map(|header| header.first_timestamp_ms)
     }
 
-    /// Bytes that are appended and not yet durable.
+    /// Bytes that are appended and not yet released.
     pub fn pending_bytes(&self) -> u64 {
-        self.state.borrow().commit.pending_bytes()
+        self.state.borrow().pending_bytes()
     }
 
     /// Why the log takes no writes, if so.
@@ -421,7 +471,10 @@ impl<E: Env> CommitLog<E> {
         if state.stopping {
             return Some(Refusal::Stopping);
         }
-        let pending_bytes = state.commit.pending_bytes() as usize;
+        if self.options.replica {
+            return Some(Refusal::Replica);
+        }
+        let pending_bytes = state.pending_bytes() as usize;
         (pending_bytes > LOG_PENDING_BYTES_MAX).then_some(Refusal::Busy {
             log: self.options.log,
             pending_bytes,
@@ -465,6 +518,7 @@ impl<E: Env> CommitLog<E> {
             queue_offset: 0,
             physical_offsets: SmallVec::new(),
             store_timestamp: store_timestamp as i64,
+            copies: Copies::Enough,
         };
         let mut last = Position::default();
         for (number, message) in messages.iter().enumerate() {
@@ -504,6 +558,7 @@ impl<E: Env> CommitLog<E> {
             queue_offset: 0,
             physical_offsets: SmallVec::new(),
             store_timestamp: store_timestamp as i64,
+            copies: Copies::Enough,
         };
         let mut last = Position::default();
         let mut rest = &new.records[..];
@@ -610,6 +665,7 @@ impl<E: Env> CommitLog<E> {
             queue_offset: 0,
             physical_offsets: SmallVec::from_iter([PhysicalOffset::new(self.options.log, inner)]),
             store_timestamp: store_timestamp as i64,
+            copies: Copies::Enough,
         };
         Ok((appended, Position(at)))
     }
@@ -837,7 +893,7 @@ impl<E: Env> CommitLog<E> {
             return Ok(());
         };
         self.flushing.set(true);
-        let end = self.durable().0;
+        let end = self.durable_here().0;
         let result = self.segments.sync_from(from).await;
         self.flushing.set(false);
         self.flush_ended.notify();
@@ -915,7 +971,7 @@ impl<E: Env> CommitLog<E> {
             position: start,
             durable: self.flushed(state),
             first_timestamp_ms,
-            epoch: self.epoch,
+            epoch: state.epoch,
             record_bytes: (used - front - HEADER_BYTES) as u32,
             record_count,
             flags: 0,
@@ -924,10 +980,17 @@ impl<E: Env> CommitLog<E> {
         state.last_crc = header.seal(&mut memory[front..end]);
         buffer.trim_to(padded);
         let next = buffer_start + end as u64;
-        self.push_sealed(state, buffer_start, next, buffer);
+        self.push_sealed(state, start, buffer_start, next, buffer);
     }
 
-    fn push_sealed(&self, state: &mut State, buffer_start: u64, next: u64, buffer: PageBuf) {
+    fn push_sealed(
+        &self,
+        state: &mut State,
+        start: u64,
+        buffer_start: u64,
+        next: u64,
+        buffer: PageBuf,
+    ) {
         let buffer = Rc::new(buffer);
         state.next = next;
         state.commit.on_append(Position(next));
@@ -935,6 +998,7 @@ impl<E: Env> CommitLog<E> {
         state.last = Some((buffer_start, buffer.clone()));
         self.reader.add_tail(buffer_start, buffer.clone());
         state.sealed.push_back(SealedBatch {
+            start,
             buffer_start,
             end: next,
             buffer,
@@ -972,7 +1036,7 @@ impl<E: Env> CommitLog<E> {
             position: start,
             durable: self.flushed(state),
             first_timestamp_ms: open.first_timestamp_ms,
-            epoch: self.epoch,
+            epoch: state.epoch,
             record_bytes: 0,
             record_count: 0,
             flags: FLAG_SEGMENT_END,
@@ -980,7 +1044,7 @@ impl<E: Env> CommitLog<E> {
         };
         state.last_crc = header.seal(&mut memory[front..end]);
         buffer.trim_to(padded);
-        self.push_sealed(state, open.buffer_start, segment_end, buffer);
+        self.push_sealed(state, start, open.buffer_start, segment_end, buffer);
     }
 
     /// What is to be written now: all that is sealed and, behind it, what is open.
@@ -988,6 +1052,11 @@ impl<E: Env> CommitLog<E> {
         let mut state = self.state.borrow_mut();
         if !state.commit.may_write() {
             return None;
+        }
+        if self.options.replica {
+            let run = self.take_run(&mut state)?;
+            state.commit.on_write(Position(run.end));
+            return Some(vec![run]);
         }
         let count = state.sealed.len().min(GROUP_BATCHES_MAX);
         let mut group: Vec<SealedBatch> = state.sealed.drain(..count).collect();
@@ -1019,7 +1088,7 @@ impl<E: Env> CommitLog<E> {
             };
             let end = group.last().map_or(0, |batch| batch.end);
             if planted(PlantedBug::AckBeforeFlush) {
-                self.release(end);
+                self.on_durable_here(end);
             }
             let begun_ns = self.env.now_ns();
             self.env.commit_under_way(true);
@@ -1039,7 +1108,7 @@ impl<E: Env> CommitLog<E> {
                     }
                     self.reader.forget(start..end, 0);
                     if !planted(PlantedBug::AckBeforeFlush) {
-                        self.release(end);
+                        self.on_durable_here(end);
                     }
                     self.reader.evict_tail(end);
                     self.look_after();
@@ -1087,19 +1156,35 @@ impl<E: Env> CommitLog<E> {
         outstanding.1.replace(Ok(()))
     }
 
-    /// Everything before `end` is durable: into the tables, to the listener.
-    fn release(&self, end: u64) {
+    /// Everything before `end` is durable here.
+    fn on_durable_here(&self, end: u64) {
+        self.state.borrow_mut().commit.on_durable(Position(end));
+        self.grown.notify();
+        self.release();
+    }
+
+    /// What is durable and allowed goes into the tables, and to the listener.
+    fn release(&self) {
         let mut touched: SmallVec<[QueueKey; 32]> = SmallVec::new();
-        {
+        let end = {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
-            state.commit.on_durable(Position(end));
+            if state.poisoned.is_some() {
+                return;
+            }
+            let before = state.released;
+            let allowed = state.commit.durable().0.min(self.release_limit.get());
             while let Some(&(at, crc)) = state.crcs.front() {
-                if at > end {
+                if at > allowed {
                     break;
                 }
-                state.durable_crc = crc;
+                state.released = at;
+                state.released_crc = crc;
                 state.crcs.pop_front();
+            }
+            let end = state.released;
+            if end == before {
+                return;
             }
             let mut tables = self.tables.borrow_mut();
             while state.effects.front().is_some_and(|(at, _)| *at < end) {
@@ -1112,6 +1197,12 @@ impl<E: Env> CommitLog<E> {
                     touched.push(queue);
                 }
             }
+            end
+        };
+        if self.options.replica
+            && let Err(reason) = self.apply_runs(end, &mut touched)
+        {
+            return self.poison(reason);
         }
         self.keys.commit(end);
         let listener = self.listener.borrow().clone();
@@ -1131,6 +1222,7 @@ impl<E: Env> CommitLog<E> {
             state.open = None;
             state.sealed.clear();
             state.effects.clear();
+            state.unapplied.clear();
         }
         self.keys.forget_staged();
         let listener = self.listener.borrow().clone();
@@ -1139,6 +1231,7 @@ impl<E: Env> CommitLog<E> {
         }
         self.drained.notify();
         self.extended.notify();
+        self.grown.notify();
     }
 
     /// Starts what is due behind the commits: index blocks, a snapshot.
@@ -1203,9 +1296,9 @@ impl<E: Env> CommitLog<E> {
             let state = self.state.borrow();
             let mut tables = self.tables.borrow_mut();
             let mark = Mark {
-                position: state.commit.durable().0,
-                previous_crc: state.durable_crc,
-                epoch: self.epoch,
+                position: state.released,
+                previous_crc: state.released_crc,
+                epoch: state.epoch,
                 store_id: self.options.store_id,
             };
             let mut out = Writer::default();
@@ -1338,7 +1431,10 @@ impl<E: Env> CommitLog<E> {
 
     /// Takes no more appends, waits until all is durable, makes a snapshot.
     pub async fn stop(self: &Rc<Self>) -> io::Result<()> {
+        // What is durable here is shown at the next start anyway.
+        self.set_release_limit(u64::MAX);
         self.state.borrow_mut().stopping = true;
+        self.grown.notify();
         self.space.notify();
         self.extended.notify();
         self.work.notify();
@@ -1413,6 +1509,11 @@ impl<E: Env> CommitLog<E> {
 }
 
 impl State {
+    /// Bytes that are appended and not yet released.
+    fn pending_bytes(&self) -> u64 {
+        self.commit.appended().0 - self.released
+    }
+
     /// Takes room for one record in the open batch: its position and its memory.
     fn take(&mut self, bytes: usize) -> (u64, &mut [u8]) {
         let open = self.open.as_mut().expect("room was reserved");

@@ -63,6 +63,11 @@ impl Manifest {
             logs,
             segment_bytes,
         };
+        Self::create(env, directory, manifest).await
+    }
+
+    /// Makes a store like another one, in a directory that has none.
+    pub async fn create<E: Env>(env: &E, directory: &Path, manifest: Self) -> io::Result<Self> {
         let mut text = serde_json::to_vec(&manifest).map_err(io::Error::other)?;
         text.push(b'\n');
         text.resize(text.len().next_multiple_of(SECTOR_BYTES), b' ');

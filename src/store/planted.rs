@@ -11,6 +11,10 @@ pub enum PlantedBug {
     BatchCrcIgnored,
     /// Recovery takes the records at the tail of a batch that is cut short.
     TruncatedTailAccepted,
+    /// A replica acknowledges what it has received before that is written.
+    ReplicaAcksBeforeFlush,
+    /// A master acknowledges sends as soon as they are durable here, whatever its replicas have.
+    AckBeforeReplica,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
-use crate::base::limits::SECTOR_BYTES;
+use crate::base::limits::{REPLICA_RUN_BYTES_MAX, SECTOR_BYTES};
 use crate::base::offset::Position;
 use crate::io::aligned_buf::PageBuf;
 use crate::io::env::{DiskFile, Env};
 use crate::store::batch::{ALIGN_BYTES, BatchHeader, HEADER_BYTES};
-use crate::store::commit_log::LogOptions;
+use crate::store::commit_log::{LogOptions, replica};
 use crate::store::control::{self, Control};
 use crate::store::delayed;
 use crate::store::half;
@@ -182,10 +182,16 @@ impl<'a, E: Env> Scanner<'a, E> {
         ))
     }
 
-    /// Looks behind a torn place for a batch that was sealed when the log was durable beyond it.
-    pub async fn damage(&mut self) -> io::Result<Option<Damage>> {
+    /// Looks behind a torn place for a batch that was sealed when the log was durable beyond it. Of a log that was a replica
+    /// only what lies further behind than one run counts: see `commit_log/replica.rs`.
+    pub async fn damage(&mut self, was_replica: bool) -> io::Result<Option<Damage>> {
         let torn = self.position;
-        let mut at = (torn + 1).next_multiple_of(ALIGN_BYTES as u64);
+        let nearest = if was_replica {
+            REPLICA_RUN_BYTES_MAX as u64
+        } else {
+            1
+        };
+        let mut at = (torn + nearest).next_multiple_of(ALIGN_BYTES as u64);
         let end = (torn + EVIDENCE_BYTES).min(self.segments.allocated_end());
         let mut lost = 0;
         while at < end {
@@ -385,7 +391,8 @@ pub async fn recover<E: Env>(
     }
     recovered.end = scanner.position;
     recovered.previous_crc = scanner.previous_crc;
-    recovered.damage = scanner.damage().await?;
+    let was_replica = replica::is_marked(env, &options.directory).await?;
+    recovered.damage = scanner.damage(was_replica).await?;
     let within = recovered.end % SECTOR_BYTES as u64;
     if within > 0 {
         let sector = recovered.end - within;
@@ -412,7 +419,7 @@ pub async fn recover<E: Env>(
 }
 
 /// Whether a message's offset is the next one of its queue: a log that says otherwise must not bring the process down.
-fn follows(effect: &Effect, tables: &Tables) -> bool {
+pub(super) fn follows(effect: &Effect, tables: &Tables) -> bool {
     match effect {
         Effect::Message {
             queue,

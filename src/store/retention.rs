@@ -143,6 +143,28 @@ pub async fn clean<E: Env>(
     Ok(moved)
 }
 
+/// Retention of a replica: removes what lies before `start`, where its master's log begins.
+pub async fn follow<E: Env>(log: &CommitLog<E>, start: u64) -> io::Result<Option<Position>> {
+    let mut moved = None;
+    loop {
+        let segments = log.segments();
+        let first_end = segments.segment_end(segments.start());
+        if first_end > start || first_end > log.durable().0 {
+            return Ok(moved);
+        }
+        if moved.is_none() {
+            log.save_snapshot().await?;
+        }
+        log.trim_tables(first_end).await?;
+        if segments.remove_first_below(first_end).await?.is_none() {
+            return Ok(moved);
+        }
+        log.segment_times.borrow_mut().remove(&first_end);
+        log.reader().forget(0..0, first_end);
+        moved = Some(Position(first_end));
+    }
+}
+
 /// Segments that one pass removes before their time (`deleteFileBatchMax`).
 const BEFORE_TIME_MAX: usize = 10;
 

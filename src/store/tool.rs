@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::base::offset::LogId;
 use crate::io::env::Env;
 use crate::store::batch::HEADER_BYTES;
+use crate::store::commit_log::replica;
 use crate::store::control::Control;
 use crate::store::delayed;
 use crate::store::half;
@@ -127,7 +128,8 @@ async fn walk<E: Env>(
         }
     }
     report.end = scanner.position;
-    report.damage = scanner.damage().await?;
+    let was_replica = replica::is_marked(env, &path).await?;
+    report.damage = scanner.damage(was_replica).await?;
     Ok(report)
 }
 

@@ -71,6 +71,18 @@ pub struct Appended {
     /// One per message; of [`NewRecords`] the first one only, since each record begins where the one before it ends.
     pub physical_offsets: SmallVec<[PhysicalOffset; 1]>,
     pub store_timestamp: i64,
+    pub copies: Copies,
+}
+
+/// Whether what was stored has as many copies as the broker is configured for (`inSyncReplicas`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Copies {
+    #[default]
+    Enough,
+    /// Too few slaves are in sync: stored without them.
+    NoSlave,
+    /// The slaves did not say so in time (`slaveTimeout`). They may have it, or get it.
+    Late,
 }
 
 /// Why a log or a shard refuses a request. `broker/dispatch.rs` maps it to a response code and a remark.
@@ -100,6 +112,14 @@ pub enum Refusal {
         open: usize,
         limit: usize,
     },
+    #[error(
+        "this broker is a slave (brokerRole=SLAVE): it serves reads only; send to the master of its group"
+    )]
+    Replica,
+    #[error(
+        "{in_sync} replicas are in sync, the master included, and minInSyncReplicas is {needed}: nothing was stored; `haStatus` shows who is missing"
+    )]
+    TooFewReplicas { in_sync: u32, needed: u32 },
     #[error("the queue is not on this broker any more")]
     NoQueue,
     #[error("core {shard} has {waiting} requests waiting, the limit is {limit}")]

@@ -5,6 +5,7 @@
 //! them without the broker.
 
 pub mod batch;
+pub mod ha;
 pub mod message_id;
 pub mod remoting;
 pub mod sql;

@@ -35,6 +35,7 @@ pub mod code {
     pub const UNLOCK_BATCH_MQ: i32 = 42;
     pub const GET_ROUTEINFO_BY_TOPIC: i32 = 105;
     pub const GET_BROKER_CLUSTER_INFO: i32 = 106;
+    pub const GET_BROKER_HA_STATUS: i32 = 907;
     pub const UPDATE_AND_CREATE_SUBSCRIPTIONGROUP: i32 = 200;
     pub const DELETE_TOPIC_IN_BROKER: i32 = 215;
     pub const SEND_MESSAGE_V2: i32 = 310;
@@ -44,6 +45,9 @@ pub mod code {
 /// Response codes (`ResponseCode`).
 pub mod answer {
     pub const SUCCESS: i32 = 0;
+    pub const SLAVE_NOT_AVAILABLE: i32 = 11;
+    pub const FLUSH_SLAVE_TIMEOUT: i32 = 12;
+    pub const SERVICE_NOT_AVAILABLE: i32 = 14;
     pub const SYSTEM_ERROR: i32 = 1;
     pub const REQUEST_CODE_NOT_SUPPORTED: i32 = 3;
     pub const MESSAGE_ILLEGAL: i32 = 13;

@@ -35,5 +35,6 @@ mod native;
 mod pop;
 mod process;
 mod query;
+mod replication;
 mod timers;
 mod transactions;

@@ -64,6 +64,8 @@ pub struct Setup {
     pub settings: Vec<String>,
     pub namesrv_port: u16,
     pub broker_port: u16,
+    /// A broker alone, registered with the name server of another node; else both in one process.
+    pub broker_only: bool,
 }
 
 impl Setup {
@@ -81,6 +83,17 @@ impl Setup {
             ],
             namesrv_port,
             broker_port,
+            broker_only: false,
+        }
+    }
+
+    /// A broker that registers with the name server of another setup.
+    pub fn beside(other: &Self, store: &Path, shards: u32) -> Self {
+        let own = Self::new(store, shards);
+        Self {
+            namesrv_port: other.namesrv_port,
+            broker_only: true,
+            ..own
         }
     }
 
@@ -101,12 +114,17 @@ impl Setup {
     /// The command line that this setup stands for.
     pub fn command(&self) -> process::Command {
         let mut command = broker_command();
+        if self.broker_only {
+            let namesrv = format!("127.0.0.1:{}", self.namesrv_port);
+            command.args(["broker", "-n", &namesrv]);
+        } else {
+            let port = self.namesrv_port.to_string();
+            command.args(["standalone", "--namesrv-port", &port]);
+        }
         command
-            .arg("standalone")
             .args(["--bind", "127.0.0.1"])
             .arg("--store")
             .arg(&self.store)
-            .args(["--namesrv-port", &self.namesrv_port.to_string()])
             .args(["--port", &self.broker_port.to_string()])
             .args(["--shards", &self.shards.to_string()])
             .args(["--memory", &self.memory_bytes.to_string()]);

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)] // A test that meets an error it did not plan for is to fail.
 
 mod ledger;
+mod replicas;
 mod run;
 mod shards;
 mod store;
@@ -54,6 +55,50 @@ const SHARDS_LIMITS: Limits = Limits {
 fn the_shards_keep_the_promise() {
     let counts = run_seeds(&Shards, &SHARDS_LIMITS, seeds_from_env(60));
     assert!(counts.acknowledged > 0 && counts.delivered > 0 && counts.restarts > 0);
+}
+
+/// Two machines: `RINGMQ_SEED=n cargo test --test sim a_pair` runs one seed with a trace.
+#[test]
+fn a_pair_keeps_the_promise() {
+    if let Ok(seed) = std::env::var("RINGMQ_SEED") {
+        let seed = seed.parse().unwrap();
+        match replicas::run_seed(seed, None, true) {
+            Ok(counts) => eprintln!("{counts:?}"),
+            Err(why) => panic!("RINGMQ_SEED={seed} breaks the promise: {why}"),
+        }
+        return;
+    }
+    let mut sum = replicas::Counts::default();
+    for seed in seeds_from_env(40) {
+        match replicas::run_seed(seed, None, false) {
+            Ok(counts) => {
+                sum.acknowledged += counts.acknowledged;
+                sum.alone += counts.alone;
+                sum.late += counts.late;
+                sum.crashes += counts.crashes;
+                sum.promotions += counts.promotions;
+                sum.refused_joins += counts.refused_joins;
+                sum.checked += counts.checked;
+            }
+            Err(why) => panic!("RINGMQ_SEED={seed} breaks the promise: {why}"),
+        }
+    }
+    eprintln!("{sum:?}");
+    assert!(sum.acknowledged > 0 && sum.checked > 0 && sum.promotions > 0);
+}
+
+/// Each fault that is planted in the replication is found, and how soon.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn a_pair_with_a_planted_bug_breaks_the_promise() {
+    for bug in ["AckBeforeReplica", "ReplicaAcksBeforeFlush"] {
+        let found = (0..200).find_map(|seed| {
+            let why = replicas::run_seed(seed, Some(bug), false).err()?;
+            Some((seed, why))
+        });
+        let (seed, why) = found.unwrap_or_else(|| panic!("{bug} was not found"));
+        eprintln!("{bug}: {} seeds: {why}", seed + 1);
+    }
 }
 
 #[test]

@@ -16,7 +16,8 @@ use ringmq::shard::message::{
     ShardRequest,
 };
 use ringmq::shard::meta::{MetaCommand, Topic as ShardTopic};
-use ringmq::shard::{Mesh, Shard, ShardHandle, ShardOptions};
+use ringmq::shard::replication::MasterRules;
+use ringmq::shard::{Mesh, Role, Shard, ShardHandle, ShardOptions};
 use ringmq::store::LogOptions;
 use ringmq::store::manifest::Manifest;
 use ringmq::store::retention::{RetentionRules, clean};
@@ -121,7 +122,9 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<ShardsBroker> 
                 key_tail_entries: 64,
                 snapshot_bytes: manifest.segment_bytes / 2,
                 store_host: ([127, 0, 0, 1], 10911).into(),
+                replica: false,
             },
+            role: Role::Master(MasterRules::alone()),
         };
         shards.push(Shard::open(env.clone(), options).await?);
     }

@@ -96,6 +96,7 @@ pub fn refused(refusal: Refusal) -> Refused {
         Refusal::NoQueue => Refused::NoQueue,
         Refusal::Stopping => Refused::Stopping,
         Refusal::Read { reason } => Refused::Unreadable(reason.to_string()),
+        Refusal::Replica | Refusal::TooFewReplicas { .. } => Refused::Busy,
         other @ Refusal::TooLarge { .. } => panic!("the model sends nothing too large: {other}"),
     }
 }
@@ -146,6 +147,7 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<LogsBroker> {
             key_tail_entries: 64,
             snapshot_bytes: settings.segment_bytes / 2,
             store_host: ([127, 0, 0, 1], 10911).into(),
+            replica: false,
         };
         logs.push(CommitLog::open(env.clone(), options).await?);
     }

@@ -12,9 +12,10 @@ settings! {
         "brokerClusterName" cluster_name: String = "DefaultCluster".into(), Bounds::Any, "";
         /// Name of this broker. Routes are stored under it, so no two brokers may share one.
         "brokerName" broker_name: String = String::new(), Bounds::Any, "", found "the host's name";
-        /// 0 is the master of its group. Replicas are not built yet, so 0 is the only value for now.
+        /// 0 is the master of its group, each of its slaves has a greater number of its own.
         "brokerId" broker_id: u64 = 0, Bounds::Any, "";
-        /// Role in the replication group. Replicas are not built yet: SLAVE is refused, and both masters are the same.
+        /// Role in the replication group. ASYNC_MASTER: slaves follow, nobody waits for them. SYNC_MASTER: a send is
+        /// acknowledged when inSyncReplicas have it. SLAVE: a copy of the master, which serves reads.
         "brokerRole" role: BrokerRole = BrokerRole::AsyncMaster, Bounds::Any, "";
         /// Address that clients are told to connect to; may be a DNS name. Every client has to reach it.
         "brokerIP1" advertised_host: String = String::new(), Bounds::Any, "",
@@ -65,6 +66,8 @@ settings! {
         /// Sends are refused until this time.
         "startAcceptSendRequestTimeStamp" accept_sends_from_ms: u64 = 0, Bounds::Any, "ms since 1970";
 
+        /// A master sends consumers that are far behind to a slave.
+        "slaveReadEnable" slave_read: bool = false, Bounds::Any, "";
         /// A pull that finds nothing waits here for a message.
         "longPollingEnable" long_polling: bool = true, Bounds::Any, "";
         /// How long a pull waits if longPollingEnable is false.

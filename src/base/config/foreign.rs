@@ -89,26 +89,11 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("migrateFromAclV1Enabled", "migrateAuthFromV1Enabled"),
 ];
 
-const REPLICAS: &str = "replicas are not built yet; without it the broker would promise a second copy that does not exist";
+const REPLICAS: &str = "masters and slaves have fixed roles here: election, and a slave that acts as a master, are not built yet";
 const ACCESS: &str = "access control is not built yet; without it the broker would be open to everybody while the file says otherwise";
 
 /// See [`Refused`].
 pub const REFUSED: &[Refused] = &[
-    Refused {
-        key: "inSyncReplicas",
-        harmless: &["1"],
-        reason: REPLICAS,
-    },
-    Refused {
-        key: "minInSyncReplicas",
-        harmless: &["1"],
-        reason: REPLICAS,
-    },
-    Refused {
-        key: "allAckInSyncStateSet",
-        harmless: &["false"],
-        reason: REPLICAS,
-    },
     Refused {
         key: "enableControllerMode",
         harmless: &["false"],
@@ -260,11 +245,11 @@ pub const IGNORED: &[Ignored] = &[
             disableConsumeIfConsumerReadSlowly consumerFallbehindThreshold",
     },
     Ignored {
-        reason: "replicas are not built yet",
+        reason: "masters and slaves have fixed roles here, election is not built yet; the rest of replication has no such knob",
         keys: "
-            haSendHeartbeatInterval haHousekeepingInterval haTransferBatchSize haMasterAddress haMaxGapNotInSync
-            slaveTimeout slaveReadEnable offsetCheckInSlave totalReplicas enableAutoInSyncReplicas
-            haFlowControlEnable maxHaTransferByteInSecond haMaxTimeSlaveNotCatchup syncMasterFlushOffsetWhenStartup
+            haTransferBatchSize
+            offsetCheckInSlave totalReplicas enableAutoInSyncReplicas
+            haFlowControlEnable maxHaTransferByteInSecond syncMasterFlushOffsetWhenStartup
             maxSlaveResendLength syncFromLastFile asyncLearner dLegerGroup dLegerPeers dLegerSelfId
             preferredLeaderId enableBatchPush enableRemoteEscape skipPreOnline brokerHeartbeatInterval
             sendHeartbeatTimeoutMillis brokerNotActiveTimeoutMillis syncBrokerMemberGroupPeriod

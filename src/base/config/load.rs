@@ -337,6 +337,13 @@ impl Loader {
             self.found("haListenPort");
             self.config.store.replication_port = self.config.server.listen_port.saturating_add(1);
         }
+        if self.config.store.in_sync_replicas == 0 {
+            self.found("inSyncReplicas");
+            self.config.store.in_sync_replicas = match self.config.broker.role {
+                BrokerRole::SyncMaster => 2,
+                BrokerRole::AsyncMaster | BrokerRole::Slave => 1,
+            };
+        }
         if !self.is_set("logLevel")
             && let Some(level) = sources.variable("RINGMQ_LOG")
         {
@@ -450,13 +457,18 @@ impl Loader {
         if !config.roles.has_broker() {
             return;
         }
-        if config.broker.broker_id != 0 || config.broker.role == BrokerRole::Slave {
+        let is_slave = config.broker.role == BrokerRole::Slave;
+        if is_slave != (config.broker.broker_id != 0) {
             self.error(
                 self.origin_of("brokerId").or(self.origin_of("brokerRole")),
-                "replicas are not built yet: brokerId has to be 0 and brokerRole a master"
-                    .to_owned(),
+                format!(
+                    "brokerRole={} and brokerId={} do not fit: a master has brokerId 0, a slave (brokerRole=SLAVE) a greater one",
+                    value::Value::render(&config.broker.role),
+                    config.broker.broker_id
+                ),
             );
         }
+        self.check_replicas();
         let config = &self.config;
         for (key, name) in [
             ("brokerName", &config.broker.broker_name),
@@ -482,6 +494,49 @@ impl Loader {
             self.warn(
                 None,
                 "no name server is set, so clients will not find this broker: use -n HOST:9876, namesrvAddr or NAMESRV_ADDR"
+                    .to_owned(),
+            );
+        }
+    }
+
+    fn check_replicas(&mut self) {
+        let config = &self.config;
+        let (store, role) = (&config.store, config.broker.role);
+        if store.min_in_sync_replicas > store.in_sync_replicas && role == BrokerRole::SyncMaster {
+            let message = format!(
+                "minInSyncReplicas={} is more than inSyncReplicas={}: sends would be refused that nobody waits for",
+                store.min_in_sync_replicas, store.in_sync_replicas
+            );
+            self.error(self.origin_of("minInSyncReplicas"), message);
+        }
+        let config = &self.config;
+        let store = &config.store;
+        let has_secret = !store.ha_secret_file.as_os_str().is_empty();
+        if has_secret {
+            return;
+        }
+        let waits = role == BrokerRole::SyncMaster && store.in_sync_replicas > 1;
+        let host = store
+            .ha_master_address
+            .rsplit_once(':')
+            .map(|(host, _)| host);
+        let is_far = host.is_some_and(|host| {
+            let host = host.trim_matches(['[', ']']);
+            let is_loopback = |ip: IpAddr| ip.is_loopback();
+            host != "localhost" && !host.parse().is_ok_and(is_loopback)
+        });
+        if waits && !config.bind_ip.is_loopback() {
+            self.error(
+                self.origin_of("brokerRole"),
+                "a SYNC_MASTER whose slaves come from other machines needs haSecretFile: without a shared secret anybody who reaches \
+                 haListenPort could read all messages and acknowledge them"
+                    .to_owned(),
+            );
+        }
+        if role == BrokerRole::Slave && is_far {
+            self.error(
+                self.origin_of("haMasterAddress"),
+                "a slave of a master on another machine needs haSecretFile, with the same content as the master's"
                     .to_owned(),
             );
         }
@@ -805,10 +860,7 @@ brokerIP1=mq.example.org
             "aclEnable=true",
             "authenticationEnabled=TRUE",
             "tls.server.mode=enforcing",
-            "inSyncReplicas=2",
             "enableControllerMode=true",
-            "brokerRole=SLAVE",
-            "brokerId=1",
         ] {
             let error = refused(Roles::Broker, text);
             assert!(error.contains("not built yet"), "{error}");
@@ -818,6 +870,40 @@ brokerIP1=mq.example.org
             Roles::Broker,
             &file("inSyncReplicas=1\nbrokerRole=SYNC_MASTER"),
         );
+    }
+
+    #[test]
+    fn a_sync_master_waits_for_one_slave_and_roles_fit_their_ids() {
+        let config = loaded(Roles::Standalone, &file("brokerRole=SYNC_MASTER"));
+        assert_eq!(config.store.in_sync_replicas, 2);
+        let config = loaded(Roles::Standalone, &Sources::default());
+        assert_eq!(config.store.in_sync_replicas, 1);
+        for text in ["brokerRole=SLAVE", "brokerId=1"] {
+            let error = refused(Roles::Standalone, text);
+            assert!(error.contains("do not fit"), "{error}");
+        }
+        let text = "brokerRole=SLAVE\nbrokerId=1\nhaMasterAddress=127.0.0.1:10912";
+        loaded(Roles::Broker, &file(text));
+        let error = refused(
+            Roles::Standalone,
+            "brokerRole=SYNC_MASTER\nminInSyncReplicas=3",
+        );
+        assert!(error.contains("minInSyncReplicas=3"), "{error}");
+    }
+
+    #[test]
+    fn replicas_on_other_machines_need_a_secret() {
+        for text in [
+            "brokerRole=SYNC_MASTER",
+            "brokerRole=SLAVE\nbrokerId=1\nhaMasterAddress=10.0.0.1:10912",
+        ] {
+            let error = refused(Roles::Broker, text);
+            assert!(error.contains("haSecretFile"), "{error}");
+            loaded(
+                Roles::Broker,
+                &file(&format!("{text}\nhaSecretFile=/etc/ringmq/ha.secret")),
+            );
+        }
     }
 
     #[test]

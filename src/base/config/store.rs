@@ -51,7 +51,28 @@ settings! {
         "timerMaxDelaySec" timer_delay_max_s: u64 = 259_200, Bounds::Range(1, 10 * 365 * 86_400), "s";
         /// Chosen delivery times are moved to the next multiple of this, never back. RocketMQ has 1000 and moves back.
         "timerPrecisionMs" timer_precision_ms: u64 = 1, Bounds::Range(1, 60_000), "ms";
-        /// Port for replicas, which registrations carry.
+        /// Port for replicas, which registrations carry. Slaves follow this broker there.
         "haListenPort" replication_port: u16 = 0, Bounds::Any, "", found "listenPort + 1";
+        /// host:port of the master's haListenPort, for a slave. Without it the name servers are asked.
+        "haMasterAddress" ha_master_address: String = String::new(), Bounds::Any, "";
+        /// File with the secret that master and slaves share, at least 16 bytes; blanks around it do not count. Without it
+        /// both sides talk over loopback only.
+        "haSecretFile" ha_secret_file: PathBuf = PathBuf::new(), Bounds::Any, "";
+        /// Copies that a send waits for with SYNC_MASTER, the master's own included.
+        "inSyncReplicas" in_sync_replicas: u32 = 0, Bounds::Range(0, 16), "copies", found "2 with SYNC_MASTER, else 1";
+        /// With fewer copies in sync a SYNC_MASTER refuses sends. 1: the master goes on alone, and says so in each answer.
+        "minInSyncReplicas" min_in_sync_replicas: u32 = 1, Bounds::Range(1, 16), "copies";
+        /// A send waits for every slave that is in sync, however many there are.
+        "allAckInSyncStateSet" all_ack_in_sync: bool = false, Bounds::Any, "";
+        /// How long a send waits for slaves before it is answered FLUSH_SLAVE_TIMEOUT.
+        "slaveTimeout" slave_timeout_ms: u64 = 3000, Bounds::Range(1, 600_000), "ms";
+        /// A slave that is further behind in a log is not in sync.
+        "haMaxGapNotInSync" ha_gap_bytes_max: u64 = 256 << 20, Bounds::Bytes(1 << 20, 1 << 40), "bytes";
+        /// A slave that has not got on for so long, although there was something to get, is not in sync.
+        "haMaxTimeSlaveNotCatchup" ha_stuck_ms_max: u64 = 15_000, Bounds::Range(100, 600_000), "ms";
+        /// Pause after which master and slave tell each other that they are there.
+        "haSendHeartbeatInterval" ha_heartbeat_ms: u64 = 5000, Bounds::Range(50, 600_000), "ms";
+        /// A connection between master and slave that was silent for so long is given up.
+        "haHousekeepingInterval" ha_silence_ms: u64 = 20_000, Bounds::Range(200, 600_000), "ms";
     }
 }

@@ -188,7 +188,23 @@ pub const FAMILIES: &[Family] = &[
     ),
     gauge(
         "ringmq_log_pending_bytes",
-        "Bytes of a log that are appended and not yet durable.",
+        "Bytes of a log that are appended and not yet durable, with SYNC_MASTER on the slaves too.",
+    ),
+    gauge(
+        "ringmq_slave_behind_bytes",
+        "On a master, by slave: what the slave has not acknowledged of a log.",
+    ),
+    gauge(
+        "ringmq_slave_in_sync",
+        "On a master, by slave: 1 while the slave counts as a copy of a log.",
+    ),
+    gauge(
+        "ringmq_master_connected",
+        "On a slave: 1 while a log follows its master.",
+    ),
+    gauge(
+        "ringmq_master_ahead_bytes",
+        "On a slave: what its master had more of a log when it last said so.",
     ),
     histogram(
         "ringmq_log_flush_seconds",
@@ -424,6 +440,19 @@ impl Metrics {
                 let writable = u8::from(log.refusal.is_none());
                 page.sample("ringmq_log_writable", &own, writable);
                 page.sample("ringmq_log_pending_bytes", &own, log.pending_bytes);
+                for slave in &log.replicas {
+                    let id = slave.broker_id.to_string();
+                    let own = [("log", log_name.as_str()), ("slave", id.as_str())];
+                    let behind = log.durable_here.0.saturating_sub(slave.acked.0);
+                    page.sample("ringmq_slave_behind_bytes", &own, behind);
+                    page.sample("ringmq_slave_in_sync", &own, u8::from(slave.is_in_sync));
+                }
+                if let Some(master) = log.master {
+                    let ahead = master.end.0.saturating_sub(log.durable_here.0);
+                    let connected = u8::from(master.is_connected);
+                    page.sample("ringmq_master_connected", &own, connected);
+                    page.sample("ringmq_master_ahead_bytes", &own, ahead);
+                }
                 page.histogram(
                     "ringmq_log_flush_seconds",
                     &own,

@@ -15,6 +15,7 @@ use crate::base::limits::{NATIVE_QUEUES_MAX, NATIVE_RECORDS_MAX};
 use crate::broker::dispatch::Broker;
 use crate::broker::error::BrokerError;
 use crate::broker::native::{Fault, send_header};
+use crate::broker::send::stored_code;
 use crate::broker::send_plan::{Plan, plan};
 use crate::broker::sent_properties::Sent;
 use crate::broker::statistics::Counted;
@@ -22,7 +23,7 @@ use crate::broker::topics;
 use crate::server::connection::NativeResponder;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    Appended, LocalReply, NewRecords, RecordMark, ShardReply, ShardRequest,
+    Appended, Copies, LocalReply, NewRecords, RecordMark, ShardReply, ShardRequest,
 };
 use crate::shard::meta::Topic;
 use crate::wire::native::frame::{Frame, Sections};
@@ -336,8 +337,14 @@ impl Broker {
         }
         let results = results.iter().flatten().map(|stored| match stored {
             Stored::Appended(appended) => ProduceResult {
-                code: 0,
-                remark: "",
+                code: stored_code(appended.copies),
+                remark: match appended.copies {
+                    Copies::Enough => "",
+                    Copies::NoSlave => "it is stored here, but too few slaves are in sync",
+                    Copies::Late => {
+                        "it is stored here, but the slaves did not say so in time (slaveTimeout)"
+                    }
+                },
                 queue_offset: appended.queue_offset,
                 physical_offset: appended
                     .physical_offsets

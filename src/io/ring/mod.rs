@@ -23,4 +23,4 @@ pub use channel::{Receiver, Sender, TrySendError, channel};
 pub use core::{Executor, Placement};
 pub use env::{RingEnv, RingFile, disk_space};
 pub use pages::Pages;
-pub use tcp::{Listener, Stream, connect};
+pub use tcp::{DetachedStream, Listener, RingNet, Stream, connect};

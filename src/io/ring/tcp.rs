@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use socket2::{Domain, MsgHdr, Protocol, SockRef, Socket, Type};
 
+use crate::io::net::{Net, NetStream};
 use crate::io::ring::core::Core;
 use crate::io::ring::sockets::{Directions, Readiness};
 use crate::io::ring::timers::Sleep;
@@ -229,6 +230,15 @@ impl Stream {
         })
     }
 
+    /// Takes the socket out of this executor, so that another one may go on with it.
+    pub fn detach(&self) -> io::Result<DetachedStream> {
+        let Some(open) = self.open.take() else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let socket = open.socket.try_clone()?;
+        Ok(DetachedStream(socket))
+    }
+
     /// Ends both directions, which wakes whoever waits for the socket. The descriptor stays open.
     pub fn shutdown(&self) {
         let Some(open) = self.open() else { return };
@@ -251,6 +261,52 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// A connected socket on its way from one executor to another.
+#[derive(Debug)]
+pub struct DetachedStream(Socket);
+
+impl DetachedStream {
+    /// Goes on with it on this executor.
+    pub fn attach(self) -> io::Result<Stream> {
+        Stream::new(self.0)
+    }
+}
+
+impl NetStream for Stream {
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
+        Stream::poll_read(self, cx, buffer)
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Stream::poll_write(self, cx, slices)
+    }
+
+    fn peer(&self) -> SocketAddr {
+        Stream::peer(self)
+    }
+
+    fn shutdown(&self) {
+        Stream::shutdown(self);
+    }
+}
+
+/// Connections of an executor.
+#[derive(Clone, Copy, Debug)]
+pub struct RingNet;
+
+impl Net for RingNet {
+    type Stream = Stream;
+
+    fn connect(
+        &self,
+        address: &str,
+        timeout: Duration,
+    ) -> impl Future<Output = io::Result<Stream>> + 'static {
+        let address = address.to_owned();
+        async move { connect(&address, timeout).await }
     }
 }
 

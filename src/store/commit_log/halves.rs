@@ -14,7 +14,7 @@ use crate::store::delayed;
 use crate::store::half::{self, Head};
 use crate::store::tables::Effect;
 use crate::store::tables::halves::{Half, HalfState, Outcome};
-use crate::store::types::{Appended, NewMessage, Refusal};
+use crate::store::types::{Appended, Copies, NewMessage, Refusal};
 
 /// What a message may grow by when it is committed for later: the times of its delay.
 const COMMIT_BYTES: usize = 512;
@@ -75,6 +75,7 @@ impl<E: Env> CommitLog<E> {
                 Position(origin),
             )]),
             store_timestamp: store_timestamp as i64,
+            copies: Copies::Enough,
         };
         Ok((appended, Position(at)))
     }

@@ -1,6 +1,6 @@
 //! Topics and groups as keys with values that the shard layer reads and writes. Filled in log 0 only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -10,11 +10,16 @@ use crate::store::snapshot::{Reader, Short, Writer};
 #[derive(Default)]
 pub struct Metadata {
     values: BTreeMap<Arc<str>, Arc<[u8]>>,
+    /// Keys that were set or removed since somebody asked, if somebody does.
+    changed: Option<BTreeSet<Arc<str>>>,
 }
 
 impl Metadata {
     /// Sets or removes a key.
     pub fn put(&mut self, key: Arc<str>, value: Option<Arc<[u8]>>) {
+        if let Some(changed) = &mut self.changed {
+            changed.insert(key.clone());
+        }
         match value {
             Some(value) => {
                 self.values.insert(key, value);
@@ -23,6 +28,16 @@ impl Metadata {
                 self.values.remove(&key);
             }
         }
+    }
+
+    /// Gives the keys that were set or removed since the last time, or since the first call, which gives none.
+    pub fn take_changed(&mut self) -> BTreeSet<Arc<str>> {
+        self.changed.replace(BTreeSet::new()).unwrap_or_default()
+    }
+
+    /// Whether there is anything to take.
+    pub fn has_changed(&self) -> bool {
+        self.changed.as_ref().is_some_and(|keys| !keys.is_empty())
     }
 
     /// All keys that begin with `prefix`, with their values.

@@ -1,0 +1,390 @@
+//! The slave stream of a node: the port on a master, the logs that follow on a slave, and a slave's first contact.
+//!
+//! Core 0 of a master accepts and lets slaves prove themselves; the socket then goes to the core that runs the log. Core 0
+//! alone, because a slave cannot choose the core that the kernel hands its connection to. A slave without a store asks its
+//! master what to make, and waits for it as long as it takes.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::app::shutdown::{Phase, Shutdown};
+use crate::base::config::Config;
+use crate::base::config::value::BrokerRole;
+use crate::base::limits::{HA_STRANGERS_MAX, SECTOR_BYTES};
+use crate::base::offset::LOG_ID_MAX;
+use crate::broker::registration::{BrokerIdentity, register_request};
+use crate::client::RemotingClient;
+use crate::ha::handshake::{Secret, StreamError, check_shape, greet_slave, write_frame};
+use crate::ha::master::{StreamTimes, Wish, serve};
+use crate::ha::replica_window::ReplicaRules;
+use crate::ha::slave::{SlaveOptions, ask_shape, follow};
+use crate::io::env::Env;
+use crate::io::ring::RingEnv;
+use crate::io::tcp::{Listener, ReadBuffer, RingNet, Stream};
+use crate::shard::message::{ShardRequest, SlaveConnection};
+use crate::shard::meta::DataVersion;
+use crate::shard::replication::MasterRules;
+use crate::shard::{Role, Shard};
+use crate::store::commit_log::replica::LogEnd;
+use crate::store::manifest::{FORMAT, Manifest};
+use crate::store::retention;
+use crate::wire::ha::{Frame, StoreShape};
+use crate::wire::remoting::code::response;
+
+/// A secret is at least so long.
+const SECRET_BYTES_MIN: usize = 16;
+/// Pause after a failed accept, and between two tries to find or reach the master.
+const PAUSE: Duration = Duration::from_secs(1);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a slave's master takes slaves, as the name servers say, for all cores.
+#[derive(Clone, Default)]
+pub struct MasterAddress(Arc<Mutex<Option<String>>>);
+
+impl MasterAddress {
+    /// The fixed address of the configuration, if there is one.
+    pub fn new(config: &Config) -> Self {
+        let fixed = config.store.ha_master_address.clone();
+        let fixed = (!fixed.is_empty()).then_some(fixed);
+        Self(Arc::new(Mutex::new(fixed)))
+    }
+
+    pub fn get(&self) -> Option<String> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub fn set(&self, address: &str) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() != Some(address) {
+            tracing::info!(master = address, "a name server tells where the master is");
+            *known = Some(address.to_owned());
+        }
+    }
+}
+
+/// The secret of `haSecretFile`, empty without one.
+pub fn read_secret(path: &Path) -> Result<Secret, String> {
+    if path.as_os_str().is_empty() {
+        return Ok(Arc::from([]));
+    }
+    let named = |what: String| format!("haSecretFile={}: {what}", path.display());
+    let content = std::fs::read(path).map_err(|error| named(error.to_string()))?;
+    let secret = content.trim_ascii();
+    if secret.len() < SECRET_BYTES_MIN {
+        return Err(named(format!(
+            "it has {} bytes, and a secret needs at least {SECRET_BYTES_MIN}: `openssl rand -hex 32` makes one",
+            secret.len()
+        )));
+    }
+    Ok(Arc::from(secret))
+}
+
+/// What the configuration makes this broker in its group.
+pub fn role(config: &Config) -> Role {
+    let store = &config.store;
+    if config.broker.role == BrokerRole::Slave {
+        return Role::Slave;
+    }
+    Role::Master(MasterRules {
+        replicas: ReplicaRules {
+            waits: config.broker.role == BrokerRole::SyncMaster && store.in_sync_replicas > 1,
+            in_sync_replicas: store.in_sync_replicas,
+            min_in_sync_replicas: store.min_in_sync_replicas,
+            all_ack: store.all_ack_in_sync,
+            gap_bytes_max: store.ha_gap_bytes_max,
+            stuck_ms_max: store.ha_stuck_ms_max,
+        },
+        slave_timeout_ms: store.slave_timeout_ms,
+    })
+}
+
+fn times(config: &Config) -> StreamTimes {
+    StreamTimes {
+        heartbeat: Duration::from_millis(config.store.ha_heartbeat_ms),
+        silence: Duration::from_millis(config.store.ha_silence_ms),
+    }
+}
+
+fn shape(manifest: &Manifest) -> StoreShape {
+    StoreShape {
+        store_id: manifest.store_id,
+        logs: u16::from(manifest.logs),
+        segment_bytes: manifest.segment_bytes,
+    }
+}
+
+/// The manifest of a slave's store; a new one is made like the master's, as soon as that answers.
+pub async fn manifest_of_slave(
+    env: &RingEnv,
+    config: &Config,
+    identity: &BrokerIdentity,
+    secret: &Secret,
+    shutdown: &Shutdown,
+) -> Result<Manifest, String> {
+    let root = &config.store.root;
+    let read = Manifest::read(env, root).await;
+    if let Some(found) = read.map_err(|error| error.to_string())? {
+        return Ok(found);
+    }
+    let fixed = MasterAddress::new(config);
+    let mut told = String::new();
+    while shutdown.phase() == Phase::Running {
+        let asked = match fixed.get() {
+            Some(address) => Ok(address),
+            None => ask_name_servers(env, config, identity).await,
+        };
+        let failure = match asked {
+            Ok(address) => match ask_shape(env, &RingNet, &address, secret).await {
+                Ok(shape) => return make_manifest(env, root, shape).await,
+                Err(error) => format!("{address}: {error}"),
+            },
+            Err(error) => error,
+        };
+        if failure != told {
+            tracing::warn!(error = %failure, "this slave has no store yet and its master does not answer; it is tried again");
+            told = failure;
+        }
+        env.sleep(PAUSE).await;
+    }
+    Err("stopped before the master could be asked what store to make".to_owned())
+}
+
+async fn make_manifest(env: &RingEnv, root: &Path, shape: StoreShape) -> Result<Manifest, String> {
+    let is_sound = (1..=u16::from(LOG_ID_MAX) + 1).contains(&shape.logs)
+        && (1 << 20..=1 << 30).contains(&shape.segment_bytes)
+        && shape.segment_bytes.is_multiple_of(SECTOR_BYTES as u64);
+    let logs = u8::try_from(shape.logs).ok().filter(|_| is_sound);
+    let Some(logs) = logs else {
+        return Err(format!(
+            "the master describes a store that cannot be: {shape:?}"
+        ));
+    };
+    let manifest = Manifest {
+        format: FORMAT,
+        store_id: shape.store_id,
+        logs,
+        segment_bytes: shape.segment_bytes,
+    };
+    let made = Manifest::create(env, root, manifest).await;
+    made.map_err(|error| error.to_string())
+}
+
+/// Where the master takes slaves: a name server says so to each slave that registers.
+async fn ask_name_servers(
+    env: &RingEnv,
+    config: &Config,
+    identity: &BrokerIdentity,
+) -> Result<String, String> {
+    let mut failure = "no name server is set: use haMasterAddress or namesrvAddr".to_owned();
+    for address in &config.broker.namesrv_addresses.0 {
+        let asked = async {
+            let client = RemotingClient::connect(env, address, CALL_TIMEOUT)
+                .await
+                .map_err(|error| error.to_string())?;
+            let (header, body) = register_request(identity, DataVersion::default(), &[]);
+            let answer = client
+                .call(header, body, CALL_TIMEOUT)
+                .await
+                .map_err(|error| error.to_string())?;
+            match answer.text("haServerAddr") {
+                _ if answer.code != response::SUCCESS => {
+                    Err(answer.remark.unwrap_or_default().to_string())
+                }
+                Some(found) if !found.is_empty() => Ok(found.into_owned()),
+                _ => Err(format!("it knows no master of {}", identity.broker_name)),
+            }
+        };
+        match asked.await {
+            Ok(found) => return Ok(found),
+            Err(error) => failure = format!("name server {address}: {error}"),
+        }
+    }
+    Err(failure)
+}
+
+/// What every core of a master does with a slave that core 0 lets in.
+pub fn adopt_slaves(env: &RingEnv, config: &Config, shard: &Rc<Shard<RingEnv>>) {
+    let (env, times, own) = (env.clone(), times(config), Rc::downgrade(shard));
+    shard.handle().set_slave_handler(move |slave| {
+        let Some(shard) = own.upgrade() else { return };
+        let log = shard.logs().find(|log| log.id() == slave.log).cloned();
+        let (Some(log), Ok(stream)) = (log, slave.stream.attach()) else {
+            return;
+        };
+        let own = env.clone();
+        env.spawn(async move {
+            let (stream, buffer) = (Rc::new(stream), ReadBuffer::new());
+            let (id, broker_id) = (log.id(), slave.wish.broker_id);
+            let end = serve(own, stream, buffer, slave.wish, log, shard, times).await;
+            tracing::warn!(log = id, slave = broker_id, reason = %end, "a slave follows this log no more");
+        });
+    });
+}
+
+/// Opens the port for slaves, on core 0 of a master. Without a secret that is for loopback only.
+pub fn serve_slaves(
+    env: &RingEnv,
+    config: &Config,
+    manifest: &Manifest,
+    secret: &Secret,
+    shard: &Rc<Shard<RingEnv>>,
+) -> Result<(), String> {
+    let address = SocketAddr::new(config.bind_ip, config.store.replication_port);
+    let needs_slaves = config.broker.role == BrokerRole::SyncMaster;
+    if secret.is_empty() && !config.bind_ip.is_loopback() {
+        tracing::debug!(%address, "no haSecretFile: the port for slaves stays closed");
+        return Ok(());
+    }
+    let listener = match Listener::bind_alone(address) {
+        Ok(listener) => listener,
+        Err(error) if needs_slaves => {
+            return Err(format!(
+                "port {address} (haListenPort) cannot be opened for slaves: {error}"
+            ));
+        }
+        Err(error) => {
+            tracing::warn!(%address, %error, "slaves cannot follow this broker: their port cannot be opened; another one is set by haListenPort");
+            return Ok(());
+        }
+    };
+    let (env, shape, secret) = (env.clone(), shape(manifest), secret.clone());
+    let handle = shard.handle();
+    env.clone().spawn(async move {
+        let strangers = Rc::new(std::cell::Cell::new(0));
+        loop {
+            let stream = match poll_fn(|cx| listener.poll_accept(cx)).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "accepting a slave");
+                    env.sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            if strangers.get() >= HA_STRANGERS_MAX {
+                continue;
+            }
+            strangers.set(strangers.get() + 1);
+            let (own, secret, strangers) = (env.clone(), secret.clone(), strangers.clone());
+            let handle = handle.clone();
+            env.spawn(async move {
+                let result = let_in(&own, &stream, &secret, shape).await;
+                strangers.set(strangers.get() - 1);
+                match result {
+                    Ok(Some((log, wish))) => {
+                        let Ok(stream) = stream.detach() else { return };
+                        let slave = SlaveConnection { stream, log, wish };
+                        let core = handle.shard_of_log(log);
+                        handle.call(core, ShardRequest::AdoptSlave(Box::new(slave)), |_| {});
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(peer = %stream.peer(), %error, "a connection at haListenPort is refused");
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// Lets a slave prove itself and answers what can be answered here: the log and wish of one that wants to follow.
+async fn let_in(
+    env: &RingEnv,
+    stream: &Stream,
+    secret: &Secret,
+    own: StoreShape,
+) -> Result<Option<(u8, Wish)>, StreamError> {
+    let mut buffer = ReadBuffer::new();
+    match greet_slave(env, stream, &mut buffer, secret).await? {
+        Frame::Describe => {
+            write_frame(stream, &Frame::Description(own)).await?;
+            Ok(None)
+        }
+        Frame::Join {
+            broker_id,
+            shape,
+            log,
+            position,
+            epoch,
+            previous_crc,
+            window_bytes,
+        } => {
+            let checked = match check_shape(shape, own) {
+                Ok(()) if u16::from(log) >= own.logs => Err(format!("there is no log {log} here")),
+                Ok(()) if broker_id == 0 => Err(
+                    "brokerId 0 is the master's: a slave needs a greater one of its own".to_owned(),
+                ),
+                checked => checked,
+            };
+            if let Err(remark) = checked {
+                write_frame(stream, &Frame::refused(remark.clone())).await?;
+                return Err(StreamError::Refused(remark));
+            }
+            if !buffer.bytes.is_empty() {
+                return Err(StreamError::Unexpected("nothing was due before the answer"));
+            }
+            let end = LogEnd {
+                position,
+                epoch,
+                previous_crc,
+            };
+            let wish = Wish {
+                broker_id,
+                end,
+                window_bytes,
+            };
+            Ok(Some((log, wish)))
+        }
+        _ => Err(StreamError::Unexpected("a join was due")),
+    }
+}
+
+/// Lets the logs of a slave's core follow their master, and its retention follow the master's.
+pub fn follow_master(
+    env: &RingEnv,
+    config: &Config,
+    manifest: &Manifest,
+    secret: &Secret,
+    master: &MasterAddress,
+    shard: &Rc<Shard<RingEnv>>,
+) {
+    for log in shard.logs() {
+        let Some(progress) = shard.slave_progress(log.id()) else {
+            continue;
+        };
+        let master = master.clone();
+        let options = SlaveOptions {
+            broker_id: config.broker.broker_id,
+            shape: shape(manifest),
+            secret: secret.clone(),
+            times: times(config),
+            master: Rc::new(move || master.get()),
+        };
+        let (own, log) = (env.clone(), log.clone());
+        let period = Duration::from_millis(config.store.retention_period_ms);
+        {
+            let (own, log, progress) = (env.clone(), log.clone(), progress.clone());
+            env.spawn_background(async move {
+                while !log.has_ended() {
+                    own.sleep(period).await;
+                    // The master carries what is still needed out of its oldest segment before it moves its start, so
+                    // the slave has to have come as far as the master was then.
+                    let (start, end) = (progress.master_start.get(), progress.master_end.get());
+                    if log.durable().0 >= end
+                        && let Err(error) = retention::follow(&log, start).await
+                    {
+                        tracing::warn!(log = log.id(), %error, "old segments cannot be removed");
+                    }
+                }
+            });
+        }
+        env.spawn(async move { follow(own, RingNet, log, options, progress).await });
+    }
+}

@@ -1,0 +1,218 @@
+//! The master's end of a slave stream: one log to one slave.
+//!
+//! Batches leave as they lie in the tail cache or in chunks of the disk, whole, as far as the slave's window allows, as soon
+//! as they are durable here. What a slave far behind needs is read in the background queue, so that a commit goes first.
+//! Acknowledgements are told to [`Windows`], which is the shard.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::base::limits::HA_FRAME_BYTES_TARGET;
+use crate::base::offset::LogId;
+use crate::ha::handshake::{StreamError, read_frame, write_frame};
+use crate::io::env::Env;
+use crate::io::net::{NetStream, within, write_all};
+use crate::io::tcp::ReadBuffer;
+use crate::store::CommitLog;
+use crate::store::commit_log::replica::{LogEnd, Relation};
+use crate::wire::ha::{Frame, Trust, data_head};
+
+/// Who weighs what slaves acknowledge.
+pub trait Windows {
+    /// A slave follows a log from there. Gives the number of its connection; an older one of the same slave is dead by that.
+    fn joined(&self, log: LogId, broker_id: u64, address: &str, position: u64) -> u64;
+    /// It has everything before `durable` on its disk. False: the connection is dead.
+    fn acked(&self, log: LogId, connection: u64, durable: u64) -> bool;
+    /// The connection ended.
+    fn left(&self, log: LogId, connection: u64);
+}
+
+/// Times of a stream.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamTimes {
+    /// After so long without data a heartbeat is sent, either way (`haSendHeartbeatInterval`).
+    pub heartbeat: Duration,
+    /// After so long without a frame the peer counts as gone (`haHousekeepingInterval`).
+    pub silence: Duration,
+}
+
+/// What a slave wants, from its [`Frame::Join`].
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    pub broker_id: u64,
+    pub end: LogEnd,
+    pub window_bytes: u64,
+}
+
+struct Session<W: Windows + ?Sized> {
+    windows: Rc<W>,
+    log: LogId,
+    connection: u64,
+    /// Nothing from here on may be sent yet.
+    window_end: Cell<u64>,
+    ended: Cell<bool>,
+}
+
+impl<W: Windows + ?Sized> Drop for Session<W> {
+    fn drop(&mut self) {
+        self.windows.left(self.log, self.connection);
+    }
+}
+
+/// Serves a slave that has proved itself until the connection ends, and says why it did.
+pub async fn serve<E: Env, S: NetStream, W: Windows + ?Sized + 'static>(
+    env: E,
+    stream: Rc<S>,
+    buffer: ReadBuffer,
+    wish: Wish,
+    log: Rc<CommitLog<E>>,
+    windows: Rc<W>,
+    times: StreamTimes,
+) -> StreamError {
+    match begin(&*stream, &wish, &log).await {
+        Ok(()) => {}
+        Err(error) => return error,
+    }
+    let address = stream.peer().to_string();
+    let position = wish.end.position;
+    let connection = windows.joined(log.id(), wish.broker_id, &address, position);
+    tracing::info!(log = log.id(), slave = wish.broker_id, %address, position, "a slave follows this log");
+    let session = Rc::new(Session {
+        windows,
+        log: log.id(),
+        connection,
+        window_end: Cell::new(position + wish.window_bytes),
+        ended: Cell::new(false),
+    });
+    let failure: Rc<Cell<Option<StreamError>>> = Rc::default();
+    {
+        let (env, stream, session) = (env.clone(), stream.clone(), session.clone());
+        let (log, failure) = (log.clone(), failure.clone());
+        env.clone().spawn(async move {
+            let error = take_acks(&env, &*stream, buffer, &session, &log, times).await;
+            failure.set(Some(error));
+            session.ended.set(true);
+            stream.shutdown();
+            log.look_again();
+        });
+    }
+    let error = send(&env, &*stream, &session, &log, position, times).await;
+    session.ended.set(true);
+    stream.shutdown();
+    failure.take().unwrap_or(error)
+}
+
+async fn begin<E: Env, S: NetStream>(
+    stream: &S,
+    wish: &Wish,
+    log: &CommitLog<E>,
+) -> Result<(), StreamError> {
+    let relation = log.relation_of(wish.end).await?;
+    let position = wish.end.position;
+    let remark = match relation {
+        Relation::Prefix => {
+            let joined = Frame::Joined {
+                start: log.start_position().0,
+                end: log.durable_here().0,
+            };
+            return write_frame(stream, &joined).await;
+        }
+        Relation::TooOld { start } => format!(
+            "log {} begins at position {start} here, this slave has it up to {position}: what lies between was removed by retention. \
+             Copy the store of the stopped master, or of another slave, to this one",
+            log.id()
+        ),
+        Relation::Longer { end } => format!(
+            "log {} ends at position {end} here, this slave has it up to {position}: it has what this master never had or has lost. \
+             If that is wanted, make the slave the master; else start it with an empty storePathRootDir",
+            log.id()
+        ),
+        Relation::Diverged => format!(
+            "log {} is another one here than on this slave, which ends at position {position} with epoch {}: both were written to after \
+             their common beginning. Keep the one that clients were answered by; start the other one with an empty storePathRootDir",
+            log.id(),
+            wish.end.epoch
+        ),
+    };
+    write_frame(stream, &Frame::refused(remark.clone())).await?;
+    Err(StreamError::Refused(remark))
+}
+
+async fn take_acks<E: Env, S: NetStream, W: Windows + ?Sized>(
+    env: &E,
+    stream: &S,
+    mut buffer: ReadBuffer,
+    session: &Session<W>,
+    log: &CommitLog<E>,
+    times: StreamTimes,
+) -> StreamError {
+    loop {
+        let frame = read_frame(stream, &mut buffer, Trust::None);
+        let frame = match within(env, times.silence, frame).await {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return error,
+            None => return StreamError::Silent(times.silence),
+        };
+        let Frame::Ack {
+            durable,
+            window_bytes,
+        } = frame
+        else {
+            return StreamError::Unexpected("an acknowledgement was due");
+        };
+        if durable > log.durable_here().0 {
+            return StreamError::Unexpected("it acknowledges what it was not sent");
+        }
+        session.window_end.set(durable.saturating_add(window_bytes));
+        if !session
+            .windows
+            .acked(session.log, session.connection, durable)
+        {
+            return StreamError::Replaced;
+        }
+        log.look_again();
+    }
+}
+
+async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
+    env: &E,
+    stream: &S,
+    session: &Session<W>,
+    log: &Rc<CommitLog<E>>,
+    mut sent: u64,
+    times: StreamTimes,
+) -> StreamError {
+    loop {
+        let may_send = || log.durable_here().0 > sent && sent < session.window_end.get();
+        let due = log.grown_until(|| session.ended.get() || log.has_ended() || may_send());
+        let is_heartbeat = within(env, times.heartbeat, due).await.is_none();
+        if session.ended.get() || log.has_ended() {
+            return StreamError::Ended;
+        }
+        let (start, end) = (log.start_position().0, log.durable_here().0);
+        if is_heartbeat {
+            let head = data_head(sent, start, end, 0);
+            if let Err(error) = write_all(stream, &[&head]).await {
+                return error.into();
+            }
+            continue;
+        }
+        let room = session.window_end.get().saturating_sub(sent) as usize;
+        let batches = match log
+            .batches_from(sent, HA_FRAME_BYTES_TARGET.min(room))
+            .await
+        {
+            Ok(batches) => batches,
+            Err(error) => return error.into(),
+        };
+        let head = data_head(sent, start, end, batches.bytes);
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(batches.slices.len() + 1);
+        parts.push(&head);
+        parts.extend(batches.slices.iter().map(|slice| &slice[..]));
+        if let Err(error) = write_all(stream, &parts).await {
+            return error.into();
+        }
+        sent = batches.next;
+    }
+}

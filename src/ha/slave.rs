@@ -1,0 +1,241 @@
+//! The slave's end of a slave stream: one log from its master.
+//!
+//! The log asks from where it ends, takes whole batches, and acknowledges what is durable here as `flushDiskType` says. A
+//! connection that breaks is made again, with a growing pause; the log goes on where it was. What the master refuses is told
+//! once and tried again, since an operator may put it right on the other side.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::base::limits::HA_WINDOW_BYTES;
+use crate::ha::handshake::{Secret, StreamError, greet_master, read_frame, write_frame};
+use crate::ha::master::StreamTimes;
+use crate::io::env::Env;
+use crate::io::net::{Net, NetStream, within};
+use crate::io::tcp::ReadBuffer;
+use crate::store::CommitLog;
+use crate::store::commit_log::replica::ReplicaError;
+use crate::store::planted::{PlantedBug, planted};
+use crate::wire::ha::{Frame, StoreShape, Trust};
+
+/// How long a connection may take to come about.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// Pause after the first failure; doubled with each further one.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How often space is asked for while the disk of the slave has none.
+const SPACE_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a slave is started with.
+#[derive(Clone)]
+pub struct SlaveOptions {
+    pub broker_id: u64,
+    pub shape: StoreShape,
+    pub secret: Secret,
+    pub times: StreamTimes,
+    /// Where the master is, if that is known by now: `host:port`.
+    pub master: Rc<dyn Fn() -> Option<String>>,
+}
+
+/// How a log's stream is doing, for who wants to know.
+#[derive(Debug, Default)]
+pub struct SlaveProgress {
+    pub is_connected: Cell<bool>,
+    /// Where the master's log began and ended when it last said so.
+    pub master_start: Cell<u64>,
+    pub master_end: Cell<u64>,
+    /// Monotonic milliseconds of the last frame.
+    pub heard_ms: Cell<u64>,
+    last_error: RefCell<String>,
+}
+
+impl SlaveProgress {
+    /// Why the log does not follow its master, if it does not.
+    pub fn last_error(&self) -> String {
+        self.last_error.borrow().clone()
+    }
+}
+
+/// Asks a master what its store is made of.
+pub async fn ask_shape<E: Env, N: Net>(
+    env: &E,
+    net: &N,
+    address: &str,
+    secret: &[u8],
+) -> Result<StoreShape, StreamError> {
+    let stream = net.connect(address, CONNECT_LIMIT).await?;
+    let mut buffer = ReadBuffer::new();
+    match greet_master(env, &stream, &mut buffer, secret, &Frame::Describe).await? {
+        Frame::Description(shape) => Ok(shape),
+        _ => Err(StreamError::Unexpected("a description was due")),
+    }
+}
+
+/// Follows the master for ever: until the log stops or takes no writes any more.
+pub async fn follow<E: Env, N: Net>(
+    env: E,
+    net: N,
+    log: Rc<CommitLog<E>>,
+    options: SlaveOptions,
+    progress: Rc<SlaveProgress>,
+) {
+    let mut pause = PAUSE_FIRST;
+    while !log.has_ended() {
+        if let Some(address) = (options.master)() {
+            let error = one_session(&env, &net, &log, &options, &progress, &address).await;
+            if progress.is_connected.replace(false) {
+                pause = PAUSE_FIRST;
+            }
+            let text = error.to_string();
+            if *progress.last_error.borrow() != text && !log.has_ended() {
+                tracing::warn!(log = log.id(), master = %address, error = %text, "this log does not follow its master; it is tried again");
+                *progress.last_error.borrow_mut() = text;
+            }
+            if matches!(error, StreamError::Refused(_) | StreamError::Secret) {
+                pause = PAUSE_MAX;
+            }
+        }
+        // Slaves of one master, and logs of one slave, need not come at the same moment.
+        let jitter = env.random_u64() % (pause.as_millis() as u64 / 2).max(1);
+        env.sleep(pause / 2 + Duration::from_millis(jitter)).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+async fn one_session<E: Env, N: Net>(
+    env: &E,
+    net: &N,
+    log: &Rc<CommitLog<E>>,
+    options: &SlaveOptions,
+    progress: &Rc<SlaveProgress>,
+    address: &str,
+) -> StreamError {
+    match session(env, net, log, options, progress, address).await {
+        Ok(()) => StreamError::Ended,
+        Err(error) => error,
+    }
+}
+
+async fn session<E: Env, N: Net>(
+    env: &E,
+    net: &N,
+    log: &Rc<CommitLog<E>>,
+    options: &SlaveOptions,
+    progress: &Rc<SlaveProgress>,
+    address: &str,
+) -> Result<(), StreamError> {
+    let stream = Rc::new(net.connect(address, CONNECT_LIMIT).await?);
+    let mut buffer = ReadBuffer::new();
+    let end = log.replica_end();
+    let join = Frame::Join {
+        broker_id: options.broker_id,
+        shape: options.shape,
+        log: log.id(),
+        position: end.position,
+        epoch: end.epoch,
+        previous_crc: end.previous_crc,
+        window_bytes: HA_WINDOW_BYTES,
+    };
+    let answer = greet_master(env, &*stream, &mut buffer, &options.secret, &join).await?;
+    let Frame::Joined { start, end } = answer else {
+        return Err(StreamError::Unexpected("an answer to a join was due"));
+    };
+    progress.master_start.set(start);
+    progress.master_end.set(end);
+    progress.is_connected.set(true);
+    progress.last_error.borrow_mut().clear();
+    tracing::info!(log = log.id(), master = %address, from = log.replica_end().position, to = end, "this log follows its master");
+    let ended = Rc::new(Cell::new(false));
+    {
+        let (env, stream, log) = (env.clone(), stream.clone(), log.clone());
+        let (ended, heartbeat) = (ended.clone(), options.times.heartbeat);
+        env.clone().spawn(async move {
+            acknowledge(&env, &*stream, &log, &ended, heartbeat).await;
+            stream.shutdown();
+        });
+    }
+    let result = take_batches(env, &*stream, &mut buffer, log, options, progress).await;
+    ended.set(true);
+    stream.shutdown();
+    log.look_again();
+    result
+}
+
+/// Sends what is durable whenever that has moved, and in between so that the master knows of us.
+async fn acknowledge<E: Env, S: NetStream>(
+    env: &E,
+    stream: &S,
+    log: &CommitLog<E>,
+    ended: &Cell<bool>,
+    heartbeat: Duration,
+) {
+    while !ended.get() && !log.has_ended() {
+        let durable = log.replica_durable();
+        let ack = Frame::Ack {
+            durable,
+            window_bytes: HA_WINDOW_BYTES,
+        };
+        if write_frame(stream, &ack).await.is_err() {
+            return;
+        }
+        let moved =
+            log.grown_until(|| ended.get() || log.has_ended() || log.replica_durable() != durable);
+        within(env, heartbeat, moved).await;
+    }
+}
+
+async fn take_batches<E: Env, S: NetStream>(
+    env: &E,
+    stream: &S,
+    buffer: &mut ReadBuffer,
+    log: &CommitLog<E>,
+    options: &SlaveOptions,
+    progress: &SlaveProgress,
+) -> Result<(), StreamError> {
+    let silence = options.times.silence;
+    loop {
+        let frame = read_frame(stream, buffer, Trust::Peer);
+        let frame = match within(env, silence, frame).await {
+            Some(frame) => frame?,
+            None => return Err(StreamError::Silent(silence)),
+        };
+        let Frame::Data {
+            position,
+            start,
+            end,
+            batches,
+        } = frame
+        else {
+            return Err(StreamError::Unexpected("batches were due"));
+        };
+        progress.master_start.set(start);
+        progress.master_end.set(end);
+        progress.heard_ms.set(env.now_ns() / 1_000_000);
+        if position != log.replica_end().position {
+            return Err(StreamError::Unexpected("batches of another place were due"));
+        }
+        let mut left = &batches[..];
+        while !left.is_empty() {
+            let space_end = log.allocated_end();
+            match log.append_replicated(left) {
+                Ok(0) => return Err(StreamError::Unexpected("a batch was cut short")),
+                Ok(taken) => left = &left[taken..],
+                Err(ReplicaError::NoSpace) => {
+                    let more = log.space_beyond(space_end);
+                    within(env, SPACE_PAUSE, more).await;
+                    if log.disk_full().is_some() {
+                        env.sleep(SPACE_PAUSE).await;
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if log.has_ended() {
+                return Err(StreamError::Ended);
+            }
+        }
+        if planted(PlantedBug::ReplicaAcksBeforeFlush) {
+            log.look_again();
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! The log of a replica: it takes whole batches of another log, byte for byte at the same positions.
+//!
+//! A batch is taken if it is whole, of the same store, and the successor of the one before; the rest of the way is the one
+//! of every log: written, flushed as the mode says, applied to the tables by the code of recovery. Neighbouring batches
+//! are written together as a **run**, one run at a time and at most [`REPLICA_RUN_BYTES_MAX`] long, so that a slave that
+//! is behind writes as the disk likes it.
+//!
+//! That weakens what recovery may conclude from a batch behind a torn one. In a log of one's own nobody writes a batch that
+//! says "the log is durable up to here" before it is. In a replica that sentence is the master's, and a crash may leave it
+//! whole behind a torn batch of the same run. So a directory whose log was a replica has the file `replica`: what lies
+//! within one run behind a torn place proves nothing there, and it is fetched again. When the log becomes one of its own,
+//! that part is wiped, durably, before the file goes.
+
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+
+use crate::base::limits::{BATCH_BYTES_TARGET, REPLICA_RUN_BYTES_MAX, SECTOR_BYTES};
+use crate::base::offset::Position;
+use crate::io::aligned_buf::{PageBuf, PageSlice};
+use crate::io::env::{DiskFile, Env, OpenMode};
+use crate::store::batch::{BatchHeader, HEADER_BYTES};
+use crate::store::commit_log::{CommitLog, OpenBatch, SealedBatch, State};
+use crate::store::planted::{PlantedBug, planted};
+use crate::store::recovery::{effect_of, follows, raw_records};
+use crate::store::segment::{Segments, zero_pages};
+use crate::store::tables::Effect;
+use crate::store::types::{QueueKey, Refusal};
+use crate::wire::record::RecordView;
+
+const MARK: &str = "replica";
+/// Zeros written at once where a replica's last run may have been torn.
+const WIPE_BYTES: usize = 256 << 10;
+
+/// End of a log, as another one has to know it to go on from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEnd {
+    pub position: u64,
+    /// Epoch and CRC field of the batch that ends there; 0 if there is none.
+    pub epoch: u32,
+    pub previous_crc: u32,
+}
+
+/// Why a replica does not take a batch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplicaError {
+    /// Worth another try when there is space: see [`CommitLog::space_beyond`].
+    #[error("there is no space for it yet")]
+    NoSpace,
+    #[error("no batch of this store begins at position {position}")]
+    NoBatch { position: u64 },
+    #[error("the batch at position {position} is damaged: its CRC is wrong")]
+    Damaged { position: u64 },
+    #[error("the batch at position {position} does not follow the one before it here")]
+    NoSuccessor { position: u64 },
+    #[error(transparent)]
+    Refused(Refusal),
+}
+
+/// How another log's end lies to this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// It is a prefix of this one.
+    Prefix,
+    /// Its end lies before the first segment that retention has left here.
+    TooOld { start: u64 },
+    /// It has more than this one.
+    Longer { end: u64 },
+    /// It has other bytes.
+    Diverged,
+}
+
+/// Whether the log in a directory was, or is, a replica.
+pub async fn is_marked<E: Env>(env: &E, directory: &Path) -> io::Result<bool> {
+    let entries = env.list(directory).await?;
+    Ok(entries.iter().any(|(name, _)| name == MARK))
+}
+
+/// Notes durably that the log is a replica, before it takes its first batch.
+pub(super) async fn mark<E: Env>(env: &E, directory: &Path) -> io::Result<()> {
+    let mode = OpenMode {
+        create: true,
+        flush_each_write: false,
+    };
+    env.open(&directory.join(MARK), mode).await?.sync().await?;
+    env.sync_dir(directory).await
+}
+
+/// The log goes on as one of its own from `end`: wipes what a torn run may have left behind it.
+pub(super) async fn forget_mark<E: Env>(
+    env: &E,
+    directory: &Path,
+    segments: &Segments<E>,
+    end: u64,
+    last_sector: &Option<Rc<PageBuf>>,
+) -> io::Result<()> {
+    if !is_marked(env, directory).await? {
+        return Ok(());
+    }
+    let sector = SECTOR_BYTES as u64;
+    let wiped_end = (end + REPLICA_RUN_BYTES_MAX as u64)
+        .next_multiple_of(sector)
+        .min(segments.allocated_end());
+    let mut at = end & !(sector - 1);
+    if let Some(last) = last_sector {
+        let mut kept = env.alloc(SECTOR_BYTES);
+        kept.as_mut().fill(0);
+        let front = (end - at) as usize;
+        kept.as_mut()[..front].copy_from_slice(&last[..front]);
+        write(segments, at, Rc::new(kept)).await?;
+        at += sector;
+    }
+    while at < wiped_end {
+        let left = (wiped_end - at).min(segments.segment_end(at) - at) as usize;
+        let bytes = left.min(WIPE_BYTES);
+        write(segments, at, zero_pages(env, bytes)).await?;
+        at += bytes as u64;
+    }
+    segments.sync_from(end).await?;
+    env.remove(&directory.join(MARK)).await?;
+    env.sync_dir(directory).await?;
+    tracing::info!(directory = %directory.display(), end, "this log was a replica and is its own from here on");
+    Ok(())
+}
+
+async fn write<E: Env>(segments: &Segments<E>, at: u64, pages: Rc<PageBuf>) -> io::Result<()> {
+    let (file, within) = segments
+        .locate(at)
+        .ok_or_else(|| io::Error::other(format!("no segment has position {at}")))?;
+    file.write_at(pages, within).await
+}
+
+impl<E: Env> CommitLog<E> {
+    /// Where a replica goes on: behind the last batch that it has taken.
+    pub fn replica_end(&self) -> LogEnd {
+        let state = self.state.borrow();
+        LogEnd {
+            position: state.next,
+            epoch: if state.next == 0 { 0 } else { state.epoch },
+            previous_crc: state.last_crc,
+        }
+    }
+
+    /// Takes the batches at the front of `bytes`, which begin where this log ends. Returns how many bytes were taken; the rest
+    /// is no whole batch. With an error nothing behind the batches that were taken before is.
+    pub fn append_replicated(&self, bytes: &[u8]) -> Result<usize, ReplicaError> {
+        let mut taken = 0;
+        let result = loop {
+            match self.take_batch(&bytes[taken..]) {
+                Ok(0) => break Ok(taken),
+                Ok(bytes) => taken += bytes,
+                Err(ReplicaError::NoSpace) if taken > 0 => break Ok(taken),
+                Err(error) => break Err(error),
+            }
+        };
+        if taken > 0 {
+            self.work.notify();
+            self.wake_space();
+        }
+        result
+    }
+
+    fn take_batch(&self, bytes: &[u8]) -> Result<usize, ReplicaError> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        if let Some(reason) = &state.poisoned {
+            return Err(ReplicaError::Refused(Refusal::Poisoned {
+                log: self.options.log,
+                reason: reason.clone(),
+            }));
+        }
+        if state.stopping {
+            return Err(ReplicaError::Refused(Refusal::Stopping));
+        }
+        let position = state.next;
+        if bytes.len() < HEADER_BYTES {
+            return Ok(0);
+        }
+        let header = BatchHeader::read(bytes, Position(position), self.options.store_id)
+            .ok_or(ReplicaError::NoBatch { position })?;
+        let length = header.length as usize;
+        if bytes.len() < length {
+            return Ok(0);
+        }
+        if !header.crc_is_right(bytes) {
+            return Err(ReplicaError::Damaged { position });
+        }
+        let segment_end = self.segments.segment_end(position);
+        let end = position + u64::from(header.length);
+        if header.previous_crc != state.last_crc || header.epoch < state.epoch || end > segment_end
+        {
+            return Err(ReplicaError::NoSuccessor { position });
+        }
+        if end.next_multiple_of(SECTOR_BYTES as u64) > self.segments.allocated_end() {
+            self.space.notify();
+            return Err(ReplicaError::NoSpace);
+        }
+        let is_full = state
+            .open
+            .as_ref()
+            .is_some_and(|open| (position - open.start) as usize + length > REPLICA_RUN_BYTES_MAX);
+        if is_full {
+            self.close_run(state);
+        }
+        self.put_in_run(state, &bytes[..length], header.first_timestamp_ms);
+        state.last_crc = header.crc;
+        state.epoch = header.epoch;
+        state.next = if header.ends_segment() {
+            segment_end
+        } else {
+            end
+        };
+        state.commit.on_append(Position(state.next));
+        state.crcs.push_back((state.next, state.last_crc));
+        if state.next == segment_end {
+            self.close_run(state);
+        }
+        Ok(length)
+    }
+
+    fn put_in_run(&self, state: &mut State, batch: &[u8], first_timestamp_ms: u64) {
+        if state.open.is_none() {
+            self.open_batch(state, batch.len(), first_timestamp_ms);
+            if let Some(open) = &mut state.open {
+                // The header is part of what is copied.
+                open.used -= HEADER_BYTES;
+            }
+        }
+        let Some(open) = &mut state.open else {
+            unreachable!("it was opened just now");
+        };
+        let wanted = (open.used + batch.len()).next_multiple_of(SECTOR_BYTES);
+        if wanted > open.buffer.len() {
+            let room = (self.segments.segment_end(open.start) - open.buffer_start) as usize;
+            let bigger = wanted
+                .max((open.buffer.len() * 2).min(BATCH_BYTES_TARGET + SECTOR_BYTES))
+                .min(room);
+            if !open.buffer.grow(bigger) {
+                let mut buffer = self.env.alloc_batch(bigger);
+                buffer.as_mut()[..open.used].copy_from_slice(&open.buffer[..open.used]);
+                open.buffer = buffer;
+            }
+        }
+        open.buffer.as_mut()[open.used..open.used + batch.len()].copy_from_slice(batch);
+        open.used += batch.len();
+        open.record_count += 1;
+    }
+
+    /// Nothing more goes into the open run.
+    fn close_run(&self, state: &mut State) {
+        let Some(open) = state.open.take() else {
+            return;
+        };
+        let OpenBatch {
+            start,
+            buffer_start,
+            mut buffer,
+            used,
+            ..
+        } = open;
+        let padded = used.next_multiple_of(SECTOR_BYTES);
+        buffer.as_mut()[used..padded].fill(0);
+        buffer.trim_to(padded);
+        let buffer = Rc::new(buffer);
+        state.last = Some((buffer_start, buffer.clone()));
+        self.reader.add_tail(buffer_start, buffer.clone());
+        let run = SealedBatch {
+            start,
+            buffer_start,
+            end: state.next,
+            buffer,
+        };
+        state.unapplied.push_back(run.clone());
+        state.sealed.push_back(run);
+    }
+
+    /// The run to write next.
+    pub(super) fn take_run(&self, state: &mut State) -> Option<SealedBatch> {
+        if state.sealed.is_empty() {
+            self.close_run(state);
+        }
+        state.sealed.pop_front()
+    }
+
+    /// The runs before `end` are durable: their records go into the tables. The error is why the log cannot go on.
+    pub(super) fn apply_runs(
+        &self,
+        end: u64,
+        touched: &mut SmallVec<[QueueKey; 32]>,
+    ) -> Result<(), String> {
+        loop {
+            let run = {
+                let mut state = self.state.borrow_mut();
+                match state.unapplied.front() {
+                    Some(run) if run.end <= end => state.unapplied.pop_front(),
+                    _ => None,
+                }
+            };
+            let Some(run) = run else { return Ok(()) };
+            let mut at = run.start;
+            while at < run.end {
+                let batch = &run.buffer[(at - run.buffer_start) as usize..];
+                let header = BatchHeader::read(batch, Position(at), self.options.store_id)
+                    .ok_or_else(|| format!("the batch at {at} changed while it was written"))?;
+                let records = &batch[HEADER_BYTES..HEADER_BYTES + header.record_bytes as usize];
+                self.apply_records(at + HEADER_BYTES as u64, records, touched)?;
+                if header.ends_segment() {
+                    self.segment_times
+                        .borrow_mut()
+                        .insert(self.segments.segment_end(at), header.first_timestamp_ms);
+                    break;
+                }
+                at += u64::from(header.length);
+            }
+        }
+    }
+
+    fn apply_records(
+        &self,
+        mut at: u64,
+        records: &[u8],
+        touched: &mut SmallVec<[QueueKey; 32]>,
+    ) -> Result<(), String> {
+        let mut tables = self.tables.borrow_mut();
+        for record in raw_records(records) {
+            if let Some(effect) = effect_of(record, at, &tables) {
+                if !follows(&effect, &tables) {
+                    return Err(format!(
+                        "the replicated record at position {at} does not follow the one before it in its queue"
+                    ));
+                }
+                if let Effect::Message {
+                    store_timestamp, ..
+                } = &effect
+                    && let Ok(view) = RecordView::parse(record)
+                {
+                    self.keys
+                        .stage(at, *store_timestamp as u64, view.topic(), view.properties());
+                }
+                if let Some(queue) = tables.apply(effect)
+                    && touched.last() != Some(&queue)
+                {
+                    touched.push(queue);
+                }
+            }
+            at += record.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// How a replica's end lies to this log.
+    pub async fn relation_of(&self, other: LogEnd) -> io::Result<Relation> {
+        let known = {
+            let state = self.state.borrow();
+            let end = state.commit.durable().0;
+            if other.position > end {
+                return Ok(Relation::Longer { end });
+            }
+            if other.position == state.released {
+                Some(state.released_crc)
+            } else {
+                let mut ends = state.crcs.iter();
+                let found = ends.find(|(at, _)| *at == other.position);
+                found.map(|(_, crc)| *crc)
+            }
+        };
+        let start = self.start_position().0;
+        if other.position < start {
+            return Ok(Relation::TooOld { start });
+        }
+        let previous_crc = match known {
+            Some(crc) => Some(crc),
+            None => self
+                .header_at(other.position)
+                .await?
+                .map(|h| h.previous_crc),
+        };
+        let same = previous_crc == Some(other.previous_crc) && other.epoch <= self.epoch();
+        Ok(if same {
+            Relation::Prefix
+        } else {
+            Relation::Diverged
+        })
+    }
+
+    /// Epoch of this life.
+    pub fn epoch(&self) -> u32 {
+        self.state.borrow().epoch
+    }
+
+    async fn header_at(&self, position: u64) -> io::Result<Option<BatchHeader>> {
+        let head = self.reader.read_whole(position, HEADER_BYTES).await?;
+        Ok(BatchHeader::read(
+            &head,
+            Position(position),
+            self.options.store_id,
+        ))
+    }
+
+    /// Whole durable batches from `position` on, as they lie in memory: at least one, then as many as `bytes_max` allows and
+    /// this segment has. Gives them with their length and the position behind them. `position` is durable here.
+    pub async fn batches_from(&self, position: u64, bytes_max: usize) -> io::Result<Batches> {
+        let durable = self.durable_here().0;
+        let mut found = Batches {
+            slices: Vec::new(),
+            bytes: 0,
+            next: position,
+        };
+        while found.next < durable {
+            let at = found.next;
+            let header = self.header_at(at).await?.ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("no batch begins at position {at}; `ringmq store check` shows what is damaged"),
+                )
+            })?;
+            let length = header.length as usize;
+            if found.bytes > 0 && found.bytes + length > bytes_max {
+                break;
+            }
+            for slice in self.reader.read(at, length).await? {
+                let joined = found
+                    .slices
+                    .last_mut()
+                    .is_some_and(|last: &mut PageSlice| last.try_join(&slice));
+                if !joined {
+                    found.slices.push(slice);
+                }
+            }
+            found.bytes += length;
+            if header.ends_segment() {
+                found.next = self.segments.segment_end(at);
+                break;
+            }
+            found.next = at + length as u64;
+        }
+        Ok(found)
+    }
+
+    /// What a replica may acknowledge.
+    pub fn replica_durable(&self) -> u64 {
+        if planted(PlantedBug::ReplicaAcksBeforeFlush) {
+            return self.state.borrow().next;
+        }
+        self.durable().0
+    }
+
+    /// Whether the log is about to stop or takes no writes any more.
+    pub fn has_ended(&self) -> bool {
+        let state = self.state.borrow();
+        state.stopping || state.poisoned.is_some()
+    }
+}
+
+/// Batches on their way to a replica.
+#[derive(Debug)]
+pub struct Batches {
+    pub slices: Vec<PageSlice>,
+    pub bytes: usize,
+    /// Where the next batch begins.
+    pub next: u64,
+}

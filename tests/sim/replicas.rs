@@ -1,0 +1,683 @@
+//! A master and a slave as two machines with a network between them: the real shards, logs and slave streams.
+//!
+//! Producers send to whoever is the master; a ledger outside keeps what was acknowledged with enough copies. Links are cut and
+//! slow, machines die at any await, alone or together, and now and then the slave is made the master by hand and the old
+//! one comes back as its slave. Checked: what was acknowledged is on the slave's own disk at every crash of either side; a
+//! slave's log is the front of its master's, byte for byte; after every trouble both find together again.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringmq::ha::handshake::{check_shape, greet_slave, write_frame};
+use ringmq::ha::master::{StreamTimes, Wish, serve};
+use ringmq::ha::replica_window::ReplicaRules;
+use ringmq::ha::slave::{SlaveOptions, follow};
+use ringmq::io::env::Env;
+use ringmq::io::sim::{Crash, SimEnv, SimNetwork, SimOptions, SimStream, SimWorld};
+use ringmq::io::tcp::ReadBuffer;
+use ringmq::shard::message::{
+    Copies, MessageFilter, NewMessage, Pull, QueueKey, ShardReply, ShardRequest,
+};
+use ringmq::shard::meta::MetaCommand;
+use ringmq::shard::replication::MasterRules;
+use ringmq::shard::{Role, Shard, ShardHandle, ShardOptions};
+use ringmq::store::LogOptions;
+use ringmq::store::commit_log::replica::LogEnd;
+use ringmq::store::manifest::{FORMAT, Manifest};
+use ringmq::wire::ha::{Frame, StoreShape};
+use ringmq::wire::record::RecordView;
+use ringmq::wire::remoting::body::TopicConfig;
+
+use crate::ledger::{Breach, breach};
+use crate::store::Bell;
+use crate::sut::PlantedBug;
+use crate::workload::within;
+
+const TOPIC: &str = "T";
+const QUEUES: u32 = 4;
+const LOGS: u8 = 2;
+const SEGMENT_BYTES: u64 = 1 << 20;
+const PRODUCERS: u64 = 4;
+/// Both sides have found each other again by then, in virtual time.
+const TOGETHER_WITHIN: Duration = Duration::from_secs(120);
+const TIMES: StreamTimes = StreamTimes {
+    heartbeat: Duration::from_millis(20),
+    silence: Duration::from_millis(300),
+};
+
+/// A message that was acknowledged with enough copies.
+#[derive(Clone)]
+struct Promise {
+    queue: QueueKey,
+    offset: i64,
+    body: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub acknowledged: u64,
+    pub alone: u64,
+    pub late: u64,
+    pub crashes: u64,
+    pub promotions: u64,
+    pub refused_joins: u64,
+    pub checked: u64,
+}
+
+struct Pair {
+    world: SimWorld,
+    network: SimNetwork,
+    random: RefCell<fastrand::Rng>,
+    running: RefCell<[Option<Rc<Shard<SimEnv>>>; 2]>,
+    directories: RefCell<[u32; 2]>,
+    ever_started: Cell<[bool; 2]>,
+    master: Cell<usize>,
+    sync_flush: bool,
+    promises: Rc<RefCell<Vec<Promise>>>,
+    /// Whom producers send to, and the number of that life.
+    target: Rc<RefCell<Option<ShardHandle>>>,
+    counts: Rc<RefCell<Counts>>,
+}
+
+fn address(node: usize) -> String {
+    format!("node-{node}")
+}
+
+fn plant(bug: Option<PlantedBug>) {
+    #[cfg(feature = "planted-bugs")]
+    {
+        use ringmq::store::planted::PlantedBug;
+        ringmq::store::planted::plant(bug.map(|name| match name {
+            "ReplicaAcksBeforeFlush" => PlantedBug::ReplicaAcksBeforeFlush,
+            "AckBeforeReplica" => PlantedBug::AckBeforeReplica,
+            other => panic!("no planted bug {other}"),
+        }));
+    }
+    #[cfg(not(feature = "planted-bugs"))]
+    assert!(bug.is_none(), "build with --features planted-bugs");
+}
+
+fn master_role() -> Role {
+    Role::Master(MasterRules {
+        replicas: ReplicaRules {
+            waits: true,
+            in_sync_replicas: 2,
+            min_in_sync_replicas: 1,
+            all_ack: false,
+            gap_bytes_max: 4 << 20,
+            stuck_ms_max: 2_000,
+        },
+        slave_timeout_ms: 500,
+    })
+}
+
+/// What a master does with a connection: as `app/replication.rs`, without the way to another core.
+fn accept(env: &SimEnv, shard: &Rc<Shard<SimEnv>>, shape: StoreShape, stream: SimStream) {
+    let (own, shard) = (env.clone(), shard.clone());
+    env.spawn(async move {
+        let mut buffer = ReadBuffer::new();
+        let Ok(frame) = greet_slave(&own, &stream, &mut buffer, b"a shared secret").await else {
+            return;
+        };
+        match frame {
+            Frame::Describe => {
+                let _ = write_frame(&stream, &Frame::Description(shape)).await;
+            }
+            Frame::Join {
+                broker_id,
+                shape: theirs,
+                log,
+                position,
+                epoch,
+                previous_crc,
+                window_bytes,
+            } => {
+                if let Err(remark) = check_shape(theirs, shape) {
+                    let _ = write_frame(&stream, &Frame::refused(remark)).await;
+                    return;
+                }
+                let end = LogEnd {
+                    position,
+                    epoch,
+                    previous_crc,
+                };
+                let wish = Wish {
+                    broker_id,
+                    end,
+                    window_bytes,
+                };
+                let log = shard.logs().find(|own| own.id() == log).cloned().unwrap();
+                serve(own, Rc::new(stream), buffer, wish, log, shard, TIMES).await;
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+impl Pair {
+    fn directory(&self, node: usize) -> PathBuf {
+        PathBuf::from(format!("/data/store-{}", self.directories.borrow()[node]))
+    }
+
+    fn env(&self, node: usize) -> SimEnv {
+        let mut ever = self.ever_started.get();
+        if std::mem::replace(&mut ever[node], true) {
+            return self.world.restart(node);
+        }
+        self.ever_started.set(ever);
+        self.world.core(node)
+    }
+
+    fn running(&self, node: usize) -> Option<Rc<Shard<SimEnv>>> {
+        self.running.borrow()[node].clone()
+    }
+
+    /// Starts a machine in its role.
+    fn start(&self, node: usize) {
+        let is_master = self.master.get() == node;
+        let env = self.env(node);
+        let directory = self.directory(node);
+        // A slave's store is made like its master's, which it asks in production.
+        let shape = self.running(1 - node).map(|other| {
+            let options = other.logs().next().unwrap().options();
+            (options.store_id, options.segment_bytes)
+        });
+        let sync_flush = self.sync_flush;
+        let opened = self.world.block_on(within(&env.clone(), TOGETHER_WITHIN, {
+            let env = env.clone();
+            async move {
+                let found = Manifest::read(&env, &directory).await?;
+                let manifest = match (found, shape) {
+                    (Some(found), _) => found,
+                    (None, Some((store_id, segment_bytes))) if !is_master => {
+                        let manifest = Manifest {
+                            format: FORMAT,
+                            store_id,
+                            logs: LOGS,
+                            segment_bytes,
+                        };
+                        Manifest::create(&env, &directory, manifest).await?
+                    }
+                    _ => Manifest::open_or_create(&env, &directory, LOGS, SEGMENT_BYTES).await?,
+                };
+                let options = ShardOptions {
+                    index: 0,
+                    count: 1,
+                    logs: manifest.logs,
+                    directory: directory.clone(),
+                    log: LogOptions {
+                        log: 0,
+                        directory,
+                        store_id: manifest.store_id,
+                        segment_bytes: manifest.segment_bytes,
+                        flush_each_write: sync_flush,
+                        flush_interval: Duration::from_millis(50),
+                        tail_cache_bytes: 64 << 10,
+                        read_cache_bytes: 512 << 10,
+                        index_cache_bytes: 64 << 10,
+                        key_tail_entries: 64,
+                        snapshot_bytes: manifest.segment_bytes / 2,
+                        store_host: ([127, 0, 0, 1], 10911).into(),
+                        replica: !is_master,
+                    },
+                    role: if is_master {
+                        master_role()
+                    } else {
+                        Role::Slave
+                    },
+                };
+                Shard::open(env, options).await
+            }
+        }));
+        let shard = match opened {
+            Some(Ok(shard)) => shard,
+            Some(Err(error)) => breach(format!("machine {node} does not start: {error}")),
+            None => breach(format!("machine {node} does not start in time")),
+        };
+        for log in shard.logs() {
+            if let Some(refusal) = log.refusal() {
+                breach(format!(
+                    "machine {node} starts with a damaged log: {refusal}"
+                ));
+            }
+        }
+        shard.start();
+        let options = shard.logs().next().unwrap().options().clone();
+        let shape = StoreShape {
+            store_id: options.store_id,
+            logs: u16::from(LOGS),
+            segment_bytes: options.segment_bytes,
+        };
+        if is_master {
+            let (own, weak) = (env.clone(), Rc::downgrade(&shard));
+            self.network.listen(&env, &address(node), move |stream| {
+                if let Some(shard) = weak.upgrade() {
+                    accept(&own, &shard, shape, stream);
+                }
+            });
+        } else {
+            let master = address(self.master.get());
+            for log in shard.logs() {
+                let master = master.clone();
+                let options = SlaveOptions {
+                    broker_id: 1,
+                    shape,
+                    secret: Arc::from(&b"a shared secret"[..]),
+                    times: TIMES,
+                    master: Rc::new(move || Some(master.clone())),
+                };
+                let progress = shard.slave_progress(log.id()).unwrap();
+                let net = self.network.of(&env);
+                env.spawn(follow(env.clone(), net, log.clone(), options, progress));
+            }
+        }
+        let ready = within(&env, TOGETHER_WITHIN, shard.ready());
+        if self.world.block_on(ready).is_none() {
+            breach(format!("machine {node} is not ready in time"));
+        }
+        self.running.borrow_mut()[node] = Some(shard);
+    }
+
+    fn crash(&self, node: usize) {
+        let crash = match self.sync_flush && self.random.borrow_mut().bool() {
+            true => Crash::Power,
+            false => Crash::Process,
+        };
+        self.counts.borrow_mut().crashes += 1;
+        if self.master.get() == node {
+            *self.target.borrow_mut() = None;
+        }
+        self.running.borrow_mut()[node] = None;
+        self.world.crash(node, crash);
+    }
+
+    fn set_cut(&self, is_cut: bool) {
+        self.network.set_cut(0, 1, is_cut);
+        self.network.set_cut(1, 0, is_cut);
+    }
+
+    /// Both run and the slave is in sync in every log; false if the master refuses it for good.
+    fn together(&self) -> bool {
+        let master = self.running(self.master.get()).unwrap();
+        let slave = self.running(1 - self.master.get()).unwrap();
+        let world = &self.world;
+        let joined = async {
+            loop {
+                let reply = master.handle().ask(0, ShardRequest::Stats).await;
+                let ShardReply::Stats(stats) = reply else {
+                    breach("no figures".to_owned());
+                };
+                let in_sync = stats
+                    .logs
+                    .iter()
+                    .all(|log| log.replicas.iter().any(|r| r.is_in_sync));
+                if in_sync {
+                    return true;
+                }
+                let is_refused = slave.logs().any(|log| {
+                    let progress = slave.slave_progress(log.id()).unwrap();
+                    progress.last_error().contains("empty storePathRootDir")
+                });
+                if is_refused {
+                    return false;
+                }
+                world.sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let env = self.world.core(self.master.get());
+        match world.block_on(within(&env, TOGETHER_WITHIN, joined)) {
+            Some(joined) => joined,
+            None => {
+                let errors: Vec<String> = slave
+                    .logs()
+                    .map(|log| slave.slave_progress(log.id()).unwrap().last_error())
+                    .collect();
+                breach(format!(
+                    "the slave is not in sync within {TOGETHER_WITHIN:?}: {errors:?}"
+                ))
+            }
+        }
+    }
+
+    /// Everything that was acknowledged is on this machine.
+    fn check_promises(&self, node: usize, when: &str) {
+        let shard = self.running(node).unwrap();
+        let promises = self.promises.borrow().clone();
+        let env = self.world.core(node);
+        self.counts.borrow_mut().checked += promises.len() as u64;
+        self.world.block_on(async {
+            for promise in promises {
+                let pull = Pull {
+                    queue: promise.queue,
+                    offset: promise.offset,
+                    messages_max: 1,
+                    bytes_max: 1,
+                    filter: MessageFilter::All,
+                    suspend_ms: 0,
+                    commit: None,
+                };
+                let ask = async {
+                    loop {
+                        let request = ShardRequest::Pull(Box::new(pull.clone()));
+                        match shard.handle().ask(0, request).await {
+                            ShardReply::Pulled(pulled) => return pulled.records.into_bytes(),
+                            // What log 0 says of a topic is known to the cores a little later.
+                            _ => env.sleep(Duration::from_millis(1)).await,
+                        }
+                    }
+                };
+                let found = within(&env, Duration::from_secs(5), ask).await;
+                let body = found.and_then(|bytes| {
+                    let record = RecordView::parse_checked(&bytes).ok()?;
+                    (record.queue_offset() == promise.offset).then(|| record.body().to_vec())
+                });
+                if body.as_deref() != Some(&promise.body[..]) {
+                    breach(format!(
+                        "{when}: machine {node} does not have what was acknowledged at {:?} offset {}",
+                        promise.queue, promise.offset
+                    ));
+                }
+            }
+        });
+    }
+
+    /// The slave's logs are the front of the master's.
+    fn compare_logs(&self) {
+        let master = self.running(self.master.get()).unwrap();
+        let slave = self.running(1 - self.master.get()).unwrap();
+        let compare = async {
+            for (here, there) in master.logs().zip(slave.logs()) {
+                let end = there.durable_here().0;
+                if end > here.durable_here().0 {
+                    breach(format!(
+                        "log {}: the slave has more than its master",
+                        here.id()
+                    ));
+                }
+                let mut at = 0;
+                while at < end {
+                    let theirs = there.batches_from(at, 1).await.unwrap();
+                    let ours = here.batches_from(at, 1).await.unwrap();
+                    let flat = |slices: &[ringmq::io::aligned_buf::PageSlice]| {
+                        slices.iter().fold(Vec::new(), |mut all, slice| {
+                            all.extend_from_slice(slice);
+                            all
+                        })
+                    };
+                    if theirs.next != ours.next || flat(&theirs.slices) != flat(&ours.slices) {
+                        breach(format!(
+                            "log {}: other bytes at {at} on the slave",
+                            here.id()
+                        ));
+                    }
+                    at = theirs.next;
+                }
+            }
+        };
+        self.world.block_on(compare);
+    }
+
+    fn make_topic(&self) {
+        let master = self.running(self.master.get()).unwrap();
+        let slave = self.running(1 - self.master.get()).unwrap();
+        let config = TopicConfig {
+            topic_name: TOPIC.to_owned(),
+            read_queue_nums: QUEUES,
+            write_queue_nums: QUEUES,
+            ..TopicConfig::default()
+        };
+        let command = MetaCommand::CreateTopicIfAbsent(config);
+        let request = ShardRequest::Meta(Box::new(command));
+        self.world.block_on(async {
+            let reply = master.handle().ask(0, request).await;
+            if !matches!(reply, ShardReply::Done) {
+                breach(format!("no topic: {reply:?}"));
+            }
+            while !slave.handle().meta().topics.contains_key(TOPIC) {
+                self.world.sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+
+    /// Clients that live as long as the world and send to whoever is the master.
+    fn start_producers(&self) {
+        for producer in 0..PRODUCERS {
+            let control = (*self.world).clone();
+            let (target, promises) = (self.target.clone(), self.promises.clone());
+            let counts = self.counts.clone();
+            let mut number = 0u64;
+            self.world.spawn(async move {
+                loop {
+                    let pause_us = control.random_u64() % 3_000;
+                    control.sleep(Duration::from_micros(pause_us)).await;
+                    let handle = target.borrow().clone();
+                    let Some(handle) = handle else { continue };
+                    let Some(topic) = handle.meta().topics.get(TOPIC).cloned() else {
+                        continue;
+                    };
+                    number += 1;
+                    let queue =
+                        ShardHandle::key(&topic, (control.random_u64() % u64::from(QUEUES)) as u32);
+                    let mut body = format!("{producer} {number} ").into_bytes();
+                    let most = if control.random_u64().is_multiple_of(16) {
+                        60_000
+                    } else {
+                        1_500
+                    };
+                    body.resize(
+                        body.len() + (control.random_u64() % most) as usize,
+                        number as u8,
+                    );
+                    let message = NewMessage {
+                        queue,
+                        topic: topic.name.clone(),
+                        body: body.clone().into(),
+                        properties: b"TAGS\x01a\x02".as_slice().into(),
+                        tags_code: 97,
+                        flag: 0,
+                        sys_flag: 0,
+                        born_timestamp: 5,
+                        born_host: ([127, 0, 0, 1], 5555).into(),
+                        reconsume_times: 0,
+                        prepared_transaction_offset: 0,
+                    };
+                    let answer = Rc::new(RefCell::new(None));
+                    let bell = Rc::new(Bell::default());
+                    let (slot, ring) = (answer.clone(), bell.clone());
+                    handle.append(0, [message].into_iter().collect(), move |reply| {
+                        *slot.borrow_mut() = Some(reply);
+                        ring.ring();
+                    });
+                    drop(handle);
+                    // Whoever's master has died waits no longer than a client would.
+                    let waited = futures_lite::future::or(
+                        async { Some(bell.until(|| answer.borrow_mut().take()).await) },
+                        async {
+                            control.sleep(Duration::from_secs(2)).await;
+                            None
+                        },
+                    );
+                    if let Some(ShardReply::Appended(appended)) = waited.await {
+                        let mut counts = counts.borrow_mut();
+                        match appended.copies {
+                            Copies::Enough => {
+                                counts.acknowledged += 1;
+                                promises.borrow_mut().push(Promise {
+                                    queue,
+                                    offset: appended.queue_offset,
+                                    body,
+                                });
+                            }
+                            Copies::NoSlave => counts.alone += 1,
+                            Copies::Late => counts.late += 1,
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    /// Producers send for a while, with cuts and delays.
+    fn load(&self) {
+        let troubles = self.random.borrow_mut().u32(0..4);
+        for _ in 0..troubles {
+            let (kind, pause_us, steps) = {
+                let mut random = self.random.borrow_mut();
+                (random.u8(..6), random.u64(..40_000), random.u64(100..4_000))
+            };
+            self.world.block_on(self.world.after_steps(steps));
+            match kind {
+                0 => self.set_cut(true),
+                1 => self.network.set_cut(0, 1, true),
+                2 => self.network.set_cut(1, 0, true),
+                3 => self.network.set_delay_us_max(20_000),
+                _ => self.network.set_delay_us_max(200),
+            }
+            self.world.run_for(Duration::from_micros(pause_us));
+            // Some troubles last until the crash.
+            if self.random.borrow_mut().bool() {
+                self.set_cut(false);
+            }
+        }
+        let steps = self.random.borrow_mut().u64(10..6_000);
+        self.world.block_on(self.world.after_steps(steps));
+    }
+
+    fn heal(&self) {
+        self.set_cut(false);
+        self.network.set_delay_us_max(200);
+    }
+
+    /// The slave alone, off the network, as its disk has it.
+    fn check_slave_alone(&self, when: &str) {
+        let slave = 1 - self.master.get();
+        self.set_cut(true);
+        self.start(slave);
+        self.check_promises(slave, when);
+        self.heal();
+    }
+
+    fn promote(&self) {
+        let (old, new) = (self.master.get(), 1 - self.master.get());
+        self.crash(old);
+        self.crash(new);
+        self.heal();
+        self.master.set(new);
+        self.counts.borrow_mut().promotions += 1;
+        self.start(new);
+        self.check_promises(new, "after the slave became the master");
+        *self.target.borrow_mut() = self.running(new).map(|shard| shard.handle());
+        let steps = self.random.borrow_mut().u64(10..3_000);
+        self.world.block_on(self.world.after_steps(steps));
+        self.start(old);
+        if !self.together() {
+            // What the operator is told to do.
+            self.counts.borrow_mut().refused_joins += 1;
+            self.crash(old);
+            self.directories.borrow_mut()[old] += 1;
+            self.start(old);
+        }
+    }
+
+    fn go(&self) {
+        self.start(0);
+        self.start(1);
+        self.together();
+        self.make_topic();
+        self.start_producers();
+        let lives = self.random.borrow_mut().u32(2..6);
+        for _ in 0..lives {
+            *self.target.borrow_mut() = self.running(self.master.get()).map(|shard| shard.handle());
+            self.load();
+            let (master, slave) = (self.master.get(), 1 - self.master.get());
+            let end = self.random.borrow_mut().u8(..4);
+            match end {
+                0 => {
+                    self.crash(slave);
+                    self.check_slave_alone("after a crash of the slave");
+                }
+                1 => {
+                    self.crash(master);
+                    self.check_promises(slave, "after a crash of the master");
+                    self.heal();
+                    self.start(master);
+                }
+                2 => {
+                    self.crash(master);
+                    self.crash(slave);
+                    self.check_slave_alone("after a crash of both");
+                    self.start(master);
+                }
+                _ => self.promote(),
+            }
+            if !self.together() {
+                breach("a slave that was never on its own is refused".to_owned());
+            }
+            self.compare_logs();
+        }
+        *self.target.borrow_mut() = None;
+        self.check_promises(0, "at the end");
+        let steps = 2_000;
+        self.world.block_on(self.world.after_steps(steps));
+        self.together();
+        self.compare_logs();
+    }
+}
+
+/// Runs one seed; an error tells how the promise was broken.
+pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<Counts, String> {
+    let run = AssertUnwindSafe(|| {
+        plant(planted);
+        let options = SimOptions {
+            nodes: 2,
+            trace,
+            steps_max: 50_000_000,
+            ..SimOptions::default()
+        };
+        let world = SimWorld::new(seed, options);
+        let network = SimNetwork::new((*world).clone());
+        let mut random = fastrand::Rng::with_seed(seed ^ 0x5eed);
+        let sync_flush = random.u8(..4) > 0;
+        let pair = Pair {
+            world,
+            network,
+            random: RefCell::new(random),
+            running: RefCell::default(),
+            directories: RefCell::default(),
+            ever_started: Cell::default(),
+            master: Cell::new(0),
+            sync_flush,
+            promises: Rc::default(),
+            target: Rc::default(),
+            counts: Rc::default(),
+        };
+        pair.go();
+        *pair.target.borrow_mut() = None;
+        *pair.running.borrow_mut() = [None, None];
+        let counts = *pair.counts.borrow();
+        counts
+    });
+    let result = catch_unwind(run).map_err(|payload| {
+        let breach = payload
+            .downcast_ref::<Breach>()
+            .map(|breach| breach.0.clone());
+        breach
+            .or_else(|| {
+                payload
+                    .downcast_ref::<String>()
+                    .map(|text| format!("panic: {text}"))
+            })
+            .or_else(|| {
+                payload
+                    .downcast_ref::<&str>()
+                    .map(|text| format!("panic: {text}"))
+            })
+            .unwrap_or_else(|| "panic without a text".to_owned())
+    });
+    plant(None);
+    result
+}
