@@ -97,6 +97,13 @@ fn not_found(code: i32, remark: &'static str) -> Answer {
         .into()
 }
 
+/// When a request was made, milliseconds since 1970. A client that does not say so, or says 0, made it now
+/// (`PopMessageProcessor`, `NotificationProcessor`).
+fn born_ms(command: &Command, now_ms: u64) -> Result<i64, BrokerError> {
+    let born_ms = command.int("bornTime")?.filter(|&born_ms| born_ms != 0);
+    Ok(born_ms.unwrap_or(now_ms as i64))
+}
+
 /// How long a request may still wait, in milliseconds, by the client's clock or by how long it wants to wait at all.
 fn wait_ms(now_ms: u64, born_ms: i64, poll_ms: i64, max_ms: u64) -> u64 {
     let left = born_ms
@@ -375,10 +382,10 @@ impl Broker {
         let messages_max = command.required_i32("maxMsgNums")?;
         let invisible_ms = command.required_int("invisibleTime")?;
         let poll_ms = command.required_int("pollTime")?;
-        let born_ms = command.required_int("bornTime")?;
+        let arrived_ms = self.shard.now_ms();
+        let born_ms = born_ms(&command, arrived_ms)?;
         let init_mode = command.required_i32("initMode")?;
         let order = command.flag("order");
-        let arrived_ms = self.shard.now_ms();
         let late_ms = (arrived_ms as i64)
             .saturating_sub(born_ms)
             .saturating_sub(poll_ms);
@@ -492,11 +499,11 @@ impl Broker {
     /// 200054: whether there is something to pop, now or within the polling time.
     pub(super) async fn pop_notification(self, command: Command) -> Outcome {
         let poll_ms = command.required_int("pollTime")?;
-        let born_ms = command.required_int("bornTime")?;
+        let now_ms = self.shard.now_ms();
+        let born_ms = born_ms(&command, now_ms)?;
         let order = command.flag("order");
         let plan = self.plan_pop(&command).await?;
         let sources = self.pop_sources(&plan, order, false);
-        let now_ms = self.shard.now_ms();
         let wait_ms = wait_ms(now_ms, born_ms, poll_ms, self.options.suspend_ms_max);
         let woken = self
             .wait_for_pop(&sources, &plan.group, order, wait_ms)

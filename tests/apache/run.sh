@@ -34,7 +34,7 @@ brokers=''
 for number in 1 2 3; do
   at=$((port + 10 * number))
   # As IntegrationTestBase configures its brokers, where that differs from what both have by default.
-  "$bin" broker --store "$work/store/broker-$number" --bind 127.0.0.1 --port "$at" -n "127.0.0.1:$port" --shards 1 \
+  "$bin" broker --store "$work/store/broker-$number" --bind 127.0.0.1 --port "$at" -n "127.0.0.1:$port" --shards 1 --log-level ${APACHE_LOG_LEVEL:-info} \
     --memory 128MiB --set "brokerName=broker$number" --set brokerClusterName=apache --set brokerIP1=127.0.0.1 \
     --set recallMessageEnable=true --set metricsPromExporterPort=$((at + 5)) >"$work/broker-$number.log" 2>&1 &
   pids+=($!)

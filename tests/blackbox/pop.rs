@@ -366,6 +366,34 @@ fn a_batch_is_acknowledged_a_look_changes_nothing_and_a_notification_tells() {
 }
 
 #[test]
+fn a_pop_without_a_time_of_its_own_was_made_when_it_comes() {
+    prepared(1, |_, node| {
+        let mut connection = node.connect();
+        send(&mut connection, 0..1);
+        let ask = pop_request(TOPIC, 8, 60_000, 0, &[("bornTime", "0")]);
+        assert_eq!(popped(&connection.ask(&ask).unwrap()).len(), 1);
+        let mut notify = request(
+            NOTIFICATION,
+            &[
+                ("consumerGroup", GROUP),
+                ("topic", TOPIC),
+                ("queueId", "-1"),
+                ("pollTime", "300"),
+                ("bornTime", "0"),
+            ],
+        );
+        let begin = Instant::now();
+        let answer = connection.call(&notify).unwrap();
+        assert_eq!(answer.fields["hasMsg"], "false");
+        assert!(begin.elapsed() >= Duration::from_millis(300), "it waits");
+        notify.fields.remove("bornTime");
+        send(&mut connection, 1..2);
+        let answer = connection.call(&notify).unwrap();
+        assert_eq!(answer.fields["hasMsg"], "true");
+    });
+}
+
+#[test]
 fn a_bad_pop_gets_the_code_that_says_why() {
     prepared(1, |_, node| {
         let mut connection = node.connect();
