@@ -68,6 +68,9 @@ pub struct Receipt {
     pub store_timestamp_ms: i64,
     /// Its unique id, which every copy of it has.
     pub unique_id: String,
+    /// 0, or a response code of RocketMQ that says that it has fewer copies than the broker is configured for: 11 if slaves
+    /// are missing, 12 if they did not say in time that they have it.
+    pub code: i32,
 }
 
 /// A message on its way: a future that ends when it is acknowledged or given up. Dropping it takes nothing back.
@@ -332,9 +335,18 @@ fn into_frames(batches: Vec<Batch<Token>>) -> Vec<Vec<Batch<Token>>> {
 
 /// What came of one batch of a frame.
 enum Outcome {
-    /// Offset in the queue, place in the logs, and the time.
-    Stored(i64, i64, i64),
+    /// Of its first record.
+    Stored(Place),
     Failed(Error),
+}
+
+/// Where the first record of a batch is.
+#[derive(Clone, Copy)]
+struct Place {
+    queue_offset: i64,
+    physical_offset: i64,
+    time_ms: i64,
+    code: i32,
 }
 
 /// A batch that is being sent, with its records as the connection takes them.
@@ -366,9 +378,9 @@ async fn send(shared: &Shared, address: Option<String>, kind: usize, batches: Ve
         let mut again = Vec::new();
         for (batch, outcome) in flying.into_iter().zip(outcomes) {
             match outcome {
-                Outcome::Stored(queue_offset, physical_offset, time_ms) => {
+                Outcome::Stored(place) => {
                     land(shared, kind, &batch.queue);
-                    receipts(batch, queue_offset, physical_offset, time_ms);
+                    receipts(batch, place);
                 }
                 Outcome::Failed(error)
                     if kind == 0 && tries < shared.options.retries && may_pass(&error) =>
@@ -420,15 +432,17 @@ fn land(shared: &Shared, kind: usize, queue: &Queue) {
     shared.work.notify_one();
 }
 
-fn receipts(batch: Flying, mut queue_offset: i64, mut physical_offset: i64, time_ms: i64) {
+fn receipts(batch: Flying, place: Place) {
+    let (mut queue_offset, mut physical_offset) = (place.queue_offset, place.physical_offset);
     for token in batch.tokens {
         if let Some(reply) = token.reply {
             let _ = reply.send(Ok(Receipt {
                 queue_id: batch.queue.queue_id,
                 queue_offset,
                 physical_offset,
-                store_timestamp_ms: time_ms,
+                store_timestamp_ms: place.time_ms,
                 unique_id: token.unique_id,
+                code: place.code,
             }));
         }
         queue_offset += 1;
@@ -458,7 +472,13 @@ async fn send_once(
     let connection = shared.client.connection(address).await?;
     if kind == 1 {
         connection.tell(&Body::Produce(produce), payload).await?;
-        return Ok(flying.iter().map(|_| Outcome::Stored(-1, -1, 0)).collect());
+        let nowhere = Place {
+            queue_offset: -1,
+            physical_offset: -1,
+            time_ms: 0,
+            code: 0,
+        };
+        return Ok(flying.iter().map(|_| Outcome::Stored(nowhere)).collect());
     }
     let frame = connection
         .ask(
@@ -470,14 +490,16 @@ async fn send_once(
     match read(&frame)? {
         Body::ProduceReply(results) if results.len() == flying.len() => Ok(results
             .into_iter()
-            .map(|result| match result.code {
-                0 => Outcome::Stored(
-                    result.queue_offset,
-                    result.physical_offset,
-                    result.store_timestamp_ms,
-                ),
-                code => Outcome::Failed(Error::Refused {
-                    code,
+            .map(|result| match result.queue_offset {
+                // With an offset it is stored, whatever the code says of its copies.
+                0.. => Outcome::Stored(Place {
+                    queue_offset: result.queue_offset,
+                    physical_offset: result.physical_offset,
+                    time_ms: result.store_timestamp_ms,
+                    code: result.code,
+                }),
+                _ => Outcome::Failed(Error::Refused {
+                    code: result.code,
                     remark: result.remark.to_owned(),
                 }),
             })
