@@ -258,6 +258,7 @@ mod tests {
     #[test]
     fn without_a_slave_the_master_goes_on_alone_and_confirms_nothing() {
         let mut window = with_slaves(rules(2, 1), 1);
+        assert_eq!(window.verdict().confirmed, 100);
         window.leave(1);
         window.on_durable(500);
         let verdict = window.verdict();

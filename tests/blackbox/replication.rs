@@ -351,6 +351,11 @@ fn a_wrong_secret_is_refused_and_strangers_are_dropped() {
         .send(&Message::new(TOPIC, 0, "secret"))
         .unwrap();
     let second = slave(&first, other.path(), 1).set(&format!("haSecretFile={}", wrong.display()));
+    // Where the master is may also be fixed.
+    let second = second.set(&format!(
+        "haMasterAddress=127.0.0.1:{}",
+        first.broker_port + 1
+    ));
     // It has no store yet, so it waits for a master that believes it.
     let stranger = second.spawn();
     until("the refusal is told", || {

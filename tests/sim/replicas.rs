@@ -1,7 +1,7 @@
 //! A master and a slave as two machines with a network between them: the real shards, logs and slave streams.
 //!
 //! Producers send to whoever is the master; a ledger outside keeps what was acknowledged with enough copies. Links are cut and
-//! slow, machines die at any await, alone or together, and now and then the slave is made the master by hand and the old
+//! slow, disks fail or are slow, machines die at any await, alone or together, and now and then the slave is made the master by hand and the old
 //! one comes back as its slave. Checked: what was acknowledged is on the slave's own disk at every crash of either side; a
 //! slave's log is the front of its master's, byte for byte; after every trouble both find together again.
 
@@ -17,7 +17,9 @@ use ringmq::ha::master::{StreamTimes, Wish, serve};
 use ringmq::ha::replica_window::ReplicaRules;
 use ringmq::ha::slave::{SlaveOptions, follow};
 use ringmq::io::env::Env;
-use ringmq::io::sim::{Crash, SimEnv, SimNetwork, SimOptions, SimStream, SimWorld};
+use ringmq::io::sim::{
+    Crash, Faults, Latency, SimEnv, SimNetwork, SimOptions, SimStream, SimWorld,
+};
 use ringmq::io::tcp::ReadBuffer;
 use ringmq::shard::message::{
     Copies, MessageFilter, NewMessage, Pull, QueueKey, ShardReply, ShardRequest,
@@ -77,6 +79,8 @@ struct Pair {
     ever_started: Cell<[bool; 2]>,
     master: Cell<usize>,
     sync_flush: bool,
+    /// A machine whose disk takes no more writes: it has to be started again.
+    broken: Cell<Option<usize>>,
     promises: Rc<RefCell<Vec<Promise>>>,
     /// Whom producers send to, and the number of that life.
     target: Rc<RefCell<Option<ShardHandle>>>,
@@ -293,6 +297,13 @@ impl Pair {
         }
         self.running.borrow_mut()[node] = None;
         self.world.crash(node, crash);
+        self.world.with_disk(node, |disk| {
+            disk.options.faults = Faults::default();
+            disk.options.latency = Latency::default();
+        });
+        if self.broken.get() == Some(node) {
+            self.broken.set(None);
+        }
     }
 
     fn set_cut(&self, is_cut: bool) {
@@ -525,9 +536,10 @@ impl Pair {
     fn load(&self) {
         let troubles = self.random.borrow_mut().u32(0..4);
         for _ in 0..troubles {
-            let (kind, pause_us, steps) = {
+            let (kind, node, pause_us, steps) = {
                 let mut random = self.random.borrow_mut();
-                (random.u8(..6), random.u64(..40_000), random.u64(100..4_000))
+                let (kind, node) = (random.u8(..9), random.usize(..2));
+                (kind, node, random.u64(..40_000), random.u64(100..4_000))
             };
             self.world.block_on(self.world.after_steps(steps));
             match kind {
@@ -535,6 +547,19 @@ impl Pair {
                 1 => self.network.set_cut(0, 1, true),
                 2 => self.network.set_cut(1, 0, true),
                 3 => self.network.set_delay_us_max(20_000),
+                4 => self.world.with_disk(node, |disk| {
+                    disk.options.faults.read_eio_per_million = 50_000;
+                }),
+                5 => self.world.with_disk(node, |disk| {
+                    disk.options.latency.spikes_per_million = 20_000;
+                }),
+                // With ASYNC_FLUSH a failed flush may take what was acknowledged before.
+                6 if self.sync_flush && self.broken.get().is_none() => {
+                    self.broken.set(Some(node));
+                    self.world.with_disk(node, |disk| {
+                        disk.options.faults.writes_always_fail = true;
+                    });
+                }
                 _ => self.network.set_delay_us_max(200),
             }
             self.world.run_for(Duration::from_micros(pause_us));
@@ -545,6 +570,12 @@ impl Pair {
         }
         let steps = self.random.borrow_mut().u64(10..6_000);
         self.world.block_on(self.world.after_steps(steps));
+        for node in 0..2 {
+            self.world.with_disk(node, |disk| {
+                disk.options.faults.read_eio_per_million = 0;
+                disk.options.latency = Latency::default();
+            });
+        }
     }
 
     fn heal(&self) {
@@ -594,7 +625,11 @@ impl Pair {
             *self.target.borrow_mut() = self.running(self.master.get()).map(|shard| shard.handle());
             self.load();
             let (master, slave) = (self.master.get(), 1 - self.master.get());
-            let end = self.random.borrow_mut().u8(..4);
+            let end = match self.broken.get() {
+                Some(broken) if broken == slave => 0,
+                Some(_) => 1,
+                None => self.random.borrow_mut().u8(..4),
+            };
             match end {
                 0 => {
                     self.crash(slave);
@@ -651,6 +686,7 @@ pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<C
             ever_started: Cell::default(),
             master: Cell::new(0),
             sync_flush,
+            broken: Cell::default(),
             promises: Rc::default(),
             target: Rc::default(),
             counts: Rc::default(),
@@ -658,8 +694,7 @@ pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<C
         pair.go();
         *pair.target.borrow_mut() = None;
         *pair.running.borrow_mut() = [None, None];
-        let counts = *pair.counts.borrow();
-        counts
+        *pair.counts.borrow()
     });
     let result = catch_unwind(run).map_err(|payload| {
         let breach = payload
