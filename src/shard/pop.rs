@@ -155,11 +155,20 @@ struct Found {
 /// What is decided before anything is read.
 struct Plan {
     due: Vec<(i64, InFlight)>,
+    /// The attempt that has them asks again: that is no further try.
+    repeats: bool,
     next: i64,
     /// How many new messages may be given out.
     room: usize,
     generation: u64,
     bounds: QueueBounds,
+}
+
+impl Plan {
+    /// How often a message was tried before this time.
+    fn tries_of(&self, state: InFlight) -> u32 {
+        state.deliveries.saturating_sub(self.repeats.into())
+    }
 }
 
 /// What a request has got so far.
@@ -434,6 +443,7 @@ impl<E: Env> Shard<E> {
             live.busy = true;
             Some(Plan {
                 due,
+                repeats: same_attempt,
                 next: live
                     .queue
                     .next()
@@ -489,7 +499,8 @@ impl<E: Env> Shard<E> {
         }
         let mut messages = Vec::with_capacity(found.messages.len());
         for read in found.messages {
-            messages.push((read.offset, read.before.map_or(0, |state| state.deliveries)));
+            let tries = read.before.map_or(0, |state| plan.tries_of(state));
+            messages.push((read.offset, tries));
             gathered.messages += 1;
             for slice in read.slices {
                 gathered.bytes += slice.len();
@@ -548,8 +559,9 @@ impl<E: Env> Shard<E> {
                 continue;
             }
             let mut is_dead = false;
-            if state.deliveries > 0
-                && let Some((times, slice)) = tried_again(&slices, state.deliveries)
+            let tries = plan.tries_of(state);
+            if tries > 0
+                && let Some((times, slice)) = tried_again(&slices, tries)
             {
                 is_dead = take.order.is_none() && times > take.retries_max;
                 slices = SmallVec::from_iter([slice]);
@@ -664,11 +676,11 @@ impl<E: Env> Shard<E> {
                 let moved = found.next != live.queue.next() || !live.recorded;
                 if !found.messages.is_empty() || moved {
                     let messages = found.messages.iter().map(|read| {
-                        let before = read.before.map_or(0, |state| state.deliveries);
+                        let tries = read.before.map_or(0, |state| plan.tries_of(state));
                         let state = InFlight {
                             pop_ms: take.pop_ms,
                             visible_ms,
-                            deliveries: before.saturating_add(1),
+                            deliveries: tries.saturating_add(1),
                         };
                         (read.offset, state)
                     });

@@ -599,6 +599,26 @@ fn an_orderly_group_gets_nothing_new_before_it_is_done_and_its_order_again_after
 }
 
 #[test]
+fn an_attempt_that_asks_again_makes_no_further_try() {
+    with_shard(1, async |env, _shard, core, topic| {
+        let queue = ShardHandle::key(&topic, 0);
+        let orderly = |attempt: &str| PopTake {
+            order: Some(PopOrder {
+                attempt: Some(attempt.into()),
+            }),
+            ..take_of("G", &topic, &[0], 3, env.now_ms())
+        };
+        for _ in 0..3 {
+            assert_eq!(take(&core, orderly("a")).await, [(queue, 0, 0)]);
+        }
+        env.sleep(Duration::from_millis(1_100)).await;
+        for _ in 0..3 {
+            assert_eq!(take(&core, orderly("b")).await, [(queue, 0, 1)]);
+        }
+    });
+}
+
+#[test]
 fn a_message_that_failed_too_often_is_handed_over_once_at_a_time() {
     with_shard(1, async |env, _shard, core, topic| {
         let queue = ShardHandle::key(&topic, 0);
