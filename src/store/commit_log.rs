@@ -859,20 +859,26 @@ impl<E: Env> CommitLog<E> {
         let Some(open) = &mut state.open else {
             unreachable!("it was opened just now");
         };
-        let wanted = (open.used + bytes).next_multiple_of(SECTOR_BYTES);
-        if wanted > open.buffer.len() {
-            // Doubling: each byte is moved at most once on the average, and only while the device is busy.
-            let room = (self.segments.segment_end(open.start) - open.buffer_start) as usize;
-            let bigger = wanted
-                .max((open.buffer.len() * 2).min(BATCH_BYTES_TARGET + SECTOR_BYTES))
-                .min(room);
-            if !open.buffer.grow(bigger) {
-                let mut buffer = self.env.alloc_batch(bigger);
-                buffer.as_mut()[..open.used].copy_from_slice(&open.buffer[..open.used]);
-                open.buffer = buffer;
-            }
-        }
+        self.make_room(open, bytes);
         Ok(())
+    }
+
+    /// Makes the buffer of an open batch large enough for so many more bytes, which its segment has.
+    fn make_room(&self, open: &mut OpenBatch, bytes: usize) {
+        let wanted = (open.used + bytes).next_multiple_of(SECTOR_BYTES);
+        if wanted <= open.buffer.len() {
+            return;
+        }
+        // Doubling: each byte is moved at most once on the average, and only while the device is busy.
+        let room = (self.segments.segment_end(open.start) - open.buffer_start) as usize;
+        let bigger = wanted
+            .max((open.buffer.len() * 2).min(BATCH_BYTES_TARGET + SECTOR_BYTES))
+            .min(room);
+        if !open.buffer.grow(bigger) {
+            let mut buffer = self.env.alloc_batch(bigger);
+            buffer.as_mut()[..open.used].copy_from_slice(&open.buffer[..open.used]);
+            open.buffer = buffer;
+        }
     }
 
     /// Position up to which the log is flushed, which in ASYNC_FLUSH is behind the acknowledged one: a loss of power may

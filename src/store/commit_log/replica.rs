@@ -17,7 +17,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use crate::base::limits::{BATCH_BYTES_TARGET, REPLICA_RUN_BYTES_MAX, SECTOR_BYTES};
+use crate::base::limits::{REPLICA_RUN_BYTES_MAX, SECTOR_BYTES};
 use crate::base::offset::Position;
 use crate::io::aligned_buf::{PageBuf, PageSlice};
 use crate::io::env::{DiskFile, Env, OpenMode};
@@ -231,18 +231,7 @@ impl<E: Env> CommitLog<E> {
         let Some(open) = &mut state.open else {
             unreachable!("it was opened just now");
         };
-        let wanted = (open.used + batch.len()).next_multiple_of(SECTOR_BYTES);
-        if wanted > open.buffer.len() {
-            let room = (self.segments.segment_end(open.start) - open.buffer_start) as usize;
-            let bigger = wanted
-                .max((open.buffer.len() * 2).min(BATCH_BYTES_TARGET + SECTOR_BYTES))
-                .min(room);
-            if !open.buffer.grow(bigger) {
-                let mut buffer = self.env.alloc_batch(bigger);
-                buffer.as_mut()[..open.used].copy_from_slice(&open.buffer[..open.used]);
-                open.buffer = buffer;
-            }
-        }
+        self.make_room(open, batch.len());
         open.buffer.as_mut()[open.used..open.used + batch.len()].copy_from_slice(batch);
         open.used += batch.len();
         open.record_count += 1;
