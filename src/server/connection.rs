@@ -36,8 +36,8 @@ use crate::wire::remoting::code::response;
 use crate::wire::remoting::command::{Command, Encoding, FLAG_ONEWAY, FLAG_RESPONSE, Outgoing};
 use crate::wire::remoting::frame::{self, FrameError};
 
-/// Bytes that a writer writes before it lets others of its core run.
-const WRITE_TURN_BYTES: usize = 1 << 20;
+/// Bytes that a writer writes, and that a reader's requests may be answered with at once, before others of the core run.
+const TURN_BYTES: usize = 256 << 10;
 
 /// Why a request of ours to a client got no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -381,9 +381,16 @@ impl Connection {
 
     /// Hands over every command that was read, as far as the budgets allow.
     async fn hand_over(self: &Rc<Self>) -> Result<(), Broken> {
+        let mut answered_bytes = self.outbox.borrow().len();
         while self.is_open() {
             if self.over_budget() {
                 poll_fn(|cx| self.poll_budget(cx)).await;
+                continue;
+            }
+            let waiting_bytes = self.outbox.borrow().len();
+            if waiting_bytes.saturating_sub(answered_bytes) >= TURN_BYTES {
+                futures_lite::future::yield_now().await;
+                answered_bytes = self.outbox.borrow().len();
                 continue;
             }
             if self.protocol.get() == Protocol::Native {
@@ -510,7 +517,7 @@ impl Connection {
                 self.writer.set(Some(cx.waker().clone()));
                 return Poll::Pending;
             }
-            if turn_bytes >= WRITE_TURN_BYTES {
+            if turn_bytes >= TURN_BYTES {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }

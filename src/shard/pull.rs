@@ -188,7 +188,8 @@ impl<E: Env> Shard<E> {
         let Some(shard) = self.me.upgrade() else {
             return;
         };
-        run_or_spawn(&self.env, async move {
+        let is_cold = log.is_cold(waiting.pull.queue, waiting.pull.offset);
+        let task = async move {
             let mut next = Some((waiting, deadline_ms));
             while let Some((waiting, deadline_ms)) = next {
                 match read(&log, &waiting.pull).await {
@@ -208,7 +209,12 @@ impl<E: Env> Shard<E> {
                     futures_lite::future::yield_now().await;
                 }
             }
-        });
+        };
+        // Whoever reads from the disk waits anyhow; its copying must not hold up those who are in memory, or who write.
+        match is_cold {
+            true => self.env.spawn_background(task),
+            false => run_or_spawn(&self.env, task),
+        }
     }
 
     /// Answers or parks a pull that was read; gives it back, with its deadline, if there is more to read already.

@@ -1098,8 +1098,10 @@ impl<E: Env> CommitLog<E> {
             }
             let begun_ns = self.env.now_ns();
             self.env.commit_under_way(true);
+            self.reader.gate().commit_begins();
             let written = self.write_group(&group).await;
             self.env.commit_under_way(false);
+            self.reader.gate().commit_ended(self.env.now_ns());
             match written {
                 Ok(()) => {
                     let took_ns = self.env.now_ns() - begun_ns;
@@ -1483,6 +1485,13 @@ impl<E: Env> CommitLog<E> {
         }
     }
 
+    /// Whether the message at an offset left memory so long ago that a pull of it has to read the disk, or what another
+    /// pull had read from there.
+    pub fn is_cold(&self, queue: QueueKey, offset: i64) -> bool {
+        let position = self.tables.borrow().queues.position_before(queue, offset);
+        position.is_some_and(|position| position < self.reader.tail_start())
+    }
+
     /// A stored record by its index entry. Bytes that are none (a device that lost what it said was flushed) are an error
     /// and never a consumer's message.
     pub async fn record(&self, entry: QueueEntry) -> io::Result<SmallVec<[PageSlice; 2]>> {
@@ -1543,11 +1552,15 @@ impl State {
 fn check_head(slices: &[PageSlice], entry: QueueEntry) -> io::Result<()> {
     const LENGTH: usize = size_of::<u32>();
     let mut head = [0; 2 * LENGTH];
-    for (byte, found) in head
-        .iter_mut()
-        .zip(slices.iter().flat_map(|slice| &slice[..]))
-    {
-        *byte = *found;
+    match slices.first().and_then(|first| first.first_chunk()) {
+        Some(whole) => head = *whole,
+        // Over the border of two reads.
+        None => {
+            let bytes = slices.iter().flat_map(|slice| &slice[..]);
+            head.iter_mut()
+                .zip(bytes)
+                .for_each(|(to, from)| *to = *from);
+        }
     }
     let (length, magic) = head.split_at(LENGTH);
     if length == entry.size.to_be_bytes()

@@ -18,6 +18,7 @@ use crate::base::limits::SECTOR_BYTES;
 use crate::base::notify::Notify;
 use crate::io::aligned_buf::{PageBuf, PageSlice};
 use crate::io::env::{DiskFile, Env, OpenMode};
+use crate::store::read_gate::ReadGate;
 use crate::store::segment::Segments;
 use crate::store::tables::consume_queue::{Block, entry_of};
 use crate::store::types::QueueEntry;
@@ -63,6 +64,7 @@ pub struct LogReader<E: Env> {
     /// Grows with each use: the oldest chunk goes first.
     clock: Cell<u64>,
     loaded: Notify,
+    gate: ReadGate,
     last_chunk: Cell<u64>,
     readahead: Cell<u64>,
     index_directory: PathBuf,
@@ -91,6 +93,7 @@ impl<E: Env> LogReader<E> {
             chunks_max: (chunk_bytes_max / CHUNK_BYTES as usize).max(4),
             clock: Cell::new(0),
             loaded: Notify::default(),
+            gate: ReadGate::default(),
             last_chunk: Cell::new(u64::MAX),
             readahead: Cell::new(0),
             index_directory,
@@ -98,6 +101,11 @@ impl<E: Env> LogReader<E> {
             blocks: RefCell::default(),
             blocks_max: (block_bytes_max / SECTOR_BYTES).max(16),
         })
+    }
+
+    /// Tells when commits of the log are under way.
+    pub fn gate(&self) -> &ReadGate {
+        &self.gate
     }
 
     fn tick(&self) -> u64 {
@@ -140,6 +148,14 @@ impl<E: Env> LogReader<E> {
     /// Bytes of the tail cache.
     pub fn tail_bytes(&self) -> usize {
         self.tail_bytes.get()
+    }
+
+    /// Where the tail cache begins; the largest position if it is empty.
+    pub fn tail_start(&self) -> u64 {
+        self.tail
+            .borrow()
+            .front()
+            .map_or(u64::MAX, |oldest| oldest.start)
     }
 
     /// The bytes at `position`, if they are in the tail cache.
@@ -303,6 +319,7 @@ impl<E: Env> LogReader<E> {
         };
         let (file, at) = self.segments.locate(position).ok_or_else(gone)?;
         let bytes = CHUNK_BYTES.min(self.segments.segment_bytes() - at);
+        let _turn = self.gate.turn(&self.env).await;
         file.read_at(at, bytes as usize).await
     }
 

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod log_reader;
 pub mod manifest;
 pub mod planted;
+pub mod read_gate;
 pub mod recovery;
 pub mod retention;
 pub mod segment;

@@ -30,8 +30,10 @@ use crate::io::ring::uring::Ring;
 
 /// Tasks that run between two looks at the ring.
 const TURN_TASKS_MAX: usize = 512;
-/// Of so many turns with other work, one has a background task: about what a share of 50 to 1000 gives.
-const BACKGROUND_TURNS: u32 = 16;
+/// Of so many turns with other work, one has background tasks.
+const BACKGROUND_TURNS: u32 = 8;
+/// No further background task begins in a turn after this time.
+const BACKGROUND_MAX: Duration = Duration::from_micros(50);
 /// How long sockets and other threads may go unheard while a commit is on its way: a device that takes longer than this
 /// must not make a reader wait for it.
 const NAP_MAX: Duration = Duration::from_micros(500);
@@ -371,10 +373,26 @@ impl Core {
         let turn = self.turns.get().wrapping_add(1);
         self.turns.set(turn);
         if self.foreground.borrow().is_empty() || turn.is_multiple_of(BACKGROUND_TURNS) {
+            self.run_background();
+        }
+    }
+
+    fn run_background(&self) {
+        let begun = Instant::now();
+        let mut any = false;
+        loop {
             let runnable = self.background.borrow_mut().pop_front();
-            if let Some(runnable) = runnable {
-                runnable.run();
+            let Some(runnable) = runnable else { break };
+            runnable.run();
+            any = true;
+            if begun.elapsed() > BACKGROUND_MAX {
+                break;
             }
+        }
+        if any && self.commits.get() > 0 {
+            // The kernel's worker that ends a flushed write may be waiting for this processor, and would have to for some
+            // milliseconds: a slice of its scheduler.
+            thread::yield_now();
         }
     }
 

@@ -160,6 +160,19 @@ impl ConsumeQueues {
         }
     }
 
+    /// The position of the entry at an offset, or that of the first one in its block if that is on the disk.
+    pub fn position_before(&self, key: QueueKey, offset: i64) -> Option<u64> {
+        let queue = self.queues.get(&key)?;
+        let tail_first = queue.tail_first();
+        if offset >= tail_first {
+            let entry = queue.tail.get((offset - tail_first) as usize)?;
+            return Some(entry.position);
+        }
+        let at = usize::try_from(offset - queue.base).ok()?;
+        let block = queue.blocks.get(at / BLOCK_ENTRIES)?;
+        Some(block.first_position)
+    }
+
     /// Forgets the queues of a topic incarnation.
     pub fn drop_topic(&mut self, topic_id: u32) {
         let freed = &mut self.freed;
