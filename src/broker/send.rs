@@ -25,6 +25,7 @@ use crate::broker::sent_properties::{Dropped, Sent};
 use crate::broker::statistics::Counted;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::broker::transaction::SPARE_BYTES;
+use crate::broker::underway::Ticket;
 use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
@@ -74,6 +75,7 @@ struct SendAnswer {
     /// A dead letter: its first topic, and the group that gave it up.
     dead_of: Option<(Arc<str>, Arc<str>)>,
     body_bytes: u64,
+    _underway: Ticket,
 }
 
 /// The messages of a send as they are to be stored.
@@ -296,6 +298,7 @@ impl Broker {
                         (Arc::from(topic), Arc::from(group.unwrap_or_default()))
                     }),
                     body_bytes: body.len() as u64,
+                    _underway: self.underway.begin(body.len()),
                 };
                 let broker = self.clone();
                 if prepared.due.is_none() && prepared.check_after_ms.is_none() {
