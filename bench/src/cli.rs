@@ -275,7 +275,10 @@ struct OverloadArgs {
     /// Consumers beside the load that ask for much and take little
     #[arg(long, default_value_t = 8)]
     slow_consumers: usize,
-    /// Clients that come back within 10 s at the end; 0: none. Each needs a file descriptor here and one at the broker
+    /// Seconds in which they come back
+    #[arg(long, default_value_t = 10.0)]
+    storm_secs: f64,
+    /// Clients that go away at once and come back at the end; 0: none. Each needs a file descriptor here and one at the broker
     #[arg(long, default_value_t = 10_000)]
     storm: usize,
     /// Write the result as JSON
@@ -464,6 +467,7 @@ fn overload_of(args: &OverloadArgs) -> Result<(), String> {
         factors: args.factors.clone(),
         slow_consumers: args.slow_consumers,
         storm: args.storm,
+        storm_seconds: args.storm_secs,
     };
     let result = overload(&plan, |line| println!("{line}")).map_err(|error| text(&error))?;
     if let Some(path) = &args.json {

@@ -41,8 +41,8 @@ const SLOW_BYTES: usize = 4 << 10;
 const SLOW_PAUSE: Duration = Duration::from_millis(50);
 /// Pulls that a slow consumer has on their way.
 const SLOW_PULLS: usize = 256;
-/// Time in which a storm comes.
-const STORM: Duration = Duration::from_secs(10);
+/// How often the answers to a storm are looked for while it comes.
+const STORM_LOOK: Duration = Duration::from_millis(5);
 /// A client of a storm gives up after it.
 const STORM_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -62,6 +62,8 @@ pub struct OverloadPlan {
     pub factors: Vec<f64>,
     pub slow_consumers: usize,
     pub storm: usize,
+    /// In which they come back; the first time they come in half of it.
+    pub storm_seconds: f64,
 }
 
 /// Why it could not be done.
@@ -492,7 +494,7 @@ fn come(address: SocketAddr, count: usize, time: Duration) -> (Storm, Vec<StormC
     };
     let mut clients: Vec<StormClient> = Vec::with_capacity(count);
     let began = Instant::now();
-    let mut unseen = 0;
+    let mut looked = began;
     for number in 0..count {
         let due = time.mul_f64(number as f64 / count as f64);
         std::thread::sleep(due.saturating_sub(began.elapsed()));
@@ -503,9 +505,8 @@ fn come(address: SocketAddr, count: usize, time: Duration) -> (Storm, Vec<StormC
                 storm.first_failure = error.to_string();
             }
         }
-        unseen += 1;
-        if unseen == 100 {
-            unseen = 0;
+        if looked.elapsed() >= STORM_LOOK {
+            looked = Instant::now();
             look(&mut clients, &mut storm, began);
         }
     }
@@ -548,9 +549,10 @@ pub fn overload(plan: &OverloadPlan, say: impl Fn(&str)) -> Result<Overload, Ove
     (result.slow_consumers_bytes, result.slow_consumers_failed) = slow.end();
     drop(load);
     if plan.storm > 0 {
-        let (_, clients) = come(plan.broker.address, plan.storm, STORM / 2);
+        let time = Duration::from_secs_f64(plan.storm_seconds);
+        let (_, clients) = come(plan.broker.address, plan.storm, time / 2);
         drop(clients);
-        let (mut storm, clients) = come(plan.broker.address, plan.storm, STORM);
+        let (mut storm, clients) = come(plan.broker.address, plan.storm, time);
         storm.broker_resident_bytes = usage(&plan.broker_pids)?.resident_bytes;
         drop(clients);
         say(&format!(

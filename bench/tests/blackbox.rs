@@ -454,7 +454,14 @@ fn a_broker_that_is_offered_ten_times_its_peak_goes_on_at_its_peak_and_starves_n
         "--storm",
         "300",
     ];
-    args.extend(["--slow-consumers", "4", "--json", json.to_str().unwrap()]);
+    args.extend([
+        "--storm-secs",
+        "2",
+        "--slow-consumers",
+        "4",
+        "--json",
+        json.to_str().unwrap(),
+    ]);
     if let Some(pid) = &pid {
         args.extend(["--broker-pid", pid]);
     }
