@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::agents::{coordinate, machine_of, serve};
+use crate::control::Control;
 use crate::measure::{Kind, histogram};
+use crate::overload::{OverloadPlan, overload};
 use crate::plan::{
     Burst, Consume, Header, Mode, Plan, Produce, Protocol, Transaction, fetch_bytes,
 };
@@ -43,6 +45,8 @@ enum Verb {
     EndToEnd(EndToEndArgs),
     /// Find the highest rate that holds a latency bound
     Search(SearchArgs),
+    /// Offer more than the broker can take, and a storm of clients: goodput, reasons of refusals, memory
+    Overload(OverloadArgs),
     /// Run a workload file of the OpenMessaging Benchmark
     Workload(WorkloadArgs),
     /// Make load for a coordinator (--agents), one after the other
@@ -238,6 +242,51 @@ struct SearchArgs {
 }
 
 #[derive(Args, Clone)]
+struct OverloadArgs {
+    /// Name server; the first broker that it knows is loaded
+    #[arg(
+        short = 'n',
+        long,
+        env = "NAMESRV_ADDR",
+        default_value = "127.0.0.1:9876"
+    )]
+    namesrv: String,
+    /// Process of the broker, for its memory; several with commas
+    #[arg(long, value_delimiter = ',')]
+    broker_pid: Vec<u32>,
+    #[arg(short, long, default_value = "RingmqOverload")]
+    topic: String,
+    #[arg(long, default_value_t = 8)]
+    queues: u32,
+    /// Bytes of a message's body
+    #[arg(short = 's', long, default_value_t = 1024)]
+    size: usize,
+    #[arg(short, long, default_value_t = 200)]
+    connections: usize,
+    /// Requests in flight while the peak is looked for
+    #[arg(short = 'w', long, default_value_t = 1024)]
+    in_flight: usize,
+    /// Seconds of each phase
+    #[arg(long, default_value_t = 10.0)]
+    secs: f64,
+    /// Multiples of the peak that are offered
+    #[arg(long, value_delimiter = ',', default_values_t = [2.0, 10.0])]
+    factors: Vec<f64>,
+    /// Consumers beside the load that ask for much and take little
+    #[arg(long, default_value_t = 8)]
+    slow_consumers: usize,
+    /// Seconds in which they come back
+    #[arg(long, default_value_t = 10.0)]
+    storm_secs: f64,
+    /// Clients that go away at once and come back at the end; 0: none. Each needs a file descriptor here and one at the broker
+    #[arg(long, default_value_t = 10_000)]
+    storm: usize,
+    /// Write the result as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Args, Clone)]
 struct WorkloadArgs {
     /// The file
     file: PathBuf,
@@ -377,6 +426,7 @@ pub fn main() -> ExitCode {
             run(&plan, &args.common.output)
         }
         Verb::Search(args) => search(&args),
+        Verb::Overload(args) => overload_of(&args),
         Verb::Workload(args) => workload(&args),
         Verb::Agent(args) => serve(&args.listen, args.once),
         Verb::Compare(args) => compare(&args),
@@ -398,6 +448,33 @@ fn produce(args: &ProduceArgs, verb: &str, batch: usize) -> Result<(), String> {
         ..args.common.plan(verb)
     };
     run(&plan, &args.common.output)
+}
+
+fn overload_of(args: &OverloadArgs) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let mut namesrv = Control::connect(&args.namesrv).map_err(|error| text(&error))?;
+    let brokers = namesrv.brokers().map_err(|error| text(&error))?;
+    let broker = brokers.into_iter().next().ok_or("there is no broker")?;
+    let plan = OverloadPlan {
+        broker,
+        broker_pids: args.broker_pid.clone(),
+        topic: args.topic.clone(),
+        queues: args.queues.max(1),
+        size: args.size,
+        connections: args.connections.max(1),
+        in_flight: args.in_flight,
+        seconds: args.secs,
+        factors: args.factors.clone(),
+        slow_consumers: args.slow_consumers,
+        storm: args.storm,
+        storm_seconds: args.storm_secs,
+    };
+    let result = overload(&plan, |line| println!("{line}")).map_err(|error| text(&error))?;
+    if let Some(path) = &args.json {
+        let json = serde_json::to_vec_pretty(&result).map_err(|error| text(&error))?;
+        std::fs::write(path, json).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Runs a plan, prints what came out and writes the files that are wanted.

@@ -2,7 +2,7 @@
 //!
 //! It is a client and nothing else: it runs unchanged against Apache RocketMQ and RingMQ, and believes no answer that it
 //! has not checked. From the bottom: `payload`, `frames`, `native`, `answer` (bytes); `schedule`, `measure`, `ledger`, `search` (pure);
-//! `connection`, `reactor`, `control` (sockets); `producer`, `consumer` (one thread each); `plan`, `workload` (what to do),
+//! `connection`, `reactor`, `control`, `overload` (sockets); `producer`, `consumer` (one thread each); `plan`, `workload` (what to do),
 //! `run`, `agents` (doing it); `machine`, `process` (where); `result`, `report`, `table` (what came out); `progress`, `cli`.
 
 pub mod agents;
@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod machine;
 pub mod measure;
 pub mod native;
+pub mod overload;
 pub mod payload;
 pub mod plan;
 pub mod process;

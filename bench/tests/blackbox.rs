@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use ringmq_bench::measure::Kind;
+use ringmq_bench::overload::Overload;
 use ringmq_bench::result::RunResult;
 
 /// A broker of our own, or one that is there.
@@ -436,4 +437,54 @@ fn nobody_at_the_address_is_an_error_that_names_it() {
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("127.0.0.1:1"), "{text}");
+}
+
+/// Before the broker stopped reading at its limit, twice the peak brought the goodput to a hundredth of it.
+#[test]
+fn a_broker_that_is_offered_ten_times_its_peak_goes_on_at_its_peak_and_starves_nobody() {
+    let Some(broker) = broker() else { return };
+    let json = broker.directory.path().join("overload.json");
+    let pid = broker.child.as_ref().map(|child| child.id().to_string());
+    let mut args = vec![
+        "overload",
+        "--secs",
+        "2",
+        "--connections",
+        "64",
+        "--storm",
+        "300",
+    ];
+    args.extend([
+        "--storm-secs",
+        "2",
+        "--slow-consumers",
+        "4",
+        "--json",
+        json.to_str().unwrap(),
+    ]);
+    if let Some(pid) = &pid {
+        args.extend(["--broker-pid", pid]);
+    }
+    let output = broker.bench(&args);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{output:?}");
+    println!("{text}");
+    let result: Overload = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    assert_eq!(result.phases.len(), 3);
+    for phase in &result.phases {
+        assert!(phase.goodput_ratio > 0.4, "{text}");
+        assert!(phase.connection_min > 0, "a connection starves: {text}");
+        assert_eq!(phase.unanswered, 0, "{text}");
+        // What is refused is told why.
+        for (reason, refused) in &phase.refused {
+            let is_busy = reason.starts_with("2 SYSTEM_BUSY: ");
+            assert!(is_busy && refused.example.len() > 20, "{text}");
+        }
+        // 256 MiB of caches, 64 MiB of appends, 32 MiB of answers for each of the four that do not read.
+        assert!(phase.broker_peak_bytes < 800 << 20, "{text}");
+    }
+    assert_eq!(result.slow_consumers_failed, 0, "{text}");
+    let storm = result.storm.unwrap();
+    assert_eq!(storm.failed, 0, "{text}");
+    assert!(storm.settled_seconds < 20.0, "{text}");
 }

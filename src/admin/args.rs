@@ -162,6 +162,9 @@ pub enum GroupVerb {
         broadcast_enable: Option<bool>,
         #[arg(long, value_name = "BOOL")]
         orderly: Option<bool>,
+        /// Attributes: +key=value to set, -key to remove, between commas
+        #[arg(long, value_name = "CHANGES", allow_hyphen_values = true)]
+        attributes: Option<String>,
         #[command(flatten)]
         place: Where,
     },

@@ -29,6 +29,8 @@ pub struct GroupChange {
     pub which_broker_when_slow: Option<i64>,
     pub notify_ids_changed: Option<bool>,
     pub retry_policy: Option<Value>,
+    /// `+key=value` and `-key` between commas.
+    pub attributes: Option<String>,
 }
 
 pub async fn run(context: &Context, verb: GroupVerb) -> Outcome {
@@ -42,6 +44,7 @@ pub async fn run(context: &Context, verb: GroupVerb) -> Outcome {
             consume_enable,
             broadcast_enable,
             orderly,
+            attributes,
             place,
         } => {
             let change = GroupChange {
@@ -50,6 +53,7 @@ pub async fn run(context: &Context, verb: GroupVerb) -> Outcome {
                 consume_enable,
                 broadcast_enable,
                 orderly,
+                attributes,
                 ..GroupChange::default()
             };
             create(context, &group, &change, &place).await
@@ -242,6 +246,7 @@ async fn show(context: &Context, group: &str) -> Outcome {
             "retryPolicy",
             Part::Value(config.group_retry_policy.clone()),
         ));
+        head.push(("attributes", Part::Value(json!(config.attributes))));
     }
     head.push(("lag", Part::Value(json!(new))));
     head.push(("inFlight", Part::Value(json!(lag::in_flight(&lags)))));
@@ -270,7 +275,14 @@ pub async fn put_group(
 ) -> Outcome<SubscriptionGroupConfig> {
     // RocketMQ creates a group that it is asked about; the answer is the same.
     let current = config(session, address, group).await?.unwrap_or_default();
+    let changes = change.attributes.as_deref().unwrap_or_default();
+    let changes = changes.split(',').map(str::trim).filter(|c| !c.is_empty());
+    let attributes = changes.map(|change| change.split_once('=').unwrap_or((change, "")));
     let wanted = SubscriptionGroupConfig {
+        // Changes only: a broker keeps what is not named.
+        attributes: attributes
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
         group_name: group.to_owned(),
         retry_max_times: change.retry_max_times.unwrap_or(current.retry_max_times),
         retry_queue_nums: change.retry_queues.unwrap_or(current.retry_queue_nums),

@@ -518,6 +518,8 @@ impl Node {
             short_polling_ms: keys.short_polling_ms,
             pop_polling_per_queue_max: keys.pop_polling_per_queue_max as usize,
             pop_polling_max: keys.pop_polling_max as usize,
+            priority_order_asc: keys.priority_order_asc,
+            priority_retry_percent: keys.priority_retry_percent,
             default_mode_is_pop: keys.request_mode == MessageRequestMode::Pop,
             default_pop_share_queues: keys.pop_share_queues,
             server_load_balancer: keys.server_load_balancer,

@@ -60,6 +60,10 @@ pub const SQL_CACHED_MAX: usize = 128;
 pub const CONNECTION_REQUESTS_MAX: usize = 4096;
 /// Request bytes of one connection that may wait for their answer, likewise.
 pub const CONNECTION_REQUEST_BYTES_MAX: usize = 32 << 20;
+/// Sends of all connections of a core that are not answered yet, before connections that wait for answers are not read.
+pub const CORE_SENDS_MAX: usize = 16 << 10;
+/// Bytes of their bodies.
+pub const CORE_SEND_BYTES_MAX: usize = 32 << 20;
 /// Topics of one native request for metadata.
 pub const NATIVE_TOPICS_MAX: usize = 1024;
 /// Queues of one native produce, offset commit or offset query.

@@ -24,6 +24,7 @@ use crate::broker::routes::RouteSource;
 use crate::broker::sent_properties::BrokerProperties;
 use crate::broker::statistics::Statistics;
 use crate::broker::topics;
+use crate::broker::underway::Underway;
 use crate::io::body::Body;
 use crate::server::Handler;
 use crate::server::connection::{Connection, NativeResponder, Responder};
@@ -106,6 +107,8 @@ pub struct Broker {
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
     pub(super) resets: Rc<RefCell<Resets>>,
+    /// Sends of this core's connections without an answer.
+    pub(super) underway: Rc<Underway>,
     /// Connections of this core that speak the native protocol.
     pub(super) native: Rc<Native>,
     /// Connections of this core that ever sent a heartbeat: they are pushed to.
@@ -128,6 +131,7 @@ impl Broker {
             routes: Rc::default(),
             clients: Rc::default(),
             resets: Rc::default(),
+            underway: Rc::default(),
             native: Rc::default(),
             connections: Rc::default(),
         };
@@ -300,6 +304,10 @@ impl Broker {
 }
 
 impl Handler for Broker {
+    fn has_room(&self) -> bool {
+        self.underway.has_room()
+    }
+
     fn handle(&self, command: Command, responder: Responder) {
         let this = || self.clone();
         match command.code {

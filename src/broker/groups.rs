@@ -21,7 +21,48 @@ use crate::wire::remoting::command::{Command, LANGUAGES, Outgoing};
 /// Queues of a retry topic; as many as a topic may have would make no sense for one.
 const RETRY_QUEUES_MAX: i32 = 1_024;
 
+/// Of 100 pops of a group, how many take the messages of a higher priority first.
+pub(super) const PRIORITY_FACTOR: &str = "priority.factor";
+
+/// Of `SubscriptionGroupAttributes` all others are of lite topics, which this broker does not have.
+fn check_attribute(key: &str, value: Option<&str>) -> Result<(), BrokerError> {
+    if key != PRIORITY_FACTOR {
+        return Err(BrokerError::System(format!(
+            "unsupported key: {key}; this broker offers {PRIORITY_FACTOR}"
+        )));
+    }
+    match value {
+        Some(factor) if !factor.parse().is_ok_and(|factor: u8| factor <= 100) => {
+            Err(BrokerError::System(format!(
+                "the attribute {key} is '{factor}'; it is a number from 0 to 100"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The attributes of a group after a tool's changes: the key `+name` sets one, `-name` removes one
+/// (`AttributeUtil.alterCurrentAttributes`). A key without either comes from a tool that sends back what it has read.
+fn changed_attributes(
+    current: &BTreeMap<String, String>,
+    changes: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, BrokerError> {
+    let mut attributes = current.clone();
+    for (change, value) in changes {
+        if let Some(key) = change.strip_prefix('-') {
+            check_attribute(key, None)?;
+            attributes.remove(key);
+        } else {
+            let key = change.strip_prefix('+').unwrap_or(&change);
+            check_attribute(key, Some(&value))?;
+            attributes.insert(key.to_owned(), value);
+        }
+    }
+    Ok(attributes)
+}
+
 fn check_config(config: &SubscriptionGroupConfig) -> Result<(), BrokerError> {
+    changed_attributes(&BTreeMap::new(), config.attributes.clone())?;
     names::check_group(&config.group_name)?;
     // The retry topic's name is longer than the group's and has the same limit.
     names::check_topic(&names::retry_topic(&config.group_name))?;
@@ -71,8 +112,15 @@ impl Broker {
         Answer::done()
     }
 
-    async fn put_group_config(&self, config: SubscriptionGroupConfig) -> Result<(), BrokerError> {
-        if self.known_group(&config.group_name).as_deref() == Some(&config) {
+    async fn put_group_config(
+        &self,
+        mut config: SubscriptionGroupConfig,
+    ) -> Result<(), BrokerError> {
+        let known = self.known_group(&config.group_name);
+        let none = BTreeMap::new();
+        let current = known.as_ref().map_or(&none, |known| &known.attributes);
+        config.attributes = changed_attributes(current, config.attributes)?;
+        if known.as_deref() == Some(&config) {
             return Ok(());
         }
         self.change(MetaCommand::PutGroup(config)).await

@@ -35,3 +35,4 @@ mod subscription;
 mod topics;
 mod transaction;
 mod transaction_list;
+mod underway;

@@ -67,6 +67,10 @@ pub struct BrokerOptions {
     pub pop_polling_per_queue_max: usize,
     /// `maxPopPollingSize`: POP requests that may wait on one core.
     pub pop_polling_max: usize,
+    /// `priorityOrderAsc`: the highest queue of a topic of priorities goes first, not queue 0.
+    pub priority_order_asc: bool,
+    /// `popFromRetryProbabilityForPriority`: of 100 pops by priority so many take what is due again before what is new.
+    pub priority_retry_percent: u8,
     /// `defaultMessageRequestMode` is POP.
     pub default_mode_is_pop: bool,
     /// `defaultPopShareQueueNum`.
@@ -111,6 +115,8 @@ impl BrokerOptions {
             suspend_ms_max: 120_000,
             pop_polling_per_queue_max: 1_024,
             pop_polling_max: 100_000,
+            priority_order_asc: true,
+            priority_retry_percent: 0,
             default_mode_is_pop: false,
             default_pop_share_queues: -1,
             server_load_balancer: true,

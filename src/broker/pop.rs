@@ -19,6 +19,7 @@ use crate::base::notify::Notify;
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
 use crate::broker::filters;
+use crate::broker::groups::PRIORITY_FACTOR;
 use crate::broker::receipt::{self, ORDER_REVIVE_QUEUE, Origin, PoppedQueue};
 use crate::broker::statistics::Counted;
 use crate::broker::topics::PERM_READ;
@@ -28,7 +29,7 @@ use crate::shard::ShardHandle;
 use crate::shard::message::{LocalReply, MessageFilter, QueueKey, ShardReply, ShardRequest};
 use crate::shard::meta::Topic;
 use crate::shard::pop::message::{
-    Dead, PopAck, PopOrder, PopReply, PopRequest, PopSource, PopTake, PopWait,
+    Dead, PopAck, PopOrder, PopPart, PopReply, PopRequest, PopSource, PopTake, PopWait,
 };
 use crate::wire::remoting::body::SubscriptionGroupConfig;
 use crate::wire::remoting::code::response;
@@ -40,12 +41,14 @@ const TOO_LATE_MS: i64 = 500;
 const INIT_MAX: i32 = 1;
 
 /// A queue that may be popped from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Source {
     core: usize,
     key: QueueKey,
     origin: Origin,
     queue_id: u32,
     from_end: bool,
+    part: PopPart,
 }
 
 /// What a POP request asks for, checked.
@@ -69,6 +72,21 @@ struct Popped {
 }
 
 impl Popped {
+    /// Messages of a queue, which is in the answer once, whichever of its parts they are of.
+    fn add(&mut self, source: &Source, messages: Vec<(i64, u32)>) {
+        let is_same = |queue: &PoppedQueue| {
+            (queue.origin, queue.queue_id) == (source.origin, source.queue_id)
+        };
+        match self.queues.iter_mut().find(|queue| is_same(queue)) {
+            Some(queue) => queue.messages.extend(messages),
+            None => self.queues.push(PoppedQueue {
+                origin: source.origin,
+                queue_id: source.queue_id,
+                messages,
+            }),
+        }
+    }
+
     /// One core's share is passed on as it is; several are copied together.
     fn body(mut self) -> Body {
         if self.bodies.len() <= 1 {
@@ -88,6 +106,24 @@ enum Woken {
     By(usize),
     TimeIsUp,
     Full,
+}
+
+/// The sources of a pop by priority. All of a topic's new messages go by priority, and so do all that are due again,
+/// which come behind them or before. (RocketMQ has the latter in a retry topic, which it reads behind the topic or before.)
+fn in_order_of_priority(sources: Vec<Source>, ascending: bool, again_first: bool) -> Vec<Source> {
+    let (mut own, retry): (Vec<_>, Vec<_>) = sources
+        .into_iter()
+        .partition(|source| source.origin == Origin::Topic);
+    own.sort_by_key(|source| source.queue_id);
+    if ascending {
+        own.reverse();
+    }
+    let of = |part: PopPart| own.iter().map(move |&source| Source { part, ..source });
+    let (new, again) = (of(PopPart::New), of(PopPart::Again));
+    match again_first {
+        true => again.chain(retry.iter().copied()).chain(new).collect(),
+        false => new.chain(again).chain(retry.iter().copied()).collect(),
+    }
 }
 
 fn not_found(code: i32, remark: &'static str) -> Answer {
@@ -173,6 +209,7 @@ impl Broker {
                     origin,
                     queue_id,
                     from_end: from_end && origin == Origin::Topic,
+                    part: PopPart::All,
                 });
             }
         };
@@ -200,21 +237,42 @@ impl Broker {
         sources
     }
 
-    /// Takes from one core after the other until the request has enough. `first`: the core to begin with.
+    /// Whether this pop takes the messages of a higher priority first. Of 100 pops of a group these are `priority.factor`,
+    /// so that with less than 100 what is of low priority comes on, too.
+    fn pops_by_priority(&self, plan: &Plan, order: bool) -> bool {
+        let kind = plan.topic.config.attributes.get("message.type");
+        if order || kind.is_none_or(|kind| kind != "PRIORITY") {
+            return false;
+        }
+        let factor = plan.config.attributes.get(PRIORITY_FACTOR);
+        let factor = factor.and_then(|factor| factor.parse().ok()).unwrap_or(100);
+        self.shard.random_u64() % 100 < factor
+    }
+
+    /// Takes from one core after the other until the request has enough. `first`: the core to begin with, unless the
+    /// order of the sources counts.
     async fn take(
         &self,
         sources: &[Source],
         first: Option<usize>,
         ask: &PopTake,
+        by_priority: bool,
     ) -> Result<Popped, BrokerError> {
         let mut by_core: Vec<(usize, Vec<&Source>)> = Vec::new();
         for source in sources {
-            match by_core.iter_mut().find(|(core, _)| *core == source.core) {
+            let mut known = by_core.iter_mut();
+            let known = match by_priority {
+                true => known.next_back().filter(|(core, _)| *core == source.core),
+                false => known.find(|(core, _)| *core == source.core),
+            };
+            match known {
                 Some((_, queues)) => queues.push(source),
                 None => by_core.push((source.core, vec![source])),
             }
         }
-        by_core.sort_by_key(|(core, _)| Some(*core) != first);
+        if !by_priority {
+            by_core.sort_by_key(|(core, _)| Some(*core) != first);
+        }
         let mut popped = Popped::default();
         for (core, queues) in by_core {
             if popped.messages >= ask.messages_max || popped.bytes >= ask.bytes_max as usize {
@@ -225,6 +283,7 @@ impl Broker {
                     .iter()
                     .map(|source| PopSource {
                         queue: source.key,
+                        part: source.part,
                         from_end: source.from_end,
                     })
                     .collect(),
@@ -255,11 +314,7 @@ impl Broker {
                     continue;
                 };
                 popped.messages += queue.messages.len() as u32;
-                popped.queues.push(PoppedQueue {
-                    origin: source.origin,
-                    queue_id: source.queue_id,
-                    messages: queue.messages,
-                });
+                popped.add(source, queue.messages);
             }
             popped.bytes += taken.records.len();
             if !taken.records.is_empty() {
@@ -403,7 +458,13 @@ impl Broker {
         }
         let plan = self.plan_pop(&command).await?;
         let filter = self.pop_filter(&command)?;
-        let sources = self.pop_sources(&plan, order, init_mode == INIT_MAX);
+        let mut sources = self.pop_sources(&plan, order, init_mode == INIT_MAX);
+        let by_priority = self.pops_by_priority(&plan, order);
+        if by_priority {
+            let again_first =
+                self.shard.random_u64() % 100 < u64::from(self.options.priority_retry_percent);
+            sources = in_order_of_priority(sources, self.options.priority_order_asc, again_first);
+        }
         let mut ask = PopTake {
             group: plan.group.clone(),
             queues: Vec::new(),
@@ -424,7 +485,7 @@ impl Broker {
         let mut woken_by = None;
         loop {
             ask.pop_ms = self.shard.now_ms();
-            let popped = self.take(&sources, woken_by, &ask).await?;
+            let popped = self.take(&sources, woken_by, &ask, by_priority).await?;
             if popped.messages > 0 {
                 let sum = (u64::from(popped.messages), popped.bytes as u64);
                 let topic = &plan.topic.name;
@@ -489,7 +550,7 @@ impl Broker {
             retries_max: i32::MAX,
             peek: true,
         };
-        let popped = self.take(&sources, None, &ask).await?;
+        let popped = self.take(&sources, None, &ask, false).await?;
         if popped.messages == 0 {
             return Ok(not_found(response::PULL_NOT_FOUND, "NO_MESSAGE_IN_QUEUE"));
         }
@@ -560,6 +621,43 @@ fn pop_answer(popped: Popped, pop_ms: u64, invisible_ms: i64, order: bool) -> An
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pop_by_priority_begins_with_the_highest_queue_and_what_is_due_again_is_before_or_behind_all()
+     {
+        let source = |origin, queue_id| Source {
+            core: 0,
+            key: QueueKey {
+                topic_id: 0,
+                queue_id,
+            },
+            origin,
+            queue_id,
+            from_end: false,
+            part: PopPart::All,
+        };
+        let sources = || {
+            let own = [1, 2, 0].map(|queue_id| source(Origin::Topic, queue_id));
+            let mut sources = own.to_vec();
+            sources.push(source(Origin::RetryV1, 0));
+            sources
+        };
+        let order = |ascending, again_first| {
+            let sources = in_order_of_priority(sources(), ascending, again_first);
+            let names = sources
+                .iter()
+                .map(|source| match (source.origin, source.part) {
+                    (Origin::Topic, PopPart::New) => format!("new {}", source.queue_id),
+                    (Origin::Topic, PopPart::Again) => format!("again {}", source.queue_id),
+                    _ => "retry".to_owned(),
+                });
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let (new, again) = ("new 2, new 1, new 0", "again 2, again 1, again 0");
+        assert_eq!(order(true, false), format!("{new}, {again}, retry"));
+        assert_eq!(order(true, true), format!("{again}, retry, {new}"));
+        assert!(order(false, false).starts_with("new 0, new 1, new 2, again 0"));
+    }
 
     #[test]
     fn a_request_waits_until_the_client_gives_up_and_no_longer_than_it_wants_to() {

@@ -92,7 +92,7 @@ pub fn parse(text: &str) -> Result<ParsedReceipt, BrokerError> {
     })
 }
 
-/// Messages of one queue in an answer, in the order of the queue.
+/// Messages of one queue in an answer, as they stand in its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoppedQueue {
     pub origin: Origin,
@@ -106,7 +106,8 @@ pub fn offset_fields(queues: &[PoppedQueue]) -> (String, String, String) {
     let (mut starts, mut offsets, mut counts) = (String::new(), String::new(), String::new());
     for queue in queues {
         let (flag, id) = (queue.origin.flag(), queue.queue_id);
-        let Some(&(start, _)) = queue.messages.first() else {
+        // Clients acknowledge several at once by their distance from it.
+        let Some(start) = queue.messages.iter().map(|&(offset, _)| offset).min() else {
             continue;
         };
         if !starts.is_empty() {
@@ -171,10 +172,12 @@ mod tests {
         let (starts, offsets, counts) = offset_fields(&[
             queue(Origin::Topic, 2, &[(5, 1), (7, 0)]),
             queue(Origin::RetryV1, 0, &[(0, 3)]),
+            queue(Origin::Topic, 3, &[(9, 0), (2, 1)]),
         ]);
-        assert_eq!(starts, "0 2 5;1 0 0");
-        assert_eq!(offsets, "0 2 5,7;1 0 0");
-        assert_eq!(counts, "0 qo2%5 1;0 qo2%7 0;0 2 0;1 qo0%0 3;1 0 3");
+        assert_eq!(starts, "0 2 5;1 0 0;0 3 2");
+        assert_eq!(offsets, "0 2 5,7;1 0 0;0 3 9,2");
+        let first = "0 qo2%5 1;0 qo2%7 0;0 2 0;1 qo0%0 3;1 0 3";
+        assert_eq!(counts, format!("{first};0 qo3%9 0;0 qo3%2 1;0 3 0"));
     }
 
     proptest! {

@@ -19,11 +19,13 @@ use crate::broker::error::BrokerError;
 use crate::broker::recall::RecallHandle;
 use crate::broker::send_plan::{
     Plan, SendHeader, batch_of, begins_transaction, check_body, check_properties, is_dead, plan,
+    queue_of_priority,
 };
 use crate::broker::sent_properties::{Dropped, Sent};
 use crate::broker::statistics::Counted;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::broker::transaction::SPARE_BYTES;
+use crate::broker::underway::Ticket;
 use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
@@ -73,6 +75,7 @@ struct SendAnswer {
     /// A dead letter: its first topic, and the group that gave it up.
     dead_of: Option<(Arc<str>, Arc<str>)>,
     body_bytes: u64,
+    _underway: Ticket,
 }
 
 /// The messages of a send as they are to be stored.
@@ -268,10 +271,11 @@ impl Broker {
         header: &SendHeader<'_>,
         body: &Bytes,
         now_ms: u64,
-        target: Target,
+        mut target: Target,
         responder: Responder,
     ) {
-        match self.messages(header, body, now_ms, &target, responder.connection.peer()) {
+        let peer = responder.connection.peer();
+        match self.messages(header, body, now_ms, &mut target, peer) {
             Ok(prepared) => {
                 let Some(shard) = self.shard.shard_of_queue(&target.topic, target.queue_id) else {
                     let error = topics::no_queue(&target.topic.name, target.queue_id);
@@ -294,6 +298,7 @@ impl Broker {
                         (Arc::from(topic), Arc::from(group.unwrap_or_default()))
                     }),
                     body_bytes: body.len() as u64,
+                    _underway: self.underway.begin(body.len()),
                 };
                 let broker = self.clone();
                 if prepared.due.is_none() && prepared.check_after_ms.is_none() {
@@ -340,11 +345,15 @@ impl Broker {
         header: &SendHeader<'_>,
         body: &Bytes,
         now_ms: u64,
-        target: &Target,
+        target: &mut Target,
         born_host: SocketAddr,
     ) -> Result<Prepared, BrokerError> {
         check_body(body, self.options.message_bytes_max, header.batch)?;
         let sent = Sent::read(&header.properties);
+        if !header.batch && !target.dead {
+            let write_queues = target.topic.config.write_queue_nums;
+            target.queue_id = queue_of_priority(&sent, write_queues).unwrap_or(target.queue_id);
+        }
         let config = &target.topic.config;
         let compacted = config.attributes.get("cleanup.policy").map(String::as_str);
         if compacted == Some("COMPACTION") && !sent.has_keys && !header.batch {
@@ -487,12 +496,13 @@ impl Broker {
         let Plan::Append { topic, queue_id } = self.plan_send(&header)? else {
             return Err(BrokerError::System("its topic does not exist".into()));
         };
+        let mut target = Target::new(topic, queue_id);
+        let prepared = self.messages(&header, &command.body, now_ms, &mut target, born_host)?;
+        let (topic, queue_id) = (&target.topic, target.queue_id);
         let core = self
             .shard
-            .shard_of_queue(&topic, queue_id)
+            .shard_of_queue(topic, queue_id)
             .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
-        let target = Target::new(topic, queue_id);
-        let prepared = self.messages(&header, &command.body, now_ms, &target, born_host)?;
         let unique_key = prepared.unique_key.clone();
         match self.ask(core, prepared.into_request()).await? {
             ShardReply::Appended(appended) => Ok(self.stored(queue_id, unique_key, &appended)),

@@ -228,6 +228,12 @@ fn topic_to_create(
     })
 }
 
+/// The queue of a message with a priority: that of its number, or the last one. `None`: it has no priority.
+pub(super) fn queue_of_priority(sent: &Sent<'_>, write_queues: u32) -> Option<u32> {
+    let last = write_queues.checked_sub(1)?;
+    Some(sent.priority_of_queue()?.min(last))
+}
+
 /// Whether a message that comes back to its group goes to the dead letter topic.
 pub(super) fn is_dead(
     reconsume_times: i32,
@@ -395,6 +401,27 @@ mod tests {
             planned(&header("T", 4)),
             Err(BrokerError::InvalidParameter(_))
         ));
+    }
+
+    #[test]
+    fn the_priority_of_a_message_is_the_number_of_its_queue() {
+        let queue = |properties: &[u8], queues| queue_of_priority(&Sent::read(properties), queues);
+        assert_eq!(queue(b"_SYS_MSG_PRIORITY_\x013\x02", 8), Some(3));
+        assert_eq!(queue(b"_SYS_MSG_PRIORITY_\x019\x02", 8), Some(7));
+        assert_eq!(queue(b"_SYS_MSG_PRIORITY_\x010\x02", 0), None);
+        for none in ["-1", "x", "", "99999999999"] {
+            let properties = format!("_SYS_MSG_PRIORITY_\x01{none}\x02");
+            assert_eq!(queue(properties.as_bytes(), 8), None, "{none}");
+        }
+        for other in [
+            "TRAN_MSG\x01true",
+            "DELAY\x011",
+            "TIMER_DELAY_MS\x015",
+            "__SHARDINGKEY\x01k",
+        ] {
+            let properties = format!("_SYS_MSG_PRIORITY_\x013\x02{other}\x02");
+            assert_eq!(queue(properties.as_bytes(), 8), None, "{other}");
+        }
     }
 
     #[test]

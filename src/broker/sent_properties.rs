@@ -16,6 +16,16 @@ fn push(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.push(VALUE_END);
 }
 
+/// As `Message.getPriority`: what is no number is none.
+fn priority(value: &[u8]) -> Option<u32> {
+    std::str::from_utf8(value)
+        .ok()?
+        .parse::<i32>()
+        .ok()?
+        .try_into()
+        .ok()
+}
+
 /// What a send needs to know of the sent properties.
 #[derive(Debug, Default)]
 pub struct Sent<'a> {
@@ -27,6 +37,8 @@ pub struct Sent<'a> {
     /// It has a sharding key: its order counts.
     pub is_ordered: bool,
     pub delay: DelayProperties<'a>,
+    /// `_SYS_MSG_PRIORITY_`, if it is a number from 0 on.
+    pub priority: Option<u32>,
     /// TIMER_DEL_UNIQKEY: it takes a delayed message back.
     pub is_recall: bool,
     /// POP_CK: it pretends to have been popped.
@@ -66,6 +78,7 @@ impl<'a> Sent<'a> {
                 b"UNIQ_KEY" => sent.unique_key = Some(value),
                 b"KEYS" => sent.has_keys = true,
                 b"TRAN_MSG" => sent.half = value.eq_ignore_ascii_case(b"true"),
+                b"_SYS_MSG_PRIORITY_" => sent.priority = priority(value),
                 b"TIMER_DEL_UNIQKEY" => sent.is_recall = true,
                 b"POP_CK" => sent.is_popped = true,
                 b"__SHARDINGKEY" => sent.is_ordered = true,
@@ -77,6 +90,14 @@ impl<'a> Sent<'a> {
             }
         }
         sent
+    }
+
+    /// The priority by which its queue is chosen. A half, delayed or ordered message has none: its kind goes before
+    /// (`TopicMessageType.parseFromMessageProperty`).
+    pub fn priority_of_queue(&self) -> Option<u32> {
+        let is_other = self.half || self.is_ordered || self.delay.level.is_some();
+        self.priority
+            .filter(|_| !is_other && !self.delay.has_time())
     }
 
     /// The `message_type` of RocketMQ's metrics (`BrokerMetricsManager.getMessageType`).
@@ -121,7 +142,11 @@ impl BrokerProperties {
     ) -> Bytes {
         let key_bytes = unique_key.map_or(0, |key| key.len() + b"UNIQ_KEY".len() + 2);
         let mut stored = Vec::with_capacity(sent.kept_bytes + key_bytes + self.0.len());
+        let drops_priority = sent.priority.is_some() && sent.priority_of_queue().is_none();
         for (name, value) in properties::iter(properties) {
+            if drops_priority && name == b"_SYS_MSG_PRIORITY_" {
+                continue;
+            }
             if !is_dropped(name, drop) {
                 push(&mut stored, name, value);
             }
@@ -149,6 +174,21 @@ mod tests {
         properties::iter(&stored)
             .map(|(n, v)| (text(n), text(v)))
             .collect()
+    }
+
+    #[test]
+    fn a_priority_stays_unless_the_kind_of_the_message_goes_before() {
+        let has = |properties: &str| {
+            let stored = completed(properties.as_bytes(), None, Dropped::Nothing);
+            stored.iter().any(|(name, _)| name == "_SYS_MSG_PRIORITY_")
+        };
+        assert!(has("_SYS_MSG_PRIORITY_\x013\x02"));
+        assert!(!has("_SYS_MSG_PRIORITY_\x013\x02DELAY\x011\x02"));
+        assert!(!has("__SHARDINGKEY\x01k\x02_SYS_MSG_PRIORITY_\x013\x02"));
+        assert!(
+            has("_SYS_MSG_PRIORITY_\x01x\x02DELAY\x011\x02"),
+            "that is none"
+        );
     }
 
     #[test]

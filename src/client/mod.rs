@@ -84,6 +84,7 @@ impl RemotingClient {
         let core = Rc::new(Core {
             tasks: Rc::new(env.clone()),
             handler,
+            crowd: RefCell::default(),
             tick: Cell::new(0),
         });
         Ok(Self {

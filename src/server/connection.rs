@@ -39,6 +39,9 @@ use crate::wire::remoting::frame::{self, FrameError};
 /// Bytes that a writer writes, and that a reader's requests may be answered with at once, before others of the core run.
 const TURN_BYTES: usize = 256 << 10;
 
+/// How often a core without room looks for some.
+const CROWD_PAUSE: Duration = Duration::from_millis(1);
+
 /// Why a request of ours to a client got no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvokeError {
@@ -52,6 +55,8 @@ pub enum InvokeError {
 pub struct Core {
     pub tasks: Rc<dyn Tasks>,
     pub handler: Rc<dyn Handler>,
+    /// Connections that are not read until the handler has room, in the order in which they met that.
+    pub crowd: RefCell<Vec<Rc<Connection>>>,
     /// Counts the sweeps; the only clock of a connection that has nothing to do.
     pub tick: Cell<u32>,
 }
@@ -111,6 +116,8 @@ pub struct Connection {
     request_bytes: Cell<usize>,
     /// The reader, while it waits for a budget.
     reader: Cell<Option<Waker>>,
+    /// It is in the core's crowd.
+    in_crowd: Cell<bool>,
 
     outbox: RefCell<Outbox>,
     /// The writer, while it waits for something to write.
@@ -125,6 +132,22 @@ pub struct Connection {
     stalled_tick: Cell<u32>,
     #[cfg(test)]
     pub(super) writes: Cell<u32>,
+}
+
+/// Lets a crowd go on, first come first served, when there is room again. Answers alone would not do: what a connection
+/// waits for may be a message that nobody has sent yet.
+async fn disperse(core: Rc<Core>) {
+    loop {
+        core.tasks.wait(CROWD_PAUSE).await;
+        if core.handler.has_room() {
+            break;
+        }
+    }
+    let crowd = std::mem::take(&mut *core.crowd.borrow_mut());
+    for connection in crowd {
+        connection.in_crowd.set(false);
+        wake(&connection.reader);
+    }
 }
 
 fn wake(waker: &Cell<Option<Waker>>) {
@@ -164,6 +187,7 @@ impl Connection {
             requests: Cell::new(0),
             request_bytes: Cell::new(0),
             reader: Cell::new(None),
+            in_crowd: Cell::new(false),
             outbox: RefCell::default(),
             writer: Cell::new(None),
             calls: RefCell::default(),
@@ -313,8 +337,14 @@ impl Connection {
         wake(&self.writer);
     }
 
+    /// The core has no room, and this connection is not owed a first request.
+    fn is_crowded(&self) -> bool {
+        self.requests.get() > 0 && !self.core.handler.has_room()
+    }
+
     fn over_budget(&self) -> bool {
-        self.requests.get() >= CONNECTION_REQUESTS_MAX
+        self.is_crowded()
+            || self.requests.get() >= CONNECTION_REQUESTS_MAX
             || self.request_bytes.get() >= CONNECTION_REQUEST_BYTES_MAX
             || self.outbox.borrow().len() >= CONNECTION_RESPONSE_BYTES_MAX
     }
@@ -468,9 +498,16 @@ impl Connection {
         }
     }
 
-    fn poll_budget(&self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_budget(self: &Rc<Self>, cx: &mut Context<'_>) -> Poll<()> {
         if !self.over_budget() || !self.is_open() {
             return Poll::Ready(());
+        }
+        if self.is_crowded() && !self.in_crowd.replace(true) {
+            let mut crowd = self.core.crowd.borrow_mut();
+            crowd.push(self.clone());
+            if crowd.len() == 1 {
+                self.core.tasks.start(Box::pin(disperse(self.core.clone())));
+            }
         }
         self.reader.set(Some(cx.waker().clone()));
         Poll::Pending
@@ -686,6 +723,7 @@ impl Connection {
         let core = Core {
             tasks: Rc::new(Nowhere),
             handler: Rc::new(Nowhere),
+            crowd: RefCell::default(),
             tick: Cell::new(0),
         };
         Rc::new(Self::new(

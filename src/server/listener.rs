@@ -99,6 +99,10 @@ impl Handler for Listed {
         self.handler.handle(request, responder);
     }
 
+    fn has_room(&self) -> bool {
+        self.handler.has_room()
+    }
+
     fn speaks_native(&self) -> bool {
         self.handler.speaks_native()
     }
@@ -130,6 +134,7 @@ impl Server {
                     server: server.clone(),
                     handler,
                 }),
+                crowd: RefCell::default(),
                 tick: Cell::new(0),
             }),
             connections: RefCell::default(),

@@ -24,6 +24,11 @@ use connection::{Connection, NativeResponder, Responder};
 pub trait Handler: 'static {
     /// A request arrived (responses to our own requests are matched by the connection and do not come here).
     fn handle(&self, request: Command, responder: Responder);
+    /// Whether this core has room for more. While it has none, nothing is read from connections that still wait for
+    /// an answer, so a client that asks one thing at a time is not held up.
+    fn has_room(&self) -> bool {
+        true
+    }
     /// Whether a connection may speak the native protocol.
     fn speaks_native(&self) -> bool {
         false

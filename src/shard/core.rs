@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,7 +121,7 @@ pub struct Shard<E: Env> {
     pub(super) replication: Replication,
     tickets: RefCell<Slab<Done>>,
     mesh: RefCell<Option<Rc<dyn Mesh>>>,
-    pub(super) me: std::rc::Weak<Shard<E>>,
+    pub(super) me: Weak<Shard<E>>,
     pub(super) stopping: Cell<bool>,
 }
 
@@ -181,7 +181,7 @@ impl<E: Env> Shard<E> {
     /// Starts the tasks of this core and its logs. Core 0 then publishes what log 0 knows; see [`Shard::ready`].
     pub fn start(self: &Rc<Self>) {
         for log in self.logs.values() {
-            log.start(self.clone());
+            log.start(Rc::new(OwnListener(self.me.clone())));
         }
         if self.is_slave() {
             return self.start_slave();
@@ -369,7 +369,24 @@ impl Gated {
     }
 }
 
-impl<E: Env> LogListener for Shard<E> {
+/// What a log knows of its shard. The shard owns the log: an `Rc` back would keep both for ever.
+struct OwnListener<E: Env>(Weak<Shard<E>>);
+
+impl<E: Env> LogListener for OwnListener<E> {
+    fn on_durable(&self, log: LogId, end: Position, touched: &[QueueKey]) {
+        if let Some(shard) = self.0.upgrade() {
+            shard.on_durable(log, end, touched);
+        }
+    }
+
+    fn on_poisoned(&self, log: LogId, reason: &Arc<str>) {
+        if let Some(shard) = self.0.upgrade() {
+            shard.on_poisoned(log, reason);
+        }
+    }
+}
+
+impl<E: Env> Shard<E> {
     fn on_durable(&self, log: LogId, end: Position, touched: &[QueueKey]) {
         if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
             gate.on_durable(end);

@@ -34,8 +34,8 @@ use crate::store::types::QueueBounds;
 use crate::wire::record::{RecordFields, RecordView};
 use hold::{PopHold, Waiter};
 use message::{
-    Dead, PopAck, PopChange, PopReply, PopRequest, PopSource, PopTake, PopWait, Receipt, Taken,
-    TakenQueue,
+    Dead, PopAck, PopChange, PopPart, PopReply, PopRequest, PopSource, PopTake, PopWait, Receipt,
+    Taken, TakenQueue,
 };
 
 /// Time in which a message that failed too often has to be put elsewhere before somebody else tries.
@@ -434,12 +434,19 @@ impl<E: Env> Shard<E> {
             if take.order.is_some() && !same_attempt && live.is_blocked(now_ms) {
                 return None;
             }
-            let due = live
-                .queue
-                .in_flight()
-                .filter(|(_, state)| state.visible_ms <= now_ms || same_attempt)
-                .take(take.messages_max as usize)
-                .collect();
+            // What this very request was given as new is not due again, even if it is hidden for no time at all.
+            let is_own =
+                |state: &InFlight| source.part == PopPart::Again && state.pop_ms == take.pop_ms;
+            let due = match source.part {
+                PopPart::New => Vec::new(),
+                PopPart::All | PopPart::Again => live
+                    .queue
+                    .in_flight()
+                    .filter(|(_, state)| state.visible_ms <= now_ms || same_attempt)
+                    .filter(|(_, state)| !is_own(state))
+                    .take(take.messages_max as usize)
+                    .collect(),
+            };
             live.busy = true;
             Some(Plan {
                 due,
@@ -472,7 +479,7 @@ impl<E: Env> Shard<E> {
             queue,
         };
         let mut found = self
-            .read_due(log, take, queue, &plan, gathered)
+            .read_due(log, take, source, &plan, gathered)
             .await
             .map_err(|error| {
                 tracing::error!(?queue, %error, "a pop cannot be read");
@@ -483,7 +490,10 @@ impl<E: Env> Shard<E> {
                 .await?;
         }
         drop(busy);
-        gathered.rest += (plan.bounds.max_offset - found.next).max(0);
+        // A pop of both parts asks for each: what lies behind is counted once.
+        if source.part != PopPart::Again {
+            gathered.rest += (plan.bounds.max_offset - found.next).max(0);
+        }
         gathered.more |= found.messages.is_empty()
             && found.next > plan.next
             && found.next < plan.bounds.max_offset;
@@ -519,10 +529,11 @@ impl<E: Env> Shard<E> {
         &self,
         log: &Rc<CommitLog<E>>,
         take: &PopTake,
-        queue: QueueKey,
+        source: PopSource,
         plan: &Plan,
         gathered: &Gathered,
     ) -> io::Result<Found> {
+        let queue = source.queue;
         let messages_max = take.messages_max as usize - gathered.messages;
         let bytes_max = (take.bytes_max as usize).min(PULL_BYTES_MAX);
         let mut found = Found {
@@ -583,7 +594,7 @@ impl<E: Env> Shard<E> {
             }
         }
         // An orderly group gets nothing new past what it has to do again.
-        if cut {
+        if cut || source.part == PopPart::Again {
             return Ok(found);
         }
         let mut scanned_bytes = 0;

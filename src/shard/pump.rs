@@ -628,9 +628,6 @@ impl<E: Env> Shard<E> {
             failed: Option<LocalReply>,
             reply_to: Option<ReplyTo>,
         }
-        let Some(shard) = self.me.upgrade() else {
-            return;
-        };
         if self.logs.is_empty() {
             return self.reply(reply_to, LocalReply::Done);
         }
@@ -640,7 +637,8 @@ impl<E: Env> Shard<E> {
             reply_to: Some(reply_to),
         }));
         for log in self.logs.values() {
-            let (countdown, shard) = (countdown.clone(), shard.clone());
+            // The shard owns this callback while it waits at the gate.
+            let (countdown, shard) = (countdown.clone(), self.me.clone());
             let done = ReplyTo::Local(Box::new(move |reply| {
                 let finished = {
                     let mut countdown = countdown.borrow_mut();
@@ -657,7 +655,7 @@ impl<E: Env> Shard<E> {
                         None
                     }
                 };
-                if let Some((to, reply)) = finished {
+                if let (Some((to, reply)), Some(shard)) = (finished, shard.upgrade()) {
                     shard.reply(to, reply);
                 }
             }));

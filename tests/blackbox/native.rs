@@ -20,7 +20,7 @@ mod many_records;
 mod send_and_receive;
 
 use crate::client::{self, Pull};
-use crate::node::{Node, Setup, knob, store_dir};
+use crate::node::{Node, Setup, knob, signal, store_dir};
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
@@ -428,6 +428,16 @@ fn the_stored_frames_of_an_older_client_are_still_understood() {
         Body::MetadataReply(reply) => assert_eq!(reply.topics[0].queues.len(), 2),
         other => panic!("{other:?}"),
     });
+    // A body that was damaged on its way is not stored.
+    let mut damaged = stored("produce");
+    let body = b"first of an older client";
+    let at = damaged.windows(body.len()).position(|part| part == body);
+    damaged[at.unwrap()] ^= 1;
+    raw.socket.write_all(&damaged).unwrap();
+    raw.hear(|reply| match reply {
+        Body::ProduceReply(results) => assert_eq!(results[0].code, 13, "{results:?}"),
+        other => panic!("{other:?}"),
+    });
     raw.socket.write_all(&stored("produce")).unwrap();
     raw.hear(|reply| match reply {
         Body::ProduceReply(results) => {
@@ -572,19 +582,24 @@ fn acknowledged_native_records_survive_kill_nine() {
                 ..ProducerOptions::default()
             });
             let mut deliveries = Vec::new();
-            for _ in 0..2_000 {
+            // In the middle of the stream: what is answered before it is written has to be lost now and then.
+            let pid = node.pid();
+            let dies_after = Duration::from_millis(fastrand::u64(5..60));
+            let killer = std::thread::spawn(move || {
+                std::thread::sleep(dies_after);
+                signal(pid, "KILL");
+            });
+            for _ in 0..40_000 {
                 let body = format!("{number:08}{}", "x".repeat(number % 700));
                 number += 1;
-                let delivery = producer.submit(Message::new("kept", body.clone()));
-                deliveries.push((body, delivery.await.unwrap()));
+                let Ok(delivery) = producer.submit(Message::new("kept", body.clone())).await else {
+                    break;
+                };
+                deliveries.push((body, delivery));
             }
-            let pid_node = &mut node;
+            killer.join().unwrap();
             let mut stored = Vec::new();
-            let dies_at = fastrand::usize(..1_500);
-            for (index, (body, delivery)) in deliveries.into_iter().enumerate() {
-                if index == dies_at {
-                    pid_node.kill();
-                }
+            for (body, delivery) in deliveries {
                 if let Ok(receipt) = delivery.await {
                     assert!(receipt.queue_offset >= 0);
                     stored.push(body);
@@ -592,7 +607,8 @@ fn acknowledged_native_records_survive_kill_nine() {
             }
             stored
         });
-        say!("kill {round}: {} of 2000 were acknowledged", stored.len());
+        node.kill();
+        say!("kill {round}: {} were acknowledged", stored.len());
         acknowledged.extend(stored);
     }
     let node = setup.start();

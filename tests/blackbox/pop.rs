@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::client::{Command, Connection, Message, code, now_ms};
+use crate::client::{self, Command, Connection, Message, code, now_ms};
 use crate::node::{Node, Setup, store_dir};
 use crate::record::{self, Record};
 
@@ -251,6 +251,101 @@ fn what_was_acknowledged_stays_away_and_what_is_hidden_stays_hidden_after_kill_9
             assert_eq!(bodies(&pop_all(&mut connection, 1_000)), BTreeSet::new());
         });
     }
+}
+
+/// The topic is one of priorities from now on.
+fn by_priority(connection: &mut Connection) {
+    let mut change = client::create_topic(TOPIC, QUEUES);
+    let attributes = "+message.type=PRIORITY".to_owned();
+    change.fields.insert("attributes".into(), attributes);
+    connection.call(&change).unwrap();
+}
+
+fn send_with_priority(connection: &mut Connection, priority: u32, body: &str) -> i32 {
+    let message = Message::new(TOPIC, 1, body);
+    let message = message.property("_SYS_MSG_PRIORITY_", &priority.to_string());
+    connection.send(&message).unwrap().queue_id
+}
+
+fn in_order(messages: &[Popped]) -> Vec<String> {
+    let body = |message: &Popped| String::from_utf8(message.record.body.clone()).unwrap();
+    messages.iter().map(body).collect()
+}
+
+#[test]
+fn the_highest_priority_goes_first_wherever_its_queue_lives_and_what_failed_comes_last() {
+    for (shards, ascending) in [(1, true), (3, true), (3, false)] {
+        let store = store_dir();
+        let setup = Setup::new(store.path(), shards);
+        let setup = setup.set(&format!("priorityOrderAsc={ascending}"));
+        let node = setup.start();
+        let mut connection = node.connect();
+        connection.create_topic(TOPIC, QUEUES).unwrap();
+        connection.create_group(GROUP).unwrap();
+        by_priority(&mut connection);
+        for priority in [2, 0, 3, 1, 9] {
+            let queue_id = send_with_priority(&mut connection, priority, &format!("p{priority}"));
+            assert_eq!(queue_id, priority.min(QUEUES - 1) as i32);
+        }
+        let mut expected = ["p3", "p9", "p2", "p1", "p0"];
+        if !ascending {
+            expected = ["p0", "p1", "p2", "p3", "p9"];
+        }
+        let first = pop(&mut connection, 1, 300, 2_000);
+        assert_eq!(in_order(&first), expected[..1]);
+        let ack = with_receipt(ACK_MESSAGE, &first[0], &[]);
+        connection.call(&ack).unwrap();
+        let failing = pop(&mut connection, 2, 300, 2_000);
+        assert_eq!(in_order(&failing), expected[1..3]);
+        std::thread::sleep(Duration::from_millis(400));
+        let all = pop(&mut connection, 32, 60_000, 2_000);
+        let again: Vec<&str> = [&expected[3..], &expected[1..3]].concat();
+        assert_eq!(in_order(&all), again, "{shards} shards, {ascending}");
+        for message in &all {
+            let ack = with_receipt(ACK_MESSAGE, message, &[]);
+            connection.call(&ack).unwrap();
+        }
+        assert!(pop(&mut connection, 32, 300, 600).is_empty());
+    }
+}
+
+#[test]
+fn what_is_due_again_goes_first_and_a_group_may_do_without_priorities_if_that_is_configured() {
+    let store = store_dir();
+    let setup = Setup::new(store.path(), 2).set("popFromRetryProbabilityForPriority=100");
+    let node = setup.start();
+    let mut connection = node.connect();
+    connection.create_topic(TOPIC, QUEUES).unwrap();
+    connection.create_group(GROUP).unwrap();
+    by_priority(&mut connection);
+    for priority in [0, 3] {
+        send_with_priority(&mut connection, priority, &format!("p{priority}"));
+    }
+    assert_eq!(in_order(&pop(&mut connection, 2, 100, 2_000)), ["p3", "p0"]);
+    std::thread::sleep(Duration::from_millis(200));
+    send_with_priority(&mut connection, 3, "new");
+    let got = pop(&mut connection, 32, 60_000, 2_000);
+    assert_eq!(in_order(&got), ["p3", "p0", "new"]);
+
+    let factor = |change: &str, factor: &str| {
+        let group = json!({"groupName": GROUP, "attributes": {change: factor}});
+        let body = group.to_string().into_bytes();
+        Command::request(code::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, &[], body)
+    };
+    let refused = connection.ask(&factor("+priority.factor", "101")).unwrap();
+    assert!(
+        refused.remark.contains("from 0 to 100"),
+        "{}",
+        refused.remark
+    );
+    connection.call(&factor("+priority.factor", "0")).unwrap();
+    for number in 0..60 {
+        send_with_priority(&mut connection, number % QUEUES, "even");
+    }
+    let queues = (0..60).map(|_| pop(&mut connection, 1, 60_000, 2_000)[0].record.queue_id);
+    let queues: Vec<i32> = queues.collect();
+    let highest_first = queues.is_sorted_by(|one, next| one >= next);
+    assert!(!highest_first, "from a random queue on: {queues:?}");
 }
 
 #[test]

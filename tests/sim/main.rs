@@ -83,7 +83,8 @@ fn a_pair_keeps_the_promise() {
             Err(why) => panic!("RINGMQ_SEED={seed} breaks the promise: {why}"),
         }
     }
-    eprintln!("{sum:?}");
+    let mib = run::resident_mib();
+    eprintln!("{sum:?}, {mib} MiB resident at the end");
     assert!(sum.acknowledged > 0 && sum.checked > 0 && sum.promotions > 0);
 }
 

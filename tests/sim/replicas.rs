@@ -375,7 +375,9 @@ impl Pair {
                     loop {
                         let request = ShardRequest::Pull(Box::new(pull.clone()));
                         match shard.handle().ask(0, request).await {
-                            ShardReply::Pulled(pulled) => return pulled.records.into_bytes(),
+                            ShardReply::Pulled(pulled) if pulled.message_count > 0 => {
+                                return pulled.records.into_bytes();
+                            }
                             // What log 0 says of a topic is known to the cores a little later.
                             _ => env.sleep(Duration::from_millis(1)).await,
                         }

@@ -556,8 +556,17 @@ pub fn run_seeds<S: SystemUnderTest + Sync>(
         .map(|seed| (seed, Tweaks::default()))
         .collect();
     let counts = run_all(system, limits, &runs);
-    eprintln!("seeds {seeds:?}: {counts:?}");
+    let mib = resident_mib();
+    eprintln!("seeds {seeds:?}: {counts:?}, {mib} MiB resident at the end");
     counts
+}
+
+/// Memory that this process has at the moment. It grows with the seeds if a dead broker is kept by a cycle of its own.
+pub fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next());
+    kib.unwrap().parse::<u64>().unwrap() >> 10
 }
 
 /// How many seeds to run: `RINGMQ_SIM_SEEDS=n` runs so many, `RINGMQ_SIM_FIRST=n` from there.

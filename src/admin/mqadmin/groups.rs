@@ -36,6 +36,7 @@ impl Old {
             which_broker_when_slow: self.number('w')?,
             notify_ids_changed: self.boolean('a'),
             retry_policy: policy,
+            attributes: None,
         };
         let mut last = None;
         for master in self.masters().await? {

@@ -104,6 +104,10 @@ settings! {
         "defaultMessageRequestMode" request_mode: MessageRequestMode = MessageRequestMode::Pull, Bounds::Any, "";
         /// Queues that the members of a POP group share; -1 shares all.
         "defaultPopShareQueueNum" pop_share_queues: i32 = -1, Bounds::Any, "queues";
+        /// The highest queue has the messages of the highest priority; false: queue 0 has.
+        "priorityOrderAsc" priority_order_asc: bool = true, Bounds::Any, "";
+        /// Of a topic of priorities: how many of 100 POP requests get messages that are due again before new ones.
+        "popFromRetryProbabilityForPriority" priority_retry_percent: u8 = 0, Bounds::Range(0, 100), "percent";
         /// POP requests that may wait on one queue.
         "popPollingSize" pop_polling_per_queue_max: u32 = 1024, Bounds::Range(1, 1_000_000), "requests";
         /// POP requests that may wait in all.

@@ -308,6 +308,11 @@ pub const IGNORED: &[Ignored] = &[
             skipWhenCKRePutReachMaxTimes appendAckAsync appendCkAsync",
     },
     Ignored {
+        reason: "a popped message that is due again comes from its own queue; there is no retry topic whose queues could be separate",
+        keys: "
+            useSeparateRetryQueue",
+    },
+    Ignored {
         reason: "an SQL92 filter is evaluated on the message itself; there are no bit maps to compute ahead",
         keys: "
             enableCalcFilterBitMap expectConsumerNumUseFilter maxErrorRateOfBloomFilter filterDataCleanTimeSpan

@@ -132,8 +132,10 @@ impl Broker {
             let (broker, pending) = (self.clone(), pending.clone());
             let (topic, count, body_bytes) =
                 (new.topic.clone(), new.marks.len() as u64, new.body_bytes);
+            let ticket = self.underway.begin(body_bytes as usize);
             self.shard
                 .call(shard, ShardRequest::AppendRecords(new), move |reply| {
+                    drop(ticket);
                     let stored = broker.stored_records(reply);
                     if let Stored::Appended(appended) = &stored {
                         broker.count(

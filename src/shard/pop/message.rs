@@ -29,7 +29,7 @@ pub enum PopRequest {
 #[derive(Clone, Debug)]
 pub struct PopTake {
     pub group: Arc<str>,
-    /// In the order in which they are looked at.
+    /// In the order in which they are looked at. A queue may be in it once for each part of it.
     pub queues: Vec<PopSource>,
     pub messages_max: u32,
     /// The first message is given whatever its size.
@@ -47,10 +47,22 @@ pub struct PopTake {
     pub peek: bool,
 }
 
+/// Which messages of a queue are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PopPart {
+    /// What is due again, then what is new.
+    All,
+    /// Nothing that was given out before.
+    New,
+    /// Only what was given out before.
+    Again,
+}
+
 /// A queue to take from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PopSource {
     pub queue: QueueKey,
+    pub part: PopPart,
     /// A group without an offset starts at the end, unless the queue still has its first message (`initMode` MAX).
     pub from_end: bool,
 }
@@ -139,6 +151,7 @@ pub enum PopReply<B> {
 /// See [`PopReply::Taken`].
 #[derive(Debug)]
 pub struct Taken<B> {
+    /// In the order of the request's sources.
     pub queues: Vec<TakenQueue>,
     /// Whole records in the order of `queues`; those that were given out before say so in `reconsumeTimes`.
     pub records: B,

@@ -65,6 +65,7 @@ fn take_of(group: &str, topic: &Topic, queues: &[u32], max: u32, pop_ms: u64) ->
             .iter()
             .map(|&queue_id| PopSource {
                 queue: ShardHandle::key(topic, queue_id),
+                part: PopPart::All,
                 from_end: false,
             })
             .collect(),
@@ -615,6 +616,41 @@ fn an_attempt_that_asks_again_makes_no_further_try() {
         for _ in 0..3 {
             assert_eq!(take(&core, orderly("b")).await, [(queue, 0, 1)]);
         }
+    });
+}
+
+#[test]
+fn what_is_new_and_what_is_due_again_can_be_taken_apart() {
+    with_shard(3, async |env, _shard, core, topic| {
+        let queue = ShardHandle::key(&topic, 0);
+        let of = |parts: &[PopPart], max, invisible_ms| {
+            let source = |&part: &PopPart| PopSource {
+                queue,
+                part,
+                from_end: false,
+            };
+            PopTake {
+                queues: parts.iter().map(source).collect(),
+                invisible_ms,
+                ..take_of("G", &topic, &[], max, env.now_ms())
+            }
+        };
+        let (new, again) = (PopPart::New, PopPart::Again);
+        assert_eq!(offsets(&core, of(&[again], 8, 10)).await, [0; 0]);
+        assert_eq!(offsets(&core, of(&[new], 1, 10)).await, [0]);
+        env.sleep(Duration::from_millis(20)).await;
+        assert_eq!(offsets(&core, of(&[new], 1, 10)).await, [1]);
+        env.sleep(Duration::from_millis(20)).await;
+        let both = take(&core, of(&[new, again], 8, 10)).await;
+        assert_eq!(both, [(queue, 2, 0), (queue, 0, 1), (queue, 1, 1)]);
+        env.sleep(Duration::from_millis(20)).await;
+        send(&core, &topic, 0, 10).await.unwrap();
+        assert_eq!(offsets(&core, of(&[again, new], 8, 10)).await, [0, 1, 2, 3]);
+        env.sleep(Duration::from_millis(20)).await;
+        send(&core, &topic, 0, 10).await.unwrap();
+        // Hidden for no time at all: not twice in one answer.
+        let asked = of(&[new, again], 8, 0);
+        assert_eq!(offsets(&core, asked).await, [4, 0, 1, 2, 3]);
     });
 }
 
