@@ -148,6 +148,7 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<LogsBroker> {
             snapshot_bytes: settings.segment_bytes / 2,
             store_host: ([127, 0, 0, 1], 10911).into(),
             replica: false,
+            elected: None,
         };
         logs.push(CommitLog::open(env.clone(), options).await?);
     }
