@@ -200,6 +200,7 @@ fn live(config: &Arc<Config>, shutdown: &Shutdown, board: &Arc<Board>) -> Result
             master: board.master.clone(),
         };
         tracing::info!(role = ?role, id, "the broker starts in this role");
+        board.control.restarts();
         let stop = Shutdown::new();
         let is_change = Arc::new(AtomicBool::new(false));
         let watch = watch_role(role, board, shutdown, &stop, &is_change)

@@ -29,10 +29,10 @@ pub const RAFT_VOTE: i32 = 30_002;
 pub const RAFT_SNAPSHOT: i32 = 30_003;
 
 /// A leader tells the others that it lives.
-const HEARTBEAT_MS: u64 = 100;
+const HEARTBEAT_MS: u64 = 75;
 /// After so long without a word from the leader another node stands for election.
-const ELECTION_MS_MIN: u64 = 500;
-const ELECTION_MS_MAX: u64 = 1_000;
+const ELECTION_MS_MIN: u64 = 300;
+const ELECTION_MS_MAX: u64 = 500;
 /// Entries of the log before a snapshot takes their place.
 const SNAPSHOT_ENTRIES: u64 = 1_000;
 /// Pause before an unreachable node is tried again.

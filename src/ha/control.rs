@@ -157,7 +157,6 @@ impl Control {
             ..Sets::default()
         };
         self.master_epoch.store(master_epoch, Ordering::Release);
-        self.wants_restart.store(false, Ordering::Release);
         self.version.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -203,6 +202,11 @@ impl Control {
 
     pub fn wants_restart(&self) -> bool {
         self.wants_restart.load(Ordering::Acquire)
+    }
+
+    /// The logs are about to be opened again.
+    pub fn restarts(&self) {
+        self.wants_restart.store(false, Ordering::Release);
     }
 
     /// Counts changes of [`Control::waits`].
