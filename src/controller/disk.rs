@@ -455,6 +455,7 @@ mod tests {
             group: "g".into(),
             id: 1,
             check_code: "x".into(),
+            returns: false,
         };
         let entry = |index| Entry::<Types> {
             log_id: LogId::new(openraft::CommittedLeaderId::new(1, 0), index),
@@ -481,6 +482,7 @@ mod tests {
             let (last, _) = disk.machine().applied_state().await.unwrap();
             assert_eq!(last.map(|last| last.index), Some(0));
         });
-        assert!(disk.groups().0.contains_key("g"));
+        let groups = disk.groups().clone();
+        assert!(groups.0.contains_key("g"));
     }
 }

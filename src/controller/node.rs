@@ -349,6 +349,7 @@ impl Node {
             group: name.clone(),
             id: id_of(command, "appliedBrokerId")?,
             check_code: text_of(command, "registerCheckCode")?,
+            returns: command.flag("returns"),
         };
         self.propose(change).await?;
         let header = Outgoing::success()
@@ -472,6 +473,16 @@ impl Node {
             .unwrap_or(0)
             .clamp(0, u32::MAX.into()) as u32;
         let (candidate, seen_epoch, ground) = match (group.master, asked) {
+            (None, Some(_)) if group.needs_operator => {
+                let remark = format!(
+                    "the controller has lost what it knew of '{name}', and its brokers cannot know which of them has everything: make the \
+                     one that was the master last, or has most, the master with `ringmq cluster elect {name} ID`"
+                );
+                return Err(Failure::Refused(
+                    response::CONTROLLER_ELECT_MASTER_FAILED,
+                    remark,
+                ));
+            }
             (None, Some(asked)) => (asked, seen_epoch, Ground::InSync),
             // A new life of the master needs an epoch of its own: what it wrote last may be on no other disk.
             (Some(master), Some(asked)) if master == asked => (asked, seen_epoch, Ground::InSync),

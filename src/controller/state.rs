@@ -43,6 +43,9 @@ pub struct Group {
     /// Everything that was acknowledged is on each of them.
     pub in_sync: BTreeSet<u64>,
     pub in_sync_epoch: u32,
+    /// Its brokers knew it before the controller did, which has lost what it knew: only a person can say who has everything.
+    #[serde(default)]
+    pub needs_operator: bool,
 }
 
 /// All groups by name.
@@ -67,6 +70,8 @@ pub enum Change {
         group: String,
         id: u64,
         check_code: String,
+        /// It had the id before, and the controller does not know it.
+        returns: bool,
     },
     /// A broker with an id says where it is.
     Register {
@@ -135,9 +140,10 @@ impl Groups {
             group,
             id,
             check_code,
+            returns,
         } = change
         {
-            return self.apply_id(cluster, group, *id, check_code);
+            return self.apply_id(cluster, group, *id, check_code, *returns);
         }
         let Some(group) = self.0.get_mut(name) else {
             return unknown_group(name);
@@ -174,7 +180,14 @@ impl Groups {
         outcome
     }
 
-    fn apply_id(&mut self, cluster: &str, name: &str, id: u64, check_code: &str) -> Outcome {
+    fn apply_id(
+        &mut self,
+        cluster: &str,
+        name: &str,
+        id: u64,
+        check_code: &str,
+        returns: bool,
+    ) -> Outcome {
         if !self.0.contains_key(name) && self.0.len() >= CONTROLLER_GROUPS_MAX {
             return refused(
                 response::CONTROLLER_INVALID_REQUEST,
@@ -188,6 +201,7 @@ impl Groups {
             next_id: FIRST_ID,
             ..Group::default()
         });
+        group.needs_operator |= returns && group.master.is_none();
         let outcome = group.take_id(id, check_code);
         if group.replicas.is_empty() {
             self.0.remove(name);
@@ -354,6 +368,7 @@ impl Group {
             );
         };
         self.epoch = next;
+        self.needs_operator = false;
         self.master = Some(candidate);
         // Who else has everything the new master finds out and says.
         self.in_sync = BTreeSet::from([candidate]);
@@ -406,6 +421,7 @@ mod tests {
             group: "g".into(),
             id,
             check_code: check_code.into(),
+            returns: false,
         }
     }
 

@@ -30,7 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 const GET_SYNC_STATE_DATA: i32 = 1006;
-const ELECT_MASTER: i32 = 1002;
 
 /// A process that is no broker. Killed when dropped.
 struct Process {
@@ -713,16 +712,20 @@ fn an_operator_moves_the_master_and_nothing_is_lost() {
         let wanted = cluster.address(cluster.slave());
         let id = cluster.slave() as i64 + 1;
         let begun = Instant::now();
-        let mut controller = Connection::open(cluster.controllers[0].address).unwrap();
-        let fields = [
-            ("clusterName", "DefaultCluster".to_owned()),
-            ("brokerName", GROUP.to_owned()),
-            ("brokerId", id.to_string()),
-            ("designateElect", "true".to_owned()),
-        ];
-        controller
-            .call(&Command::request(ELECT_MASTER, &fields, Vec::new()))
-            .unwrap();
+        let at = cluster.controllers[0].address.to_string();
+        let ringmq = |words: &[&str]| {
+            let done = broker_command()
+                .args(words)
+                .args(["--controller", &at])
+                .output()
+                .unwrap();
+            assert!(done.status.success(), "{words:?}: {done:?}");
+            String::from_utf8(done.stdout).unwrap()
+        };
+        let told = ringmq(&["cluster", "elect", GROUP, &id.to_string(), "--yes"]);
+        assert!(told.contains(&wanted.to_string()), "{told}");
+        let status = ringmq(&["cluster", "status", GROUP, "-o", "json"]);
+        assert!(status.contains("\"master\""), "{status}");
         assert_eq!(cluster.said().unwrap().master, wanted);
         producer.until_more(50);
         silences.push(producer.silence_since(begun));
