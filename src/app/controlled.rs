@@ -324,6 +324,11 @@ enum AskError {
     Io(#[from] io::Error),
     #[error("code {code}: {remark}")]
     Refused { code: i32, remark: String },
+    #[error(
+        "this store was a slave's, and the controller has no master for its group: start the broker that was the master, or make this \
+         one the master with `ringmq cluster elect`"
+    )]
+    WasSlave,
     #[error("no controller of controllerAddr leads at the moment: {0}")]
     NoLeader(String),
     #[error(
@@ -382,6 +387,8 @@ struct Agent {
     /// This process has been made, or found, what it is: a master of an earlier life needs a new epoch first.
     has_asked: Cell<bool>,
     told: RefCell<String>,
+    /// Epoch of the last heartbeat: a new master wants its first lease at once.
+    told_epoch: Cell<u32>,
 }
 
 impl Agent {
@@ -397,6 +404,7 @@ impl Agent {
             is_registered: Cell::new(false),
             has_asked: Cell::new(false),
             told: RefCell::default(),
+            told_epoch: Cell::new(0),
         })
     }
 
@@ -429,12 +437,17 @@ impl Agent {
                         );
                         *self.told.borrow_mut() = text;
                     }
-                    self.leader.take();
+                    let is_answer = matches!(&error, AskError::WasSlave)
+                        || matches!(&error, AskError::Refused { code, .. } if *code != response::CONTROLLER_NOT_LEADER);
+                    if !is_answer {
+                        self.leader.take();
+                    }
                     PAUSE
                 }
             };
             // Until the next one is due, or the end.
             while !self.board.is_over.load(Ordering::Acquire)
+                && self.board.control.master_epoch() == self.told_epoch.get()
                 && self.env.now_ns() - begun_ns < pause.as_nanos() as u64
             {
                 self.env.sleep(TICK).await;
@@ -451,10 +464,11 @@ impl Agent {
         if !self.is_registered.get() {
             self.register(&identity).await?;
         }
-        if !self.has_asked.get() {
-            self.ask_for_role(&identity).await?;
+        self.heartbeat(&identity, is_over).await?;
+        match self.has_asked.get() || is_over {
+            true => Ok(()),
+            false => self.ask_for_role(&identity).await,
         }
-        self.heartbeat(&identity, is_over).await
     }
 
     fn call_timeout(&self) -> Duration {
@@ -656,7 +670,8 @@ impl Agent {
             }) => {
                 // The controller lost everything, or was made anew: we keep the id that we have.
                 let apply = header(request::CONTROLLER_APPLY_BROKER_ID)
-                    .field("appliedBrokerId", identity.broker_id as i64);
+                    .field("appliedBrokerId", identity.broker_id as i64)
+                    .field("returns", true);
                 self.call(&client, apply, Vec::new()).await?;
                 self.call(&client, register(), Vec::new()).await?
             }
@@ -676,11 +691,8 @@ impl Agent {
         let client = self.leader().await?;
         let known = self.board.word().clone();
         let (log_epoch, _) = self.board.control.log_state();
-        if known.master.is_none() && known.epoch == 0 && log_epoch == 0 && self.was_replica() {
-            return Err(AskError::Io(io::Error::other(
-                "this store was a slave's, and the controller does not know its group: start the broker that was the master first, or \
-                 elect this one with `ringmq cluster elect`",
-            )));
+        if known.master.is_none() && known.epoch == 0 && self.was_replica() {
+            return Err(AskError::WasSlave);
         }
         let elect = self
             .named(request::CONTROLLER_ELECT_MASTER)
@@ -730,6 +742,7 @@ impl Agent {
         let control = &self.board.control;
         let (log_epoch, log_bytes) = control.log_state();
         let epoch = control.master_epoch();
+        self.told_epoch.set(epoch);
         let beat = Outgoing::request(request::BROKER_HEARTBEAT)
             .field("clusterName", identity.cluster.clone())
             .field("brokerAddr", self.config.broker_address())

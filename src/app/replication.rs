@@ -40,6 +40,8 @@ use crate::wire::remoting::code::response;
 const SECRET_BYTES_MIN: usize = 16;
 /// Pause after a failed accept, and between two tries to find or reach the master.
 const PAUSE: Duration = Duration::from_secs(1);
+/// With a controller a slave that has not got on for so many heartbeat timeouts leaves the in-sync set.
+const STUCK_TIMEOUTS: u64 = 3;
 /// How often the controller's election is told how far the logs of a slave are.
 const LOG_STATE_PERIOD: Duration = Duration::from_millis(50);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,7 +105,13 @@ pub fn role(config: &Config, control: Option<Arc<Control>>) -> Role {
             min_in_sync_replicas: store.min_in_sync_replicas,
             all_ack: store.all_ack_in_sync,
             gap_bytes_max: store.ha_gap_bytes_max,
-            stuck_ms_max: store.ha_stuck_ms_max,
+            // With a controller every member of the set is waited for, so one that hangs has to leave it soon.
+            stuck_ms_max: match control {
+                Some(_) => store
+                    .ha_stuck_ms_max
+                    .min(STUCK_TIMEOUTS * config.broker.controller_timeout_ms),
+                None => store.ha_stuck_ms_max,
+            },
         },
         slave_timeout_ms: store.slave_timeout_ms,
         control,

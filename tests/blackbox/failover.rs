@@ -701,6 +701,26 @@ fn a_master_that_returns_gives_up_what_nobody_else_has() {
     assert_eq!(raw[0], raw[1]);
 }
 
+/// Whoever hangs leaves the set by the controller's leave, and sends go on with those that there are.
+#[test]
+fn a_slave_that_hangs_leaves_the_set_and_comes_back() {
+    let cluster = Cluster::new(2, 1, &[]);
+    let producer = Producer::start(&cluster);
+    producer.until_more(100);
+    let pid = cluster.node(cluster.slave()).pid();
+    let begun = Instant::now();
+    signal(pid, "STOP");
+    cluster.until_in_sync(1);
+    producer.until_more(50);
+    let silence = producer.silence_since(begun);
+    signal(pid, "CONT");
+    cluster.until_in_sync(2);
+    producer.until_more(50);
+    let ledger = producer.end();
+    cluster.check_all(&ledger);
+    say_silences("SIGSTOP of the slave", vec![silence], &ledger);
+}
+
 #[test]
 fn an_operator_moves_the_master_and_nothing_is_lost() {
     let cluster = Cluster::new(2, 1, &[]);

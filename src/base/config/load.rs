@@ -852,6 +852,47 @@ mod tests {
     }
 
     #[test]
+    fn the_controller_mode_needs_to_know_where_and_leaves_the_role_to_the_controller() {
+        let good = "enableControllerMode=true\ncontrollerAddr=10.0.0.1:9878;10.0.0.2:9878\nhaSecretFile=/etc/s\n";
+        let config = loaded(Roles::Broker, &file(good));
+        assert_eq!(config.broker.controller_addresses.0.len(), 2);
+        for (more, wanted) in [
+            ("brokerRole=SLAVE\nbrokerId=1", "the controller decides"),
+            ("brokerHeartbeatInterval=900", "at most a third"),
+            ("controllerHeartBeatTimeoutMills=100", "300 to"),
+        ] {
+            let text = refused(Roles::Broker, &format!("{good}{more}\n"));
+            assert!(text.contains(wanted), "{text}");
+        }
+        let text = refused(
+            Roles::Broker,
+            "enableControllerMode=true\nbindAddress=0.0.0.0\n",
+        );
+        assert!(
+            text.contains("controllerAddr") && text.contains("haSecretFile"),
+            "{text}"
+        );
+        let text = refused(Roles::Standalone, good);
+        assert!(text.contains("`ringmq broker`"), "{text}");
+    }
+
+    #[test]
+    fn a_node_of_a_controller_knows_its_peers_and_shares_their_secret() {
+        let one = loaded(Roles::Controller, &Sources::default());
+        assert_eq!(one.controller.members().unwrap().1.len(), 1);
+        let peers = "controllerDLegerPeers=n0-10.0.0.1:1;n1-10.0.0.2:1;n2-10.0.0.3:1\n";
+        assert!(refused(Roles::Controller, peers).contains("haSecretFile"));
+        let config = loaded(
+            Roles::Controller,
+            &file(&format!("{peers}listenPort=7\nhaSecretFile=/etc/s\n")),
+        );
+        assert_eq!(config.controller.listen_port, 7);
+        assert!(
+            refused(Roles::Controller, "controllerDLegerPeers=n0-a:1;n1-b:2").contains("1, 3 or 5")
+        );
+    }
+
+    #[test]
     fn a_flag_counts_more_than_the_environment_and_that_more_than_the_file() {
         let sources = file("brokerName=from-file");
         let config = loaded(Roles::Broker, &sources);
@@ -956,7 +997,7 @@ brokerIP1=mq.example.org
             "aclEnable=true",
             "authenticationEnabled=TRUE",
             "tls.server.mode=enforcing",
-            "enableControllerMode=true",
+            "enableControllerInNamesrv=true",
         ] {
             let error = refused(Roles::Broker, text);
             assert!(error.contains("not built yet"), "{error}");
