@@ -34,6 +34,7 @@ openraft::declare_raft_types!(
         Node = BasicNode,
 );
 
+/// Large, and given by the library's traits: it is made once, when the node's disk has failed.
 type Failure = StorageError<u64>;
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -178,6 +179,7 @@ fn decoded<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, DiskError
         .map_err(|error| DiskError(format!("its {what} cannot be read: {error}")))
 }
 
+#[allow(clippy::result_large_err)] // See Failure.
 fn encoded<T: Serialize>(value: &T, verb: ErrorVerb) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(value).map_err(|error| failed(verb, error))
 }
@@ -348,6 +350,7 @@ impl Machine {
     }
 }
 
+#[allow(clippy::result_large_err)] // See Failure.
 fn as_snapshot(saved: &Saved) -> Result<Snapshot<Types>, Failure> {
     Ok(Snapshot {
         meta: saved.meta.clone(),
