@@ -997,10 +997,10 @@ brokerIP1=mq.example.org
             "aclEnable=true",
             "authenticationEnabled=TRUE",
             "tls.server.mode=enforcing",
-            "enableControllerInNamesrv=true",
+            "enableDLegerCommitLog=true",
         ] {
             let error = refused(Roles::Broker, text);
-            assert!(error.contains("not built yet"), "{error}");
+            assert!(error.contains("is refused: "), "{error}");
             assert!(error.starts_with("broker.conf:1: "), "{error}");
         }
         loaded(
