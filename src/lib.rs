@@ -9,6 +9,7 @@ pub mod app;
 pub mod base;
 pub mod broker;
 pub mod client;
+pub mod controller;
 pub mod ha;
 pub mod io;
 pub mod namesrv;

@@ -25,11 +25,22 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &["base", "wire", "io", "store", "server", "client", "shard"],
     ),
     ("admin", &["base", "wire", "io", "client", "shard"]),
+    ("controller", &["base", "wire"]),
     (
         "app",
         &[
-            "base", "wire", "io", "store", "ha", "server", "client", "shard", "namesrv", "broker",
+            "base",
+            "wire",
+            "io",
+            "store",
+            "ha",
+            "server",
+            "client",
+            "shard",
+            "namesrv",
+            "broker",
             "admin",
+            "controller",
         ],
     ),
 ];

@@ -425,6 +425,58 @@ impl BrokerVerb {
 pub enum ClusterVerb {
     /// Clusters with their brokers and load.
     List,
+    /// What the controller knows: masters, epochs, who is in sync, who is alive.
+    Status {
+        /// Only this broker group
+        group: Option<String>,
+        #[command(flatten)]
+        at: Controllers,
+    },
+    /// Make another broker the master of its group, without losing anything.
+    Elect {
+        /// The broker group (brokerName)
+        group: String,
+        /// Id of the new master [default: whoever is in sync and has most]
+        broker: Option<u64>,
+        #[command(flatten)]
+        at: Controllers,
+        #[command(flatten)]
+        confirm: Confirm,
+    },
+    /// Let the controller forget brokers that will not come back.
+    Forget {
+        /// The broker group (brokerName)
+        group: String,
+        /// Their ids
+        #[arg(required = true)]
+        brokers: Vec<u64>,
+        #[command(flatten)]
+        at: Controllers,
+        #[command(flatten)]
+        confirm: Confirm,
+    },
+}
+
+/// Where the controllers are.
+#[derive(Clone, Debug, Args)]
+pub struct Controllers {
+    /// Controllers, between semicolons; one is enough to find the leader
+    #[arg(
+        long = "controller",
+        value_name = "HOST:PORT",
+        env = "RINGMQ_CONTROLLER_ADDR",
+        default_value = "127.0.0.1:9878"
+    )]
+    addresses: String,
+}
+
+impl Controllers {
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.addresses
+            .split(';')
+            .map(str::trim)
+            .filter(|address| !address.is_empty())
+    }
 }
 
 /// An old command, as it was typed.

@@ -14,6 +14,7 @@ Examples:
   ringmq standalone              name server and broker here, in ./ringmq-data
   ringmq standalone --store /data/mq --bind 0.0.0.0 --set brokerIP1=mq.example.org
   ringmq namesrv --bind 0.0.0.0
+  ringmq controller --id n0 --peers 'n0-10.0.0.1:9878;n1-10.0.0.2:9878;n2-10.0.0.3:9878'
   ringmq broker -n 10.0.0.1:9876 -c broker.conf --set flushDiskType=ASYNC_FLUSH
   RINGMQ_BROKER_NAME=broker-b ringmq broker -n 10.0.0.1:9876
   ringmq group show orders       who consumes, what, and how far behind (-o json for scripts)
@@ -61,6 +62,8 @@ pub enum Command {
     Namesrv(NamesrvArgs),
     /// A broker; with a verb: ask running ones.
     Broker(BrokerArgs),
+    /// A node of the controller, which decides who is the master of each broker group.
+    Controller(ControllerArgs),
     /// Send one message and receive it: through a broker of its own for a moment, or through yours.
     Try(TryArgs),
     /// Look into a store that no broker uses at the moment.
@@ -123,6 +126,24 @@ pub struct NamesrvArgs {
     /// Port of the name server [default: 9876]
     #[arg(long, value_name = "PORT")]
     pub port: Option<String>,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ControllerArgs {
+    /// Port of the controller [default: 9878]
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<String>,
+    /// Directory of the node's file
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<String>,
+    /// All nodes: n0-host:port between semicolons [default: this node alone]
+    #[arg(long, value_name = "NODES")]
+    pub peers: Option<String>,
+    /// Which of them this node is [default: n0]
+    #[arg(long, value_name = "NODE")]
+    pub id: Option<String>,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -266,6 +287,7 @@ pub enum RoleName {
     Standalone,
     Broker,
     Namesrv,
+    Controller,
 }
 
 impl From<RoleName> for Roles {
@@ -274,6 +296,7 @@ impl From<RoleName> for Roles {
             RoleName::Standalone => Self::Standalone,
             RoleName::Broker => Self::Broker,
             RoleName::Namesrv => Self::Namesrv,
+            RoleName::Controller => Self::Controller,
         }
     }
 }
@@ -363,6 +386,18 @@ impl NamesrvArgs {
     pub fn flags(&self) -> Vec<Flag> {
         let mut flags = Vec::new();
         push(&mut flags, "--port", "listenPort", &self.port);
+        self.common.push_into(&mut flags);
+        flags
+    }
+}
+
+impl ControllerArgs {
+    pub fn flags(&self) -> Vec<Flag> {
+        let mut flags = Vec::new();
+        push(&mut flags, "--port", "listenPort", &self.port);
+        push(&mut flags, "--store", "controllerStorePath", &self.store);
+        push(&mut flags, "--peers", "controllerDLegerPeers", &self.peers);
+        push(&mut flags, "--id", "controllerDLegerSelfId", &self.id);
         self.common.push_into(&mut flags);
         flags
     }

@@ -52,6 +52,11 @@ pub fn filter(level: &str) -> Result<EnvFilter, LogError> {
             return Err(error(format!("{word:?} is no level")));
         }
     }
+    // What the Raft library tells is for its makers; the controller says what it means. `info,openraft=info` shows it.
+    let level = match level {
+        "info" => "info,openraft=off",
+        level => level,
+    };
     EnvFilter::try_new(level).map_err(|cause| error(cause.to_string()))
 }
 

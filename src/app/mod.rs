@@ -6,6 +6,8 @@
 mod boot;
 mod cli;
 mod config_command;
+mod controlled;
+mod controller_command;
 mod log;
 mod node;
 mod replication;

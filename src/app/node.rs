@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::app::boot;
+use crate::app::controlled::Life;
 use crate::app::replication::{self, MasterAddress};
 use crate::app::run::print;
 use crate::app::shutdown::{Phase, Shutdown};
@@ -22,6 +23,7 @@ use crate::broker::metrics::{Metrics, MetricsSite};
 use crate::broker::options::{BrokerOptions, DelayRules, TransactionRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
 use crate::broker::routes::NameServers;
+use crate::ha::control::Control;
 use crate::ha::handshake::Secret;
 use crate::io::env::Env;
 use crate::io::process;
@@ -115,6 +117,8 @@ struct Node {
     /// Of master and slaves; empty without one.
     secret: Secret,
     master: MasterAddress,
+    /// With a controller.
+    life: Option<Life>,
     started_ms: u64,
     serving: Box<Serving>,
 }
@@ -124,14 +128,15 @@ struct Node {
 /// It returns when everything has ended: at [`Phase::Draining`] no new connection and no new request is taken, what is under
 /// way is answered, the broker says good-bye to its name servers; at [`Phase::Now`] all that is dropped.
 pub fn start_node(config: Arc<Config>, roles: Roles, shutdown: Shutdown) -> Result<(), RunError> {
-    start_node_with(config, roles, shutdown, announce)
+    start_node_with(config, roles, shutdown, None, announce)
 }
 
-/// The same, and calls `serving` once when everything answers requests.
+/// The same in a role that the controller has decided, if there is a `life`; and calls `serving` once when everything answers requests.
 pub fn start_node_with(
     config: Arc<Config>,
     roles: Roles,
     shutdown: Shutdown,
+    life: Option<Life>,
     serving: impl Fn(&Config, Roles) + Send + Sync + 'static,
 ) -> Result<(), RunError> {
     // The rings need it, whatever the shell's limit is; the preflight has said so where it cannot be raised.
@@ -146,11 +151,17 @@ pub fn start_node_with(
     let secret = replication::read_secret(&config.store.ha_secret_file);
     let secret = secret.map_err(RunError::Failed)?;
     let is_slave = config.broker.role == BrokerRole::Slave;
+    let master = match &life {
+        Some(life) => life.master.clone(),
+        None => MasterAddress::new(&config),
+    };
     let manifest = if roles.has_broker() && is_slave {
         let (config, shutdown, secret) = (config.clone(), shutdown.clone(), secret.clone());
+        let master = master.clone();
         let made = run_once(move |env| async move {
             let identity = identity(&config);
-            replication::manifest_of_slave(&env, &config, &identity, &secret, &shutdown).await
+            replication::manifest_of_slave(&env, &config, &identity, &secret, &master, &shutdown)
+                .await
         });
         Some(made.map_err(RunError::Start)?.map_err(RunError::Failed)?)
     } else if roles.has_broker() {
@@ -176,6 +187,12 @@ pub fn start_node_with(
     } else {
         None
     };
+    if let (Some(life), Some(manifest)) = (&life, &manifest) {
+        let (set, set_epoch) = life.in_sync.clone();
+        let logs = usize::from(manifest.logs);
+        life.control
+            .begin_life(life.master_epoch, logs, set, set_epoch);
+    }
     let options = ExecutorOptions {
         count: cores,
         processors: process::processors(),
@@ -183,7 +200,8 @@ pub fn start_node_with(
     };
     let node = Arc::new(Node {
         secret,
-        master: MasterAddress::new(&config),
+        master,
+        life,
         config,
         roles,
         shutdown,
@@ -267,7 +285,14 @@ impl Node {
                 metrics.set_serving(false);
             }
             if let Some(registrar) = &broker.registrar {
-                registrar.stop().await;
+                // Who becomes the master is to be it at once: its connection ends, and with it the old registration.
+                let is_change = self
+                    .life
+                    .as_ref()
+                    .is_some_and(|life| life.master_epoch == 0);
+                if !is_change {
+                    registrar.stop().await;
+                }
             }
             broker.shard.release_pulls();
         }
@@ -356,7 +381,12 @@ impl Node {
             snapshot_bytes: SNAPSHOT_BYTES.min(4 * manifest.segment_bytes),
             store_host: self.store_host(),
             replica: config.broker.role == BrokerRole::Slave,
+            elected: self.life.as_ref().map(|life| life.master_epoch),
         }
+    }
+
+    fn control(&self) -> Option<Arc<Control>> {
+        self.life.as_ref().map(|life| life.control.clone())
     }
 
     fn store_host(&self) -> SocketAddr {
@@ -375,7 +405,7 @@ impl Node {
             logs: manifest.logs,
             directory: self.config.store.root.clone(),
             log: self.log_options(manifest),
-            role: replication::role(&self.config),
+            role: replication::role(&self.config, self.control()),
         };
         let shard = Shard::open(env.clone(), options)
             .await
@@ -406,7 +436,8 @@ impl Node {
         self.meeting.at(&env, Place::BrokerStarted).await?;
         if shard.is_slave() {
             let (config, secret) = (&self.config, &self.secret);
-            replication::follow_master(&env, config, manifest, secret, &self.master, &shard);
+            let (master, control) = (&self.master, self.control());
+            replication::follow_master(&env, config, manifest, secret, master, &control, &shard);
         } else {
             replication::adopt_slaves(&env, &self.config, &shard);
         }
@@ -539,7 +570,9 @@ impl Node {
                 .store
                 .ha_master_address
                 .is_empty()
-                .then(|| self.master.clone()),
+                .then(|| self.master.clone())
+                .filter(|_| self.life.is_none()),
+            group_epoch: self.life.as_ref().map(|life| i64::from(life.group_epoch)),
         });
         let registrar = Registrar::new(
             env.clone(),
@@ -638,11 +671,17 @@ struct BrokerTopics {
     handle: ShardHandle,
     /// Of a slave that has no fixed master.
     master: Option<MasterAddress>,
+    /// With a controller: a name server takes the greater one of two that say they are the master.
+    group_epoch: Option<i64>,
 }
 
 impl RegistrationSource for BrokerTopics {
     fn version(&self) -> DataVersion {
-        self.handle.meta().topics_version
+        let version = self.handle.meta().topics_version;
+        DataVersion {
+            state_version: self.group_epoch.unwrap_or(version.state_version),
+            ..version
+        }
     }
 
     fn topic_count(&self) -> usize {

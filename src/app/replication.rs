@@ -18,6 +18,7 @@ use crate::base::limits::{HA_STRANGERS_MAX, SECTOR_BYTES};
 use crate::base::offset::LOG_ID_MAX;
 use crate::broker::registration::{BrokerIdentity, register_request};
 use crate::client::RemotingClient;
+use crate::ha::control::Control;
 use crate::ha::handshake::{Secret, StreamError, check_shape, greet_slave, write_frame};
 use crate::ha::master::{StreamTimes, Wish, serve};
 use crate::ha::replica_window::ReplicaRules;
@@ -39,6 +40,10 @@ use crate::wire::remoting::code::response;
 const SECRET_BYTES_MIN: usize = 16;
 /// Pause after a failed accept, and between two tries to find or reach the master.
 const PAUSE: Duration = Duration::from_secs(1);
+/// With a controller a slave that has not got on for so many heartbeat timeouts leaves the in-sync set.
+const STUCK_TIMEOUTS: u64 = 3;
+/// How often the controller's election is told how far the logs of a slave are.
+const LOG_STATE_PERIOD: Duration = Duration::from_millis(50);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where a slave's master takes slaves, as the name servers say, for all cores.
@@ -87,21 +92,29 @@ pub fn read_secret(path: &Path) -> Result<Secret, String> {
 }
 
 /// What the configuration makes this broker in its group.
-pub fn role(config: &Config) -> Role {
+pub fn role(config: &Config, control: Option<Arc<Control>>) -> Role {
     let store = &config.store;
     if config.broker.role == BrokerRole::Slave {
         return Role::Slave;
     }
     Role::Master(MasterRules {
         replicas: ReplicaRules {
-            waits: config.broker.role == BrokerRole::SyncMaster && store.in_sync_replicas > 1,
+            waits: control.is_some()
+                || config.broker.role == BrokerRole::SyncMaster && store.in_sync_replicas > 1,
             in_sync_replicas: store.in_sync_replicas,
             min_in_sync_replicas: store.min_in_sync_replicas,
             all_ack: store.all_ack_in_sync,
             gap_bytes_max: store.ha_gap_bytes_max,
-            stuck_ms_max: store.ha_stuck_ms_max,
+            // With a controller every member of the set is waited for, so one that hangs has to leave it soon.
+            stuck_ms_max: match control {
+                Some(_) => store
+                    .ha_stuck_ms_max
+                    .min(STUCK_TIMEOUTS * config.broker.controller_timeout_ms),
+                None => store.ha_stuck_ms_max,
+            },
         },
         slave_timeout_ms: store.slave_timeout_ms,
+        control,
     })
 }
 
@@ -126,6 +139,7 @@ pub async fn manifest_of_slave(
     config: &Config,
     identity: &BrokerIdentity,
     secret: &Secret,
+    master: &MasterAddress,
     shutdown: &Shutdown,
 ) -> Result<Manifest, String> {
     let root = &config.store.root;
@@ -133,11 +147,13 @@ pub async fn manifest_of_slave(
     if let Some(found) = read.map_err(|error| error.to_string())? {
         return Ok(found);
     }
-    let fixed = MasterAddress::new(config);
     let mut told = String::new();
     while shutdown.phase() == Phase::Running {
-        let asked = match fixed.get() {
+        let asked = match master.get() {
             Some(address) => Ok(address),
+            None if config.broker.controller_mode => {
+                Err("the controller has not said where the master is".to_owned())
+            }
             None => ask_name_servers(env, config, identity).await,
         };
         let failure = match asked {
@@ -256,6 +272,7 @@ pub fn serve_slaves(
     };
     let (env, shape, secret) = (env.clone(), shape(manifest), secret.clone());
     let handle = shard.handle();
+    let is_elected = config.broker.controller_mode;
     env.clone().spawn(async move {
         let strangers = Rc::new(std::cell::Cell::new(0));
         loop {
@@ -274,7 +291,7 @@ pub fn serve_slaves(
             let (own, secret, strangers) = (env.clone(), secret.clone(), strangers.clone());
             let handle = handle.clone();
             env.spawn(async move {
-                let result = let_in(&own, &stream, &secret, shape).await;
+                let result = let_in(&own, &stream, &secret, shape, is_elected).await;
                 strangers.set(strangers.get() - 1);
                 match result {
                     Ok(Some((log, wish))) => {
@@ -300,6 +317,7 @@ async fn let_in(
     stream: &Stream,
     secret: &Secret,
     own: StoreShape,
+    is_elected: bool,
 ) -> Result<Option<(u8, Wish)>, StreamError> {
     let mut buffer = ReadBuffer::new();
     match greet_slave(env, stream, &mut buffer, secret).await? {
@@ -315,8 +333,12 @@ async fn let_in(
             epoch,
             previous_crc,
             window_bytes,
+            group_epoch,
         } => {
             let checked = match check_shape(shape, own) {
+                Ok(()) if (group_epoch > 0) != is_elected => Err(
+                    "enableControllerMode has to be the same on all brokers of a group".to_owned(),
+                ),
                 Ok(()) if u16::from(log) >= own.logs => Err(format!("there is no log {log} here")),
                 Ok(()) if broker_id == 0 => Err(
                     "brokerId 0 is the master's: a slave needs a greater one of its own".to_owned(),
@@ -339,6 +361,7 @@ async fn let_in(
                 broker_id,
                 end,
                 window_bytes,
+                group_epoch,
             };
             Ok(Some((log, wish)))
         }
@@ -353,8 +376,20 @@ pub fn follow_master(
     manifest: &Manifest,
     secret: &Secret,
     master: &MasterAddress,
+    control: &Option<Arc<Control>>,
     shard: &Rc<Shard<RingEnv>>,
 ) {
+    if let Some(control) = control {
+        let (own, shard, control) = (env.clone(), shard.clone(), control.clone());
+        env.spawn(async move {
+            while shard.logs().any(|log| !log.has_ended()) {
+                for log in shard.logs() {
+                    control.note_log(log.id(), log.epoch(), log.durable_here().0);
+                }
+                own.sleep(LOG_STATE_PERIOD).await;
+            }
+        });
+    }
     for log in shard.logs() {
         let Some(progress) = shard.slave_progress(log.id()) else {
             continue;
@@ -366,6 +401,7 @@ pub fn follow_master(
             secret: secret.clone(),
             times: times(config),
             master: Rc::new(move || master.get()),
+            control: control.clone(),
         };
         let (own, log) = (env.clone(), log.clone());
         let period = Duration::from_millis(config.store.retention_period_ms);

@@ -14,8 +14,11 @@ use crate::admin::args::AdminCommand;
 use crate::admin::{self, AdminError};
 use crate::app::cli::{Cli, Command, CommonArgs, Flag, StoreCommand};
 use crate::app::log::{self, LogHandle};
+use crate::app::node::RunError;
 use crate::app::shutdown::{Phase, Shutdown};
-use crate::app::{config_command, node, store_command, try_command, tx_command};
+use crate::app::{
+    config_command, controlled, controller_command, node, store_command, try_command, tx_command,
+};
 use crate::base::config::{
     Config, ConfigError, Machine, Origin, Problem, Roles, Sources, load, properties,
 };
@@ -97,6 +100,7 @@ pub fn main() -> Exit {
             Some(verb) => admin_command(AdminCommand::Broker(verb)),
             None => run(Roles::Broker, args.flags(), &args.common),
         },
+        Command::Controller(args) => run(Roles::Controller, args.flags(), &args.common),
         Command::Admin(command) => admin_command(command),
         Command::Try(args) => try_command::run(&args),
         Command::Store(StoreCommand::Check { path }) => store_command::check(&path),
@@ -189,7 +193,13 @@ fn run_node(config: Arc<Config>, signals: Signals, log: LogHandle, report: Repor
         return Exit::Failed.because(&format!("no thread for signals: {error}"));
     }
     let roles = config.roles;
-    let result = node::start_node(config, roles, shutdown);
+    let result = match roles {
+        Roles::Controller => controller_command::run(&config, &shutdown).map_err(RunError::Failed),
+        Roles::Broker if config.broker.controller_mode => controlled::run(&config, &shutdown),
+        Roles::Broker | Roles::Namesrv | Roles::Standalone => {
+            node::start_node(config, roles, shutdown)
+        }
+    };
     drop(report.lock);
     match result {
         Ok(()) => {
@@ -328,6 +338,9 @@ pub fn needs(config: &Config) -> Needs<'_> {
             root: &config.store.root,
             new_bytes: config.store.segment_bytes * u64::from(config.store.logs),
         });
+    }
+    if config.roles == Roles::Controller {
+        ports.push(("controller", at(config.controller.listen_port)));
     }
     Needs {
         shards: config.node.shards,

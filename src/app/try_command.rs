@@ -102,7 +102,7 @@ fn with_own_node(topic: &str) -> Result<(), String> {
         thread::Builder::new()
             .name("node".to_owned())
             .spawn(move || {
-                start_node_with(config, Roles::Standalone, shutdown, move |_, _| {
+                start_node_with(config, Roles::Standalone, shutdown, None, move |_, _| {
                     let _ = sender.send(());
                 })
             })

@@ -99,6 +99,11 @@ pub const HA_WINDOW_BYTES: u64 = 4 << 20;
 pub const REPLICA_RUN_BYTES_MAX: usize = 1 << 20;
 /// Connections at the slave stream's port that have not proved themselves; further ones are closed at once.
 pub const HA_STRANGERS_MAX: usize = 64;
+/// Broker groups that a controller keeps, and brokers of one of them.
+pub const CONTROLLER_GROUPS_MAX: usize = 4096;
+pub const CONTROLLER_REPLICAS_MAX: usize = 16;
+/// Connections that a controller keeps open at the same time.
+pub const CONTROLLER_CONNECTIONS_MAX: usize = 16_384;
 /// Header fields of one command.
 pub const HEADER_FIELDS_MAX: usize = 256;
 

@@ -526,7 +526,8 @@ pub(super) fn code_of(error: &BrokerError) -> i32 {
             | Refusal::MeshFull { .. } => response::SYSTEM_BUSY,
             // IN_SYNC_REPLICAS_NOT_ENOUGH has no code of its own.
             Refusal::TooFewReplicas { .. } => response::SYSTEM_ERROR,
-            Refusal::Replica
+            Refusal::NoLease
+            | Refusal::Replica
             | Refusal::DiskFull { .. }
             | Refusal::Poisoned { .. }
             | Refusal::Stopping => response::SERVICE_NOT_AVAILABLE,

@@ -127,6 +127,7 @@ impl BrokerError {
                 Refusal::TooLarge { .. } => "message_illegal",
                 Refusal::TooManyTransactions { .. } => "too_many_transactions",
                 Refusal::Replica => "slave",
+                Refusal::NoLease => "no_lease",
                 Refusal::TooFewReplicas { .. } => "too_few_replicas",
                 Refusal::NoQueue => "no_topic",
                 Refusal::MeshFull { .. } => "core_busy",

@@ -29,6 +29,12 @@ pub enum StreamError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Frame(#[from] HaError),
+    #[error(
+        "this log has what the master of a later epoch has not: it is cut back to what both have"
+    )]
+    Apart,
+    #[error("the master has epoch {theirs}, and one of epoch {known} was elected")]
+    OldEpoch { theirs: u32, known: u32 },
     #[error("the peer says: {0}")]
     Refused(String),
     #[error(

@@ -26,6 +26,10 @@ pub trait Windows {
     fn acked(&self, log: LogId, connection: u64, durable: u64) -> bool;
     /// The connection ended.
     fn left(&self, log: LogId, connection: u64);
+    /// The epoch that the controller gave this master; 0 without a controller.
+    fn group_epoch(&self) -> u32 {
+        0
+    }
 }
 
 /// Times of a stream.
@@ -43,6 +47,8 @@ pub struct Wish {
     pub broker_id: u64,
     pub end: LogEnd,
     pub window_bytes: u64,
+    /// The greatest epoch of a master that it has heard of; 0 without a controller.
+    pub group_epoch: u32,
 }
 
 struct Session<W: Windows + ?Sized> {
@@ -70,7 +76,7 @@ pub async fn serve<E: Env, S: NetStream, W: Windows + ?Sized + 'static>(
     windows: Rc<W>,
     times: StreamTimes,
 ) -> StreamError {
-    match begin(&*stream, &wish, &log).await {
+    match begin(&*stream, &wish, &log, windows.group_epoch()).await {
         Ok(()) => {}
         Err(error) => return error,
     }
@@ -107,7 +113,16 @@ async fn begin<E: Env, S: NetStream>(
     stream: &S,
     wish: &Wish,
     log: &CommitLog<E>,
+    group_epoch: u32,
 ) -> Result<(), StreamError> {
+    if wish.group_epoch > group_epoch {
+        let remark = format!(
+            "this master has epoch {group_epoch}, the slave has heard of epoch {}: another broker is the master",
+            wish.group_epoch
+        );
+        write_frame(stream, &Frame::refused(remark.clone())).await?;
+        return Err(StreamError::Refused(remark));
+    }
     let relation = log.relation_of(wish.end).await?;
     let position = wish.end.position;
     let remark = match relation {
@@ -115,8 +130,15 @@ async fn begin<E: Env, S: NetStream>(
             let joined = Frame::Joined {
                 start: log.start_position().0,
                 end: log.durable_here().0,
+                group_epoch,
             };
             return write_frame(stream, &joined).await;
+        }
+        Relation::Longer { .. } | Relation::Diverged if group_epoch > 0 => {
+            // The controller has decided whose log counts.
+            let (epoch, position) = log.end_of_epoch(wish.end.epoch).await?;
+            write_frame(stream, &Frame::Apart { epoch, position }).await?;
+            return Err(StreamError::Apart);
         }
         Relation::TooOld { start } => format!(
             "log {} begins at position {start} here, this slave has it up to {position}: what lies between was removed by retention. \
@@ -183,16 +205,22 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
     mut sent: u64,
     times: StreamTimes,
 ) -> StreamError {
+    let tells_confirmed = session.windows.group_epoch() > 0;
+    let mut told = 0;
     loop {
         let may_send = || log.durable_here().0 > sent && sent < session.window_end.get();
-        let due = log.grown_until(|| session.ended.get() || log.has_ended() || may_send());
+        let is_news = || tells_confirmed && log.durable().0 > told;
+        let due =
+            log.grown_until(|| session.ended.get() || log.has_ended() || may_send() || is_news());
         let is_heartbeat = within(env, times.heartbeat, due).await.is_none();
         if session.ended.get() || log.has_ended() {
             return StreamError::Ended;
         }
         let (start, end) = (log.start_position().0, log.durable_here().0);
-        if is_heartbeat {
-            let head = data_head(sent, start, end, 0);
+        let confirmed = log.durable().0;
+        told = confirmed;
+        if is_heartbeat || !may_send() {
+            let head = data_head(sent, start, end, confirmed, 0);
             if let Err(error) = write_all(stream, &[&head]).await {
                 return error.into();
             }
@@ -206,7 +234,7 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
             Ok(batches) => batches,
             Err(error) => return error.into(),
         };
-        let head = data_head(sent, start, end, batches.bytes);
+        let head = data_head(sent, start, end, confirmed, batches.bytes);
         let mut parts: Vec<&[u8]> = Vec::with_capacity(batches.slices.len() + 1);
         parts.push(&head);
         parts.extend(batches.slices.iter().map(|slice| &slice[..]));

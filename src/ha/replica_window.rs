@@ -9,8 +9,11 @@
 //! that, but with the master at least `minInSyncReplicas`, the log goes on with those that there are, and its sends are
 //! answered SLAVE_NOT_AVAILABLE: stored, not confirmed. With fewer than `minInSyncReplicas` nothing is taken or shown.
 //! What is confirmed never becomes less so.
+//!
+//! **With a controller** other rules hold: confirmed is what is on every member of the set that [`ReplicaWindow::require`] names,
+//! connected or not, and the rules above only say who is near enough to join that set and who has to leave it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A slave that has come so close to the end of its master's log is in sync.
 pub const JOIN_GAP_BYTES: u64 = 1 << 20;
@@ -68,6 +71,15 @@ pub struct ReplicaWindow {
     confirmed: u64,
     /// Shown already, so kept while too few are in sync.
     limit: u64,
+    /// With a controller: whom to wait for.
+    required: Option<Required>,
+}
+
+/// See [`ReplicaWindow::require`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Required {
+    ids: BTreeSet<u64>,
+    in_sync: u32,
 }
 
 impl ReplicaWindow {
@@ -79,7 +91,33 @@ impl ReplicaWindow {
             durable,
             confirmed: 0,
             limit: durable,
+            required: None,
         }
+    }
+
+    /// From now on each of these has to confirm, whoever else follows; `in_sync` is the size of the controller's set. The log
+    /// is durable up to `durable` at this moment.
+    pub fn require(&mut self, ids: BTreeSet<u64>, in_sync: u32, durable: u64) {
+        let before = self.required.as_ref();
+        let was_alone = before.is_none_or(|required| {
+            required.ids.is_empty() && required.in_sync >= self.rules.min_in_sync_replicas
+        });
+        self.on_durable(durable);
+        if was_alone {
+            // What was durable here was enough until now.
+            self.confirmed = self.confirmed.max(self.durable);
+        }
+        self.required = Some(Required { ids, in_sync });
+    }
+
+    /// Whether a slave has everything that was confirmed, and is waited for, so that this stays so.
+    pub fn has_all(&self, broker_id: u64) -> bool {
+        let is_required = |required: &Required| required.ids.contains(&broker_id);
+        self.required.as_ref().is_some_and(is_required)
+            && self
+                .members
+                .get(&broker_id)
+                .is_some_and(|member| member.is_in_sync && member.acked >= self.confirmed)
     }
 
     /// A slave follows the log; an earlier connection of the same one counts no more.
@@ -160,6 +198,29 @@ impl ReplicaWindow {
 
     /// What may be done now.
     pub fn verdict(&mut self) -> Verdict {
+        if let Some(required) = &self.required {
+            let is_enough = required.in_sync >= self.rules.min_in_sync_replicas;
+            let in_sync = required.in_sync;
+            if required.ids.is_empty() && is_enough {
+                return Verdict {
+                    confirmed: u64::MAX,
+                    limit: u64::MAX,
+                    in_sync,
+                    is_enough,
+                };
+            }
+            let acked = |id: &u64| self.members.get(id).map_or(0, |member| member.acked);
+            if let Some(everywhere) = required.ids.iter().map(acked).min() {
+                self.confirmed = self.confirmed.max(everywhere);
+            }
+            self.limit = self.limit.max(self.confirmed);
+            return Verdict {
+                confirmed: self.confirmed,
+                limit: self.confirmed,
+                in_sync,
+                is_enough,
+            };
+        }
         let mut acked: Vec<u64> = self
             .members
             .values()
@@ -329,6 +390,49 @@ mod tests {
             window.verdict().in_sync,
             1,
             "one byte is missing for too long"
+        );
+    }
+
+    #[test]
+    fn with_a_controller_every_member_of_its_set_has_to_confirm_connected_or_not() {
+        let mut window = ReplicaWindow::new(rules(2, 1), 100);
+        window.require(BTreeSet::new(), 1, 100);
+        assert_eq!(window.verdict().limit, u64::MAX, "alone in the set");
+        window.join(2, 1, String::new(), 100, 0);
+        window.on_ack(1, 100, 0);
+        assert!(!window.has_all(2), "nobody waits for it yet");
+        // The log has gone on to 300 when slave 2 is waited for.
+        window.require([2].into(), 1, 300);
+        assert_eq!(window.verdict().confirmed, 300, "what was enough stays so");
+        assert!(!window.has_all(2));
+        window.on_durable(400);
+        window.on_ack(1, 350, 1);
+        assert_eq!(window.verdict().confirmed, 350);
+        assert!(window.has_all(2));
+        // Lost, and not yet removed by the controller.
+        window.leave(1);
+        window.on_durable(500);
+        assert_eq!(window.verdict().confirmed, 350);
+        window.require(BTreeSet::new(), 1, 500);
+        assert_eq!(window.verdict().limit, u64::MAX);
+        window.require([2, 3].into(), 3, 500);
+        assert_eq!(window.verdict().confirmed, 500);
+    }
+
+    #[test]
+    fn with_a_controller_too_small_a_set_confirms_nothing() {
+        let mut window = ReplicaWindow::new(rules(2, 2), 100);
+        window.require(BTreeSet::new(), 1, 100);
+        window.on_durable(200);
+        let verdict = window.verdict();
+        assert_eq!((verdict.limit, verdict.is_enough), (100, false));
+        window.require([2].into(), 2, 200);
+        assert_eq!(window.verdict().limit, 100);
+        window.join(2, 1, String::new(), 100, 0);
+        window.on_ack(1, 200, 0);
+        assert_eq!(
+            (window.verdict().limit, window.verdict().is_enough),
+            (200, true)
         );
     }
 

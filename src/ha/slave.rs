@@ -6,9 +6,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::limits::HA_WINDOW_BYTES;
+use crate::ha::control::Control;
 use crate::ha::handshake::{Secret, StreamError, greet_master, read_frame, write_frame};
 use crate::ha::master::StreamTimes;
 use crate::io::env::Env;
@@ -24,6 +26,10 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Pause after the first failure; doubled with each further one.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// With a controller somebody waits for this slave, and the next master may be anywhere at any time.
+const PAUSE_MAX_ELECTED: Duration = Duration::from_millis(400);
+/// With a controller a slave acknowledges so often at least.
+const ELECTED_HEARTBEAT: Duration = Duration::from_millis(200);
 /// How often space is asked for while the disk of the slave has none.
 const SPACE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -36,6 +42,14 @@ pub struct SlaveOptions {
     pub times: StreamTimes,
     /// Where the master is, if that is known by now: `host:port`.
     pub master: Rc<dyn Fn() -> Option<String>>,
+    /// With a controller.
+    pub control: Option<Arc<Control>>,
+}
+
+impl SlaveOptions {
+    fn group_epoch(&self) -> u32 {
+        self.control.as_ref().map_or(0, |control| control.epoch())
+    }
 }
 
 /// How a log's stream is doing, for who wants to know.
@@ -80,6 +94,10 @@ pub async fn follow<E: Env, N: Net>(
     options: SlaveOptions,
     progress: Rc<SlaveProgress>,
 ) {
+    let pause_max = match options.control {
+        Some(_) => PAUSE_MAX_ELECTED,
+        None => PAUSE_MAX,
+    };
     let mut pause = PAUSE_FIRST;
     while !log.has_ended() {
         if let Some(address) = (options.master)() {
@@ -93,13 +111,13 @@ pub async fn follow<E: Env, N: Net>(
                 *progress.last_error.borrow_mut() = text;
             }
             if matches!(error, StreamError::Refused(_) | StreamError::Secret) {
-                pause = PAUSE_MAX;
+                pause = pause_max;
             }
         }
         // Slaves of one master, and logs of one slave, need not come at the same moment.
         let jitter = env.random_u64() % (pause.as_millis() as u64 / 2).max(1);
         env.sleep(pause / 2 + Duration::from_millis(jitter)).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        pause = (pause * 2).min(pause_max);
     }
 }
 
@@ -136,11 +154,29 @@ async fn session<E: Env, N: Net>(
         epoch: end.epoch,
         previous_crc: end.previous_crc,
         window_bytes: HA_WINDOW_BYTES,
+        group_epoch: options.group_epoch(),
     };
     let answer = greet_master(env, &*stream, &mut buffer, &options.secret, &join).await?;
-    let Frame::Joined { start, end } = answer else {
-        return Err(StreamError::Unexpected("an answer to a join was due"));
+    let (start, end, epoch) = match (answer, &options.control) {
+        (
+            Frame::Joined {
+                start,
+                end,
+                group_epoch,
+            },
+            _,
+        ) => (start, end, group_epoch),
+        (Frame::Apart { epoch, position }, Some(control)) => {
+            log.ask_for_cut(epoch, position).await?;
+            control.ask_for_restart();
+            return Err(StreamError::Apart);
+        }
+        _ => return Err(StreamError::Unexpected("an answer to a join was due")),
     };
+    check_epoch(options, epoch)?;
+    if let Some(control) = &options.control {
+        control.hear_epoch(epoch);
+    }
     progress.master_start.set(start);
     progress.master_end.set(end);
     progress.is_connected.set(true);
@@ -149,17 +185,26 @@ async fn session<E: Env, N: Net>(
     let ended = Rc::new(Cell::new(false));
     {
         let (env, stream, log) = (env.clone(), stream.clone(), log.clone());
-        let (ended, heartbeat) = (ended.clone(), options.times.heartbeat);
+        let (ended, options) = (ended.clone(), options.clone());
         env.clone().spawn(async move {
-            acknowledge(&env, &*stream, &log, &ended, heartbeat).await;
+            acknowledge(&env, &*stream, &log, &ended, &options, epoch).await;
             stream.shutdown();
         });
     }
-    let result = take_batches(env, &*stream, &mut buffer, log, options, progress).await;
+    let result = take_batches(env, &*stream, &mut buffer, log, options, progress, epoch).await;
     ended.set(true);
     stream.shutdown();
     log.look_again();
     result
+}
+
+/// A master that was deposed is not followed and not answered any more.
+fn check_epoch(options: &SlaveOptions, theirs: u32) -> Result<(), StreamError> {
+    let known = options.group_epoch();
+    if theirs < known {
+        return Err(StreamError::OldEpoch { theirs, known });
+    }
+    Ok(())
 }
 
 /// Sends what is durable whenever that has moved, and in between so that the master knows of us.
@@ -168,9 +213,15 @@ async fn acknowledge<E: Env, S: NetStream>(
     stream: &S,
     log: &CommitLog<E>,
     ended: &Cell<bool>,
-    heartbeat: Duration,
+    options: &SlaveOptions,
+    epoch: u32,
 ) {
-    while !ended.get() && !log.has_ended() {
+    let heartbeat = match options.control {
+        // A later epoch is noticed between two of them.
+        Some(_) => options.times.heartbeat.min(ELECTED_HEARTBEAT),
+        None => options.times.heartbeat,
+    };
+    while !ended.get() && !log.has_ended() && check_epoch(options, epoch).is_ok() {
         let durable = log.replica_durable();
         let ack = Frame::Ack {
             durable,
@@ -192,6 +243,7 @@ async fn take_batches<E: Env, S: NetStream>(
     log: &CommitLog<E>,
     options: &SlaveOptions,
     progress: &SlaveProgress,
+    epoch: u32,
 ) -> Result<(), StreamError> {
     let silence = options.times.silence;
     loop {
@@ -204,6 +256,7 @@ async fn take_batches<E: Env, S: NetStream>(
             position,
             start,
             end,
+            confirmed,
             batches,
         } = frame
         else {
@@ -214,6 +267,11 @@ async fn take_batches<E: Env, S: NetStream>(
         progress.heard_ms.set(env.now_ns() / 1_000_000);
         if position != log.replica_end().position {
             return Err(StreamError::Unexpected("batches of another place were due"));
+        }
+        check_epoch(options, epoch)?;
+        if options.control.is_some() {
+            // What the in-sync set has not confirmed may be cut off again, so it is neither shown nor in a snapshot.
+            log.set_release_limit(confirmed);
         }
         let mut left = &batches[..];
         while !left.is_empty() {

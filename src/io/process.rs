@@ -11,6 +11,20 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 
+/// Nanoseconds of the clock that never goes back and goes on while the machine sleeps (CLOCK_BOOTTIME): what a lease counts by.
+pub fn sleepless_ns() -> u64 {
+    let mut time = MaybeUninit::<libc::timespec>::zeroed();
+    // SAFETY: the pointer is to a live value of the right type for the time of the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, time.as_mut_ptr()) };
+    if result != 0 {
+        // Linux has had this clock since 2.6.39. Without it no lease ever holds.
+        return u64::MAX;
+    }
+    // SAFETY: clock_gettime filled it.
+    let time = unsafe { time.assume_init() };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 /// A signal that asks something of us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {

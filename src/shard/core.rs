@@ -304,6 +304,33 @@ impl<E: Env> Shard<E> {
     }
 }
 
+impl<E: Env> Shard<E> {
+    /// Lets the answers leave that wait for nothing any more. A master whose lease is over keeps them.
+    pub(super) fn answer_what_is_free(&self, log: LogId) {
+        while self.may_acknowledge() {
+            // The borrow ends before the answer leaves: a callback may append again.
+            let free = self
+                .gates
+                .borrow_mut()
+                .get_mut(&log)
+                .and_then(AckGate::next_free);
+            let Some(Free {
+                answer,
+                is_confirmed,
+            }) = free
+            else {
+                return;
+            };
+            let copies = if is_confirmed {
+                Copies::Enough
+            } else {
+                Copies::NoSlave
+            };
+            self.reply(answer.reply_to, with_copies(answer.reply, copies));
+        }
+    }
+}
+
 impl<E: Env> CoreApi for Shard<E> {
     fn index(&self) -> usize {
         self.options.index
@@ -391,27 +418,7 @@ impl<E: Env> Shard<E> {
         if let Some(gate) = self.gates.borrow_mut().get_mut(&log) {
             gate.on_durable(end);
         }
-        loop {
-            // The borrow ends before the answer leaves: a callback may append again.
-            let free = self
-                .gates
-                .borrow_mut()
-                .get_mut(&log)
-                .and_then(AckGate::next_free);
-            let Some(Free {
-                answer,
-                is_confirmed,
-            }) = free
-            else {
-                break;
-            };
-            let copies = if is_confirmed {
-                Copies::Enough
-            } else {
-                Copies::NoSlave
-            };
-            self.reply(answer.reply_to, with_copies(answer.reply, copies));
-        }
+        self.answer_what_is_free(log);
         for &queue in touched {
             self.wake_pulls(queue);
             self.wake_pops(queue);

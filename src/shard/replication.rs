@@ -16,8 +16,9 @@ use ahash::AHashMap;
 
 use crate::base::notify::Notify;
 use crate::base::offset::{LogId, Position};
+use crate::ha::control::{Control, Follower, LogReport};
 use crate::ha::master::Windows;
-use crate::ha::replica_window::{ReplicaRules, ReplicaWindow};
+use crate::ha::replica_window::{Member, ReplicaRules, ReplicaWindow};
 use crate::ha::slave::SlaveProgress;
 use crate::io::env::Env;
 use crate::shard::core::{Role, Shard};
@@ -28,6 +29,8 @@ use crate::store::planted::{PlantedBug, planted};
 
 /// How often slaves and overdue answers are looked at. Only with SYNC_MASTER.
 const TICK: Duration = Duration::from_millis(100);
+/// The same with a controller, whose word changes for whom is waited.
+const TICK_ELECTED: Duration = Duration::from_millis(20);
 
 /// What a master asks of its slaves.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub struct MasterRules {
     pub replicas: ReplicaRules,
     /// How long an answer waits for slaves when its bytes are durable here (`slaveTimeout`).
     pub slave_timeout_ms: u64,
+    /// Whose word counts on who is in sync and how long this is the master; none with fixed roles.
+    pub control: Option<Arc<Control>>,
 }
 
 impl MasterRules {
@@ -50,6 +55,7 @@ impl MasterRules {
                 stuck_ms_max: 15_000,
             },
             slave_timeout_ms: 3_000,
+            control: None,
         }
     }
 }
@@ -62,6 +68,8 @@ pub struct Replication {
     /// `None` on a slave.
     rules: Option<MasterRules>,
     windows: RefCell<BTreeMap<LogId, ReplicaWindow>>,
+    /// The version of the controller's set that each window knows.
+    versions: RefCell<BTreeMap<LogId, u64>>,
     /// Replicas in sync of logs that have too few of them.
     too_few: RefCell<BTreeMap<LogId, u32>>,
     next_connection: Cell<u64>,
@@ -80,6 +88,7 @@ impl Replication {
         Self {
             rules,
             windows: RefCell::default(),
+            versions: RefCell::default(),
             too_few: RefCell::default(),
             next_connection: Cell::new(1),
             progress: BTreeMap::new(),
@@ -104,6 +113,10 @@ impl Replication {
         self.rules
             .as_ref()
             .is_some_and(|rules| rules.replicas.waits)
+    }
+
+    fn control(&self) -> Option<&Arc<Control>> {
+        self.rules.as_ref()?.control.as_ref()
     }
 }
 
@@ -134,13 +147,18 @@ impl<E: Env> Shard<E> {
         for id in &ids {
             self.settle(*id);
         }
+        let tick = match self.replication.control() {
+            Some(_) => TICK_ELECTED,
+            None => TICK,
+        };
         let shard = self.clone();
         self.env.spawn(async move {
-            while !shard.stopping.get() {
-                shard.env.sleep(TICK).await;
+            // With a controller what waits for nobody any more is answered while the core stops, too.
+            while !shard.stopping.get() || shard.has_waiting_answers() {
                 for id in &ids {
                     shard.tick_replicas(*id);
                 }
+                shard.env.sleep(tick).await;
             }
         });
     }
@@ -170,9 +188,16 @@ impl<E: Env> Shard<E> {
             window.tick(now_ms);
         }
         self.settle(id);
-        // While too few are in sync there is nobody whom it would help to wait for.
+        self.report_followers(id);
+        self.answer_what_is_free(id);
+        let is_deposed = rules
+            .control
+            .as_ref()
+            .is_some_and(|control| control.master_epoch() == 0);
+        // While too few are in sync, or for who is no master any more, there is nobody whom it would help to wait for.
         let limit_ms = match self.replication.too_few.borrow().get(&id) {
             Some(_) => 0,
+            None if is_deposed => 0,
             None => rules.slave_timeout_ms,
         };
         let written = log.durable_here();
@@ -191,11 +216,70 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    fn has_waiting_answers(&self) -> bool {
+        self.replication.control().is_some()
+            && self.gates.borrow().values().any(|gate| gate.waiting() > 0)
+    }
+
+    /// Whether answers may leave: with a controller only while this broker has a lease.
+    pub(super) fn may_acknowledge(&self) -> bool {
+        self.replication
+            .control()
+            .is_none_or(|control| control.may_acknowledge())
+    }
+
+    /// Takes over for whom the controller's set wants this log to wait.
+    fn follow_set(&self, id: LogId, durable: u64) {
+        let Some(control) = self.replication.control() else {
+            return;
+        };
+        let mut versions = self.replication.versions.borrow_mut();
+        if versions.get(&id) == Some(&control.version()) {
+            return;
+        }
+        let waits = control.waits();
+        versions.insert(id, waits.version);
+        if let Some(window) = self.replication.windows.borrow_mut().get_mut(&id) {
+            window.require(waits.ids, waits.in_sync, durable);
+        }
+    }
+
+    /// Tells which slaves have what of this log.
+    fn report_followers(&self, id: LogId) {
+        let (Some(control), Some(log)) = (self.replication.control(), self.logs.get(&id)) else {
+            return;
+        };
+        control.note_log(id, log.epoch(), log.durable_here().0);
+        let windows = self.replication.windows.borrow();
+        let Some(window) = windows.get(&id) else {
+            return;
+        };
+        let follower = |(&broker_id, member): (&u64, &Member)| {
+            let follower = Follower {
+                is_in_sync: member.is_in_sync,
+                has_all: window.has_all(broker_id),
+            };
+            (broker_id, follower)
+        };
+        let report = LogReport {
+            version: self
+                .replication
+                .versions
+                .borrow()
+                .get(&id)
+                .copied()
+                .unwrap_or(0),
+            followers: window.members().iter().map(follower).collect(),
+        };
+        control.report(id, report);
+    }
+
     /// Brings gate and shown end of a log to what its window says.
     fn settle(&self, id: LogId) {
         let Some(log) = self.logs.get(&id) else {
             return;
         };
+        self.follow_set(id, log.durable_here().0);
         let verdict = match self.replication.windows.borrow_mut().get_mut(&id) {
             Some(window) => window.verdict(),
             None => return,
@@ -227,6 +311,9 @@ impl<E: Env> Shard<E> {
         };
         if !rules.replicas.waits {
             return Ok(());
+        }
+        if !self.may_acknowledge() {
+            return Err(Refusal::NoLease);
         }
         match self.replication.too_few.borrow().get(&id) {
             Some(&in_sync) => Err(Refusal::TooFewReplicas {
@@ -324,6 +411,11 @@ impl<E: Env> Windows for Shard<E> {
             self.settle(log);
         }
         is_known
+    }
+
+    fn group_epoch(&self) -> u32 {
+        let control = self.replication.control();
+        control.map_or(0, |control| control.master_epoch())
     }
 
     fn left(&self, log: LogId, connection: u64) {

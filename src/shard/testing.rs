@@ -55,6 +55,7 @@ pub async fn start(env: &SimEnv, store: Store) -> Rc<Shard<SimEnv>> {
             snapshot_bytes: store.snapshot_bytes,
             store_host: ([127, 0, 0, 1], 10911).into(),
             replica: false,
+            elected: None,
         },
         role: Role::Master(MasterRules::alone()),
     };

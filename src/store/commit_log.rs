@@ -43,6 +43,7 @@ use crate::store::types::{
 };
 use crate::wire::record::{MAGIC_V1, MAGIC_V2, Patch, RecordFields};
 
+mod cut;
 pub mod halves;
 pub mod replica;
 
@@ -79,6 +80,9 @@ pub struct LogOptions {
     pub store_host: SocketAddr,
     /// The log is a copy of another broker's: it takes that one's batches and no record of its own.
     pub replica: bool,
+    /// With a controller: the epoch that it gave this master, and that its batches have; 0 of a replica. Without one the epoch
+    /// is one more than the last one of the log.
+    pub elected: Option<u32>,
 }
 
 /// Who hears that a log has got further. Called from the log's driver; must not wait.
@@ -167,6 +171,8 @@ struct State {
     epoch: u32,
     /// Of a replica: what is written or about to be and not in the tables yet.
     unapplied: VecDeque<SealedBatch>,
+    /// Of a replica: the batches before this are in the tables.
+    applied: u64,
     poisoned: Option<Arc<str>>,
     disk_full: Option<Arc<str>>,
     stopping: bool,
@@ -225,6 +231,7 @@ impl<E: Env> CommitLog<E> {
         let index_directory = options.directory.join("index");
         env.create_dir(&index_directory).await?;
         env.sync_dir(&options.directory).await?;
+        cut::carry_out(&env, &options, &segments).await?;
         let reader = LogReader::new(
             env.clone(),
             segments.clone(),
@@ -243,6 +250,20 @@ impl<E: Env> CommitLog<E> {
             snapshot_position,
             segment_times,
         } = recovery::recover(&env, &options, &segments).await?;
+        let epoch = match options.elected {
+            _ if options.replica => epoch,
+            None => epoch + 1,
+            Some(elected) if elected > epoch => elected,
+            Some(elected) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!(
+                        "log {} has batches of epoch {epoch}, and this master was given epoch {elected}: it asks for a later one",
+                        options.log
+                    ),
+                ));
+            }
+        };
         // What the last process wrote and did not live to flush is about to be shown and built upon.
         segments.sync_from(snapshot_position).await?;
         if options.replica {
@@ -280,8 +301,9 @@ impl<E: Env> CommitLog<E> {
                 released_crc: previous_crc,
                 crcs: VecDeque::new(),
                 effects: VecDeque::new(),
-                epoch: if options.replica { epoch } else { epoch + 1 },
+                epoch,
                 unapplied: VecDeque::new(),
+                applied: end,
                 poisoned,
                 disk_full: None,
                 stopping: false,
@@ -289,7 +311,11 @@ impl<E: Env> CommitLog<E> {
             listener: RefCell::default(),
             figures: RefCell::default(),
             too_full: RefCell::default(),
-            release_limit: Cell::new(u64::MAX),
+            // A replica under a controller hears from its master what is confirmed.
+            release_limit: Cell::new(match options.elected {
+                Some(_) if options.replica => 0,
+                _ => u64::MAX,
+            }),
             grown: Notify::default(),
             work: Notify::default(),
             space: Notify::default(),
@@ -1213,6 +1239,10 @@ impl<E: Env> CommitLog<E> {
             return self.poison(reason);
         }
         self.keys.commit(end);
+        if self.options.elected.is_some() {
+            // Slaves are told what is confirmed.
+            self.grown.notify();
+        }
         let listener = self.listener.borrow().clone();
         if let Some(listener) = listener {
             listener.on_durable(self.options.log, Position(end), &touched);
@@ -1439,8 +1469,11 @@ impl<E: Env> CommitLog<E> {
 
     /// Takes no more appends, waits until all is durable, makes a snapshot.
     pub async fn stop(self: &Rc<Self>) -> io::Result<()> {
-        // What is durable here is shown at the next start anyway.
-        self.set_release_limit(u64::MAX);
+        if self.options.elected.is_none() {
+            // What is durable here is shown at the next start anyway. With a controller it may be cut off then, and no snapshot
+            // may have it.
+            self.set_release_limit(u64::MAX);
+        }
         self.state.borrow_mut().stopping = true;
         self.grown.notify();
         self.space.notify();

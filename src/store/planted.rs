@@ -15,6 +15,8 @@ pub enum PlantedBug {
     ReplicaAcksBeforeFlush,
     /// A master acknowledges sends as soon as they are durable here, whatever its replicas have.
     AckBeforeReplica,
+    /// A master acknowledges although its lease is over.
+    ForgetToFence,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -30,7 +30,7 @@ use crate::wire::record::RecordView;
 /// The log is read in pieces of this.
 const PIECE_BYTES: usize = 256 << 10;
 /// How far behind a torn place a batch is looked for that proves damage: more than can be in flight at once.
-const EVIDENCE_BYTES: u64 = 80 << 20;
+pub const EVIDENCE_BYTES: u64 = 80 << 20;
 
 /// Acknowledged bytes that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

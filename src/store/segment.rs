@@ -232,6 +232,25 @@ impl<E: Env> Segments<E> {
         Ok(Some(self.start()))
     }
 
+    /// Removes the segments that begin behind `position`, the last one first, durably.
+    pub async fn remove_beyond(&self, position: u64) -> io::Result<()> {
+        let first = position / self.segment_bytes + 1;
+        let indices: Vec<u64> = self
+            .files
+            .borrow()
+            .range(first..)
+            .map(|(index, _)| *index)
+            .collect();
+        for index in indices.into_iter().rev() {
+            self.files.borrow_mut().remove(&index);
+            self.env.remove(&self.path(index)).await?;
+            self.env.sync_dir(&self.directory).await?;
+        }
+        let end = self.allocated_end.get().min(first * self.segment_bytes);
+        self.allocated_end.set(end);
+        Ok(())
+    }
+
     /// Gives the spare segment back to a disk that runs full. Returns whether there was one.
     pub async fn drop_spare(&self) -> io::Result<bool> {
         if !self.has_spare.replace(false) {

@@ -158,6 +158,20 @@ pub async fn save<E: Env>(env: &E, directory: &Path, mark: Mark, payload: &[u8])
     env.sync_dir(directory).await
 }
 
+/// Removes the snapshots of positions behind `position`, durably: the log is about to be cut there.
+pub async fn remove_beyond<E: Env>(env: &E, directory: &Path, position: u64) -> io::Result<()> {
+    for (name, _) in env.list(directory).await? {
+        let is_later = name
+            .strip_prefix(PREFIX)
+            .and_then(|at| at.parse::<u64>().ok())
+            .is_some_and(|at| at > position);
+        if is_later {
+            env.remove(&directory.join(name)).await?;
+        }
+    }
+    env.sync_dir(directory).await
+}
+
 /// Reads the newest whole snapshot. A damaged one is logged and passed over if the log still has its first byte
 /// (`log_start` 0), from which everything can be built again. Otherwise that is an error, as is one that cannot be read:
 /// a start without it would forget the topics, groups and offsets that only the snapshot knows.

@@ -120,6 +120,10 @@ pub enum Refusal {
         "{in_sync} replicas are in sync, the master included, and minInSyncReplicas is {needed}: nothing was stored; `haStatus` shows who is missing"
     )]
     TooFewReplicas { in_sync: u32, needed: u32 },
+    #[error(
+        "this broker has no lease of the controller at the moment, so it may not be the master any more; ask the name server again"
+    )]
+    NoLease,
     #[error("the queue is not on this broker any more")]
     NoQueue,
     #[error("core {shard} has {waiting} requests waiting, the limit is {limit}")]

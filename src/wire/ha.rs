@@ -5,7 +5,7 @@
 //! | at | bytes | field |
 //! |---|---|---|
 //! | 0 | 4 | magic `RMQH`: anything else is dropped at once |
-//! | 4 | 1 | version of the stream, 1 |
+//! | 4 | 1 | version of the stream, 2 |
 //! | 5 | 1 | kind of the frame |
 //! | 6 | 2 | zero |
 //! | 8 | 4 | bytes of the payload, checked against the limit of the moment before anything is reserved |
@@ -25,9 +25,9 @@ use crate::base::limits::{HA_BATCHES_BYTES_MAX, HA_CONTROL_BYTES_MAX};
 /// Bytes of a frame's head.
 pub const HEAD_BYTES: usize = 12;
 /// Bytes of [`Frame::Data`]'s payload in front of the batches.
-pub const DATA_FIXED_BYTES: usize = 24;
+pub const DATA_FIXED_BYTES: usize = 32;
 /// Version of the stream.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 const MAGIC: [u8; 4] = *b"RMQH";
 
 pub type Nonce = [u8; 16];
@@ -55,6 +55,10 @@ pub enum HaError {
 pub enum Side {
     Master,
     Slave,
+    /// A controller, to a broker or another controller.
+    Controller,
+    /// Who connects to a controller.
+    ControllerClient,
 }
 
 /// HMAC-SHA-256 of both nonces under the shared secret, different for each side.
@@ -86,6 +90,8 @@ fn sign(secret: &[u8], side: Side, slave: &Nonce, master: &Nonce) -> Hmac<Sha256
     mac.update(match side {
         Side::Master => b"ringmq ha master v1",
         Side::Slave => b"ringmq ha slave  v1",
+        Side::Controller => b"ringmq controller 1",
+        Side::ControllerClient => b"ringmq co client  1",
     });
     mac.update(slave);
     mac.update(master);
@@ -128,11 +134,21 @@ pub enum Frame {
         previous_crc: u32,
         /// How much may be on its way.
         window_bytes: u64,
+        /// The greatest epoch of a master that the slave has heard of; 0 without a controller.
+        group_epoch: u32,
     },
     /// The slave's log is a prefix of the master's.
     Joined {
         start: u64,
         end: u64,
+        /// The epoch that the controller gave this master; 0 without a controller.
+        group_epoch: u32,
+    },
+    /// With a controller: the slave's log has what this master's has not. The master's last epoch that is not greater than
+    /// that of the slave's end, and where it ends in the master's log.
+    Apart {
+        epoch: u32,
+        position: u64,
     },
     /// The peer will not go on, and what to do about it.
     Refused {
@@ -145,6 +161,8 @@ pub enum Frame {
         start: u64,
         /// The master's log is durable there up to this.
         end: u64,
+        /// What may be shown: everything before it is on all copies that were asked for.
+        confirmed: u64,
         batches: Bytes,
     },
     /// The slave's log is durable, as its flushDiskType says, up to there.
@@ -164,6 +182,7 @@ const JOINED: u8 = 7;
 const REFUSED: u8 = 8;
 const DATA: u8 = 9;
 const ACK: u8 = 10;
+const APART: u8 = 11;
 
 /// What may come now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,10 +273,16 @@ fn parse(kind: u8, mut from: Bytes) -> Option<Frame> {
             epoch: from.try_get_u32_le().ok()?,
             previous_crc: from.try_get_u32_le().ok()?,
             window_bytes: from.try_get_u64_le().ok()?,
+            group_epoch: from.try_get_u32_le().ok()?,
         },
         JOINED => Frame::Joined {
             start: from.try_get_u64_le().ok()?,
             end: from.try_get_u64_le().ok()?,
+            group_epoch: from.try_get_u32_le().ok()?,
+        },
+        APART => Frame::Apart {
+            epoch: from.try_get_u32_le().ok()?,
+            position: from.try_get_u64_le().ok()?,
         },
         REFUSED => Frame::Refused {
             remark: String::from_utf8(std::mem::take(&mut from).into()).ok()?,
@@ -266,6 +291,7 @@ fn parse(kind: u8, mut from: Bytes) -> Option<Frame> {
             position: from.try_get_u64_le().ok()?,
             start: from.try_get_u64_le().ok()?,
             end: from.try_get_u64_le().ok()?,
+            confirmed: from.try_get_u64_le().ok()?,
             batches: std::mem::take(&mut from),
         },
         ACK => Frame::Ack {
@@ -290,10 +316,16 @@ fn put_shape(out: &mut Vec<u8>, shape: &StoreShape) {
 }
 
 /// Head and fixed part of a [`Frame::Data`] whose batches follow from where they lie.
-pub fn data_head(position: u64, start: u64, end: u64, batches_bytes: usize) -> Vec<u8> {
+pub fn data_head(
+    position: u64,
+    start: u64,
+    end: u64,
+    confirmed: u64,
+    batches_bytes: usize,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_BYTES + DATA_FIXED_BYTES);
     put_head(&mut out, DATA, DATA_FIXED_BYTES + batches_bytes);
-    for number in [position, start, end] {
+    for number in [position, start, end, confirmed] {
         out.put_u64_le(number);
     }
     out
@@ -337,6 +369,7 @@ impl Frame {
                 epoch,
                 previous_crc,
                 window_bytes,
+                group_epoch,
             } => {
                 payload.put_u64_le(*broker_id);
                 put_shape(&mut payload, shape);
@@ -345,12 +378,23 @@ impl Frame {
                 payload.put_u32_le(*epoch);
                 payload.put_u32_le(*previous_crc);
                 payload.put_u64_le(*window_bytes);
+                payload.put_u32_le(*group_epoch);
                 JOIN
             }
-            Self::Joined { start, end } => {
+            Self::Joined {
+                start,
+                end,
+                group_epoch,
+            } => {
                 payload.put_u64_le(*start);
                 payload.put_u64_le(*end);
+                payload.put_u32_le(*group_epoch);
                 JOINED
+            }
+            Self::Apart { epoch, position } => {
+                payload.put_u32_le(*epoch);
+                payload.put_u64_le(*position);
+                APART
             }
             Self::Refused { remark } => {
                 payload.put_slice(remark.as_bytes());
@@ -360,9 +404,10 @@ impl Frame {
                 position,
                 start,
                 end,
+                confirmed,
                 batches,
             } => {
-                let mut out = data_head(*position, *start, *end, batches.len());
+                let mut out = data_head(*position, *start, *end, *confirmed, batches.len());
                 out.put_slice(batches);
                 return out;
             }
@@ -410,10 +455,15 @@ mod tests {
                 any_shape(),
                 any::<u8>(),
                 any::<[u64; 3]>(),
-                any::<[u32; 2]>()
+                any::<[u32; 3]>()
             )
                 .prop_map(
-                    |(shape, log, [broker_id, position, window_bytes], [epoch, previous_crc])| {
+                    |(
+                        shape,
+                        log,
+                        [broker_id, position, window_bytes],
+                        [epoch, previous_crc, group_epoch],
+                    )| {
                         Frame::Join {
                             broker_id,
                             shape,
@@ -422,19 +472,29 @@ mod tests {
                             epoch,
                             previous_crc,
                             window_bytes,
+                            group_epoch,
                         }
                     }
                 ),
-            any::<[u64; 2]>().prop_map(|[start, end]| Frame::Joined { start, end }),
+            (any::<[u64; 2]>(), any::<u32>()).prop_map(|([start, end], group_epoch)| {
+                Frame::Joined {
+                    start,
+                    end,
+                    group_epoch,
+                }
+            }),
+            (any::<u64>(), any::<u32>())
+                .prop_map(|(position, epoch)| Frame::Apart { epoch, position }),
             ".{0,100}".prop_map(Frame::refused),
             (
-                any::<[u64; 3]>(),
+                any::<[u64; 4]>(),
                 proptest::collection::vec(any::<u8>(), 0..300)
             )
-                .prop_map(|([position, start, end], batches)| Frame::Data {
+                .prop_map(|([position, start, end, confirmed], batches)| Frame::Data {
                     position,
                     start,
                     end,
+                    confirmed,
                     batches: batches.into()
                 }),
             any::<[u64; 2]>().prop_map(|[durable, window_bytes]| Frame::Ack {
@@ -458,7 +518,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..12) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..13) {
             let _ = next_frame(&mut BytesMut::from(&bytes[..]), Trust::Peer);
             let mut framed = Vec::new();
             put_head(&mut framed, kind, bytes.len());

@@ -27,6 +27,7 @@ mod crash;
 mod crash_features;
 mod disk_full;
 mod everyday;
+mod failover;
 mod ledger;
 mod malformed;
 mod many_queues;

@@ -116,6 +116,7 @@ fn master_role() -> Role {
             stuck_ms_max: 2_000,
         },
         slave_timeout_ms: 500,
+        control: None,
     })
 }
 
@@ -139,6 +140,7 @@ fn accept(env: &SimEnv, shard: &Rc<Shard<SimEnv>>, shape: StoreShape, stream: Si
                 epoch,
                 previous_crc,
                 window_bytes,
+                group_epoch,
             } => {
                 if let Err(remark) = check_shape(theirs, shape) {
                     let _ = write_frame(&stream, &Frame::refused(remark)).await;
@@ -153,6 +155,7 @@ fn accept(env: &SimEnv, shard: &Rc<Shard<SimEnv>>, shape: StoreShape, stream: Si
                     broker_id,
                     end,
                     window_bytes,
+                    group_epoch,
                 };
                 let log = shard.logs().find(|own| own.id() == log).cloned().unwrap();
                 serve(own, Rc::new(stream), buffer, wish, log, shard, TIMES).await;
@@ -227,6 +230,7 @@ impl Pair {
                         snapshot_bytes: manifest.segment_bytes / 2,
                         store_host: ([127, 0, 0, 1], 10911).into(),
                         replica: !is_master,
+                        elected: None,
                     },
                     role: if is_master {
                         master_role()
@@ -273,6 +277,7 @@ impl Pair {
                     secret: Arc::from(&b"a shared secret"[..]),
                     times: TIMES,
                     master: Rc::new(move || Some(master.clone())),
+                    control: None,
                 };
                 let progress = shard.slave_progress(log.id()).unwrap();
                 let net = self.network.of(&env);

@@ -123,6 +123,7 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<ShardsBroker> 
                 snapshot_bytes: manifest.segment_bytes / 2,
                 store_host: ([127, 0, 0, 1], 10911).into(),
                 replica: false,
+                elected: None,
             },
             role: Role::Master(MasterRules::alone()),
         };

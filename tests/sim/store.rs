@@ -96,7 +96,7 @@ pub fn refused(refusal: Refusal) -> Refused {
         Refusal::NoQueue => Refused::NoQueue,
         Refusal::Stopping => Refused::Stopping,
         Refusal::Read { reason } => Refused::Unreadable(reason.to_string()),
-        Refusal::Replica | Refusal::TooFewReplicas { .. } => Refused::Busy,
+        Refusal::Replica | Refusal::NoLease | Refusal::TooFewReplicas { .. } => Refused::Busy,
         other @ Refusal::TooLarge { .. } => panic!("the model sends nothing too large: {other}"),
     }
 }
@@ -148,6 +148,7 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<LogsBroker> {
             snapshot_bytes: settings.segment_bytes / 2,
             store_host: ([127, 0, 0, 1], 10911).into(),
             replica: false,
+            elected: None,
         };
         logs.push(CommitLog::open(env.clone(), options).await?);
     }

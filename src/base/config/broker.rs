@@ -66,6 +66,17 @@ settings! {
         /// Sends are refused until this time.
         "startAcceptSendRequestTimeStamp" accept_sends_from_ms: u64 = 0, Bounds::Any, "ms since 1970";
 
+        /// Controllers decide which broker of the group is the master; see controllerAddr.
+        "enableControllerMode" controller_mode: bool = false, Bounds::Any, "";
+        /// All nodes of the controller, host:port between semicolons.
+        "controllerAddr" controller_addresses: Addresses = Addresses::default(), Bounds::Any, "";
+        /// A master that the controller has not heard for so long is deposed; it acknowledges nothing after three quarters of it
+        /// without an answer. RocketMQ has 10000.
+        "controllerHeartBeatTimeoutMills" controller_timeout_ms: u64 = 1000, Bounds::Range(300, 60_000), "ms";
+        /// How often the controller hears of this broker. RocketMQ has 1000.
+        "brokerHeartbeatInterval" heartbeat_ms: u64 = 200, Bounds::Range(20, 20_000), "ms";
+        /// Of brokers whose logs are equally long the one with the least number is elected.
+        "brokerElectionPriority" election_priority: u32 = 2_147_483_647, Bounds::Range(0, 2_147_483_647), "";
         /// A master sends consumers that are far behind to a slave.
         "slaveReadEnable" slave_read: bool = false, Bounds::Any, "";
         /// A pull that finds nothing waits here for a message.

@@ -89,20 +89,16 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("migrateFromAclV1Enabled", "migrateAuthFromV1Enabled"),
 ];
 
-const REPLICAS: &str = "masters and slaves have fixed roles here: election, and a slave that acts as a master, are not built yet";
+const REPLICAS: &str = "there is no slave that acts as a master here, and no log of DLedger: enableControllerMode with `ringmq controller` elects a master";
+const BESIDE: &str = "a controller is a process of its own here: `ringmq controller`";
 const ACCESS: &str = "access control is not built yet; without it the broker would be open to everybody while the file says otherwise";
 
 /// See [`Refused`].
 pub const REFUSED: &[Refused] = &[
     Refused {
-        key: "enableControllerMode",
-        harmless: &["false"],
-        reason: REPLICAS,
-    },
-    Refused {
         key: "enableControllerInNamesrv",
         harmless: &["false"],
-        reason: REPLICAS,
+        reason: BESIDE,
     },
     Refused {
         key: "enableDLegerCommitLog",
@@ -245,20 +241,20 @@ pub const IGNORED: &[Ignored] = &[
             disableConsumeIfConsumerReadSlowly consumerFallbehindThreshold",
     },
     Ignored {
-        reason: "masters and slaves have fixed roles here, election is not built yet; the rest of replication has no such knob",
+        reason: "replication and election have no such knob here",
         keys: "
             haTransferBatchSize
             offsetCheckInSlave totalReplicas enableAutoInSyncReplicas
             haFlowControlEnable maxHaTransferByteInSecond syncMasterFlushOffsetWhenStartup
             maxSlaveResendLength syncFromLastFile asyncLearner dLegerGroup dLegerPeers dLegerSelfId
-            preferredLeaderId enableBatchPush enableRemoteEscape skipPreOnline brokerHeartbeatInterval
+            preferredLeaderId enableBatchPush enableRemoteEscape skipPreOnline
             sendHeartbeatTimeoutMillis brokerNotActiveTimeoutMillis syncBrokerMemberGroupPeriod
-            cleanOfflineBrokerInterval lockInStrictMode forwardTimeout controllerAddr fetchControllerAddrByDnsLookup
+            cleanOfflineBrokerInterval lockInStrictMode forwardTimeout fetchControllerAddrByDnsLookup
             syncBrokerMetadataPeriod checkSyncStateSetPeriod syncControllerMetadataPeriod
-            controllerHeartBeatTimeoutMills brokerElectionPriority controllerType controllerDLegerGroup
-            controllerDLegerPeers controllerDLegerSelfId controllerStorePath mappedFileSize electMasterMaxRetryCount
-            enableElectUncleanMaster isProcessReadEvent processReadEvent notifyBrokerRoleChanged
-            scanInactiveMasterInterval jraftConfig notifyMinBrokerIdChangeTimeoutMillis enableSplitMetadata
+            controllerType
+            mappedFileSize electMasterMaxRetryCount
+            isProcessReadEvent processReadEvent notifyBrokerRoleChanged
+            jraftConfig notifyMinBrokerIdChangeTimeoutMillis enableSplitMetadata
             splitMetadataSize",
     },
     Ignored {

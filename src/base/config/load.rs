@@ -8,8 +8,9 @@ use crate::base::config::foreign::NOT_YET;
 use crate::base::config::value::{Addresses, BrokerRole};
 use crate::base::config::{BrokerSettings, host_port, settings};
 use crate::base::config::{
-    Config, ConfigError, KeyClass, NamesrvSettings, NodeSettings, Origin, Problem, Roles,
-    ServerSettings, StoreSettings, classify, known_keys, memory, nearest_key, properties, value,
+    Config, ConfigError, ControllerSettings, KeyClass, NamesrvSettings, NodeSettings, Origin,
+    Problem, Roles, ServerSettings, StoreSettings, classify, known_keys, memory, nearest_key,
+    properties, value,
 };
 
 /// What `app` found out about the machine.
@@ -98,6 +99,7 @@ pub fn load(roles: Roles, sources: &Sources, machine: &Machine) -> Result<Config
             server: ServerSettings::default(),
             broker: BrokerSettings::default(),
             namesrv: NamesrvSettings::default(),
+            controller: ControllerSettings::default(),
             store: StoreSettings::default(),
             memory: memory::MemoryShares {
                 io_bytes: 0,
@@ -225,6 +227,9 @@ impl Loader {
                 // The name server of RocketMQ has its port under the same key as the broker.
                 let field = match canonical {
                     "listenPort" if self.config.roles == Roles::Namesrv => "namesrvListenPort",
+                    "listenPort" if self.config.roles == Roles::Controller => {
+                        "controllerListenPort"
+                    }
                     _ => setting.key,
                 };
                 if text.is_empty() {
@@ -306,10 +311,14 @@ impl Loader {
             self.config.namesrv.kv_config_path =
                 self.config.store.root.join("namesrv").join("kvConfig.json");
         }
+        if !self.is_set("controllerStorePath") {
+            self.found("controllerStorePath");
+            self.config.controller.directory = self.config.store.root.join("controller");
+        }
         if self.config.node.shards == 0 {
             self.found("shards");
             self.config.node.shards = match roles {
-                Roles::Namesrv => 1,
+                Roles::Namesrv | Roles::Controller => 1,
                 Roles::Standalone => (machine.cores / 2).clamp(1, STANDALONE_SHARDS_MAX),
                 Roles::Broker => machine
                     .cores
@@ -328,7 +337,7 @@ impl Loader {
             self.found("memory");
             let most_bytes = match roles {
                 Roles::Standalone => memory::STANDALONE_BYTES_MAX,
-                Roles::Broker | Roles::Namesrv => memory::DEFAULT_BYTES_MAX,
+                Roles::Broker | Roles::Namesrv | Roles::Controller => memory::DEFAULT_BYTES_MAX,
             };
             self.config.node.memory_bytes =
                 memory::default_budget(machine.memory_bytes, most_bytes, self.config.node.shards);
@@ -453,9 +462,15 @@ impl Loader {
                 );
             }
         }
+        if self.config.roles == Roles::Controller {
+            self.check_controller();
+        }
         let config = &self.config;
         if !config.roles.has_broker() {
             return;
+        }
+        if config.broker.controller_mode {
+            return self.check_controlled();
         }
         let is_slave = config.broker.role == BrokerRole::Slave;
         if is_slave != (config.broker.broker_id != 0) {
@@ -469,6 +484,20 @@ impl Loader {
             );
         }
         self.check_replicas();
+        self.check_names();
+        self.check_ports();
+        self.check_segment();
+        let config = &self.config;
+        if config.roles == Roles::Broker && config.broker.namesrv_addresses.0.is_empty() {
+            self.warn(
+                None,
+                "no name server is set, so clients will not find this broker: use -n HOST:9876, namesrvAddr or NAMESRV_ADDR"
+                    .to_owned(),
+            );
+        }
+    }
+
+    fn check_names(&mut self) {
         let config = &self.config;
         for (key, name) in [
             ("brokerName", &config.broker.broker_name),
@@ -487,16 +516,76 @@ impl Loader {
                 self.errors.push(Problem { origin, message });
             }
         }
+    }
+
+    /// A node of a controller: its peers, and the secret that they share.
+    fn check_controller(&mut self) {
+        if !self.is_set("controllerDLegerPeers") {
+            self.found("controllerDLegerPeers");
+            let host = self.config.broker.advertised_host.clone();
+            let address = host_port(&host, self.config.controller.listen_port);
+            self.config.controller.peers = format!("{}-{address}", self.config.controller.self_id);
+        }
+        let keys = &self.config.controller;
+        let error = match keys.members() {
+            Err(error) => Some(("controllerDLegerPeers", error)),
+            Ok((id, members)) => {
+                let is_far = members.values().any(|address| !is_loopback(address));
+                let has_secret = !self.config.store.ha_secret_file.as_os_str().is_empty();
+                (members.len() > 1 && is_far && !has_secret).then(|| {
+                    let message = format!(
+                        "node n{id} talks to nodes on other machines and needs haSecretFile, with the same content on all of them: \
+                         without a shared secret anybody could vote"
+                    );
+                    ("controllerDLegerPeers", message)
+                })
+            }
+        };
+        if let Some((key, message)) = error {
+            self.error(self.origin_of(key), message);
+        }
+    }
+
+    /// A broker whose role a controller decides.
+    fn check_controlled(&mut self) {
+        let broker = &self.config.broker;
+        let mut errors = Vec::new();
+        if self.config.roles == Roles::Standalone {
+            errors.push((
+                "enableControllerMode",
+                "enableControllerMode needs a broker of its own: `ringmq broker`".to_owned(),
+            ));
+        }
+        if broker.controller_addresses.0.is_empty() {
+            let message = "enableControllerMode=true needs controllerAddr: host:port of all controllers, between semicolons";
+            errors.push(("enableControllerMode", message.to_owned()));
+        }
+        if broker.role == BrokerRole::Slave || broker.broker_id != 0 {
+            errors.push((
+                "brokerRole",
+                "with enableControllerMode the controller decides about brokerRole and brokerId: remove them".to_owned(),
+            ));
+        }
+        if broker.heartbeat_ms * 3 > broker.controller_timeout_ms {
+            let message = format!(
+                "brokerHeartbeatInterval={} is too long for controllerHeartBeatTimeoutMills={}: at most a third of it, or one lost \
+                 heartbeat deposes the master",
+                broker.heartbeat_ms, broker.controller_timeout_ms
+            );
+            errors.push(("brokerHeartbeatInterval", message));
+        }
+        let has_secret = !self.config.store.ha_secret_file.as_os_str().is_empty();
+        if !has_secret && !self.config.bind_ip.is_loopback() {
+            let message = "enableControllerMode between machines needs haSecretFile, with the same content on brokers and controllers: \
+                without a shared secret anybody could take the place of a replica";
+            errors.push(("enableControllerMode", message.to_owned()));
+        }
+        for (key, message) in errors {
+            self.error(self.origin_of(key), message);
+        }
+        self.check_names();
         self.check_ports();
         self.check_segment();
-        let config = &self.config;
-        if config.roles == Roles::Broker && config.broker.namesrv_addresses.0.is_empty() {
-            self.warn(
-                None,
-                "no name server is set, so clients will not find this broker: use -n HOST:9876, namesrvAddr or NAMESRV_ADDR"
-                    .to_owned(),
-            );
-        }
     }
 
     fn check_replicas(&mut self) {
@@ -612,6 +701,13 @@ impl Loader {
             );
         }
     }
+}
+
+/// Whether `host:port` is on this machine by its text.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
 /// Shards of a standalone process at most: it is a first run or a test more often than a server.
@@ -756,6 +852,47 @@ mod tests {
     }
 
     #[test]
+    fn the_controller_mode_needs_to_know_where_and_leaves_the_role_to_the_controller() {
+        let good = "enableControllerMode=true\ncontrollerAddr=10.0.0.1:9878;10.0.0.2:9878\nhaSecretFile=/etc/s\n";
+        let config = loaded(Roles::Broker, &file(good));
+        assert_eq!(config.broker.controller_addresses.0.len(), 2);
+        for (more, wanted) in [
+            ("brokerRole=SLAVE\nbrokerId=1", "the controller decides"),
+            ("brokerHeartbeatInterval=900", "at most a third"),
+            ("controllerHeartBeatTimeoutMills=100", "300 to"),
+        ] {
+            let text = refused(Roles::Broker, &format!("{good}{more}\n"));
+            assert!(text.contains(wanted), "{text}");
+        }
+        let text = refused(
+            Roles::Broker,
+            "enableControllerMode=true\nbindAddress=0.0.0.0\n",
+        );
+        assert!(
+            text.contains("controllerAddr") && text.contains("haSecretFile"),
+            "{text}"
+        );
+        let text = refused(Roles::Standalone, good);
+        assert!(text.contains("`ringmq broker`"), "{text}");
+    }
+
+    #[test]
+    fn a_node_of_a_controller_knows_its_peers_and_shares_their_secret() {
+        let one = loaded(Roles::Controller, &Sources::default());
+        assert_eq!(one.controller.members().unwrap().1.len(), 1);
+        let peers = "controllerDLegerPeers=n0-10.0.0.1:1;n1-10.0.0.2:1;n2-10.0.0.3:1\n";
+        assert!(refused(Roles::Controller, peers).contains("haSecretFile"));
+        let config = loaded(
+            Roles::Controller,
+            &file(&format!("{peers}listenPort=7\nhaSecretFile=/etc/s\n")),
+        );
+        assert_eq!(config.controller.listen_port, 7);
+        assert!(
+            refused(Roles::Controller, "controllerDLegerPeers=n0-a:1;n1-b:2").contains("1, 3 or 5")
+        );
+    }
+
+    #[test]
     fn a_flag_counts_more_than_the_environment_and_that_more_than_the_file() {
         let sources = file("brokerName=from-file");
         let config = loaded(Roles::Broker, &sources);
@@ -860,10 +997,10 @@ brokerIP1=mq.example.org
             "aclEnable=true",
             "authenticationEnabled=TRUE",
             "tls.server.mode=enforcing",
-            "enableControllerMode=true",
+            "enableDLegerCommitLog=true",
         ] {
             let error = refused(Roles::Broker, text);
-            assert!(error.contains("not built yet"), "{error}");
+            assert!(error.contains("is refused: "), "{error}");
             assert!(error.starts_with("broker.conf:1: "), "{error}");
         }
         loaded(

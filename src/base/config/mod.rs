@@ -6,6 +6,7 @@
 //! a promise. All problems are reported together. This file touches neither disk nor environment: `app` hands both in.
 
 mod broker;
+mod controller;
 mod foreign;
 mod load;
 pub mod memory;
@@ -23,6 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 pub use broker::BrokerSettings;
+pub use controller::ControllerSettings;
 pub use load::{Machine, Sources, env_name, load};
 pub use memory::MemoryShares;
 pub use namesrv::NamesrvSettings;
@@ -39,15 +41,17 @@ pub enum Roles {
     Broker,
     /// Both in one process.
     Standalone,
+    /// A node of the controller: neither of them.
+    Controller,
 }
 
 impl Roles {
     pub fn has_namesrv(self) -> bool {
-        self != Self::Broker
+        matches!(self, Self::Namesrv | Self::Standalone)
     }
 
     pub fn has_broker(self) -> bool {
-        self != Self::Namesrv
+        matches!(self, Self::Broker | Self::Standalone)
     }
 }
 
@@ -87,6 +91,7 @@ pub struct Config {
     pub server: ServerSettings,
     pub broker: BrokerSettings,
     pub namesrv: NamesrvSettings,
+    pub controller: ControllerSettings,
     pub store: StoreSettings,
     /// The shares of `memory` per shard.
     pub memory: MemoryShares,
@@ -164,6 +169,7 @@ impl Config {
             .or_else(|| self.broker.get(key))
             .or_else(|| self.namesrv.get(key))
             .or_else(|| self.store.get(key))
+            .or_else(|| self.controller.get(key))
     }
 
     /// Where the value of a key came from.
@@ -191,6 +197,7 @@ impl Config {
             .or_else(|| self.broker.set(key, text))
             .or_else(|| self.namesrv.set(key, text))
             .or_else(|| self.store.set(key, text))
+            .or_else(|| self.controller.set(key, text))
     }
 }
 
@@ -219,6 +226,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         BrokerSettings::SETTINGS,
         StoreSettings::SETTINGS,
         NamesrvSettings::SETTINGS,
+        ControllerSettings::SETTINGS,
     ]
     .into_iter()
     .flatten()

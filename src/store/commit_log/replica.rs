@@ -273,36 +273,38 @@ impl<E: Env> CommitLog<E> {
         state.sealed.pop_front()
     }
 
-    /// The runs before `end` are durable: their records go into the tables. The error is why the log cannot go on.
+    /// The batches before `end` are released: their records go into the tables. The error is why the log cannot go on.
     pub(super) fn apply_runs(
         &self,
         end: u64,
         touched: &mut SmallVec<[QueueKey; 32]>,
     ) -> Result<(), String> {
         loop {
-            let run = {
-                let mut state = self.state.borrow_mut();
-                match state.unapplied.front() {
-                    Some(run) if run.end <= end => state.unapplied.pop_front(),
-                    _ => None,
-                }
-            };
-            let Some(run) = run else { return Ok(()) };
-            let mut at = run.start;
+            let front = self.state.borrow().unapplied.front().cloned();
+            let Some(run) = front else { return Ok(()) };
+            let mut at = run.start.max(self.state.borrow().applied);
             while at < run.end {
                 let batch = &run.buffer[(at - run.buffer_start) as usize..];
                 let header = BatchHeader::read(batch, Position(at), self.options.store_id)
                     .ok_or_else(|| format!("the batch at {at} changed while it was written"))?;
+                let next = match header.ends_segment() {
+                    true => self.segments.segment_end(at),
+                    false => at + u64::from(header.length),
+                };
+                if next > end {
+                    return Ok(());
+                }
                 let records = &batch[HEADER_BYTES..HEADER_BYTES + header.record_bytes as usize];
                 self.apply_records(at + HEADER_BYTES as u64, records, touched)?;
                 if header.ends_segment() {
                     self.segment_times
                         .borrow_mut()
-                        .insert(self.segments.segment_end(at), header.first_timestamp_ms);
-                    break;
+                        .insert(next, header.first_timestamp_ms);
                 }
-                at += u64::from(header.length);
+                at = next;
+                self.state.borrow_mut().applied = at;
             }
+            self.state.borrow_mut().unapplied.pop_front();
         }
     }
 
@@ -379,7 +381,7 @@ impl<E: Env> CommitLog<E> {
         self.state.borrow().epoch
     }
 
-    async fn header_at(&self, position: u64) -> io::Result<Option<BatchHeader>> {
+    pub(super) async fn header_at(&self, position: u64) -> io::Result<Option<BatchHeader>> {
         let head = self.reader.read_whole(position, HEADER_BYTES).await?;
         Ok(BatchHeader::read(
             &head,
@@ -433,7 +435,7 @@ impl<E: Env> CommitLog<E> {
         if planted(PlantedBug::ReplicaAcksBeforeFlush) {
             return self.state.borrow().next;
         }
-        self.durable().0
+        self.durable_here().0
     }
 
     /// Whether the log is about to stop or takes no writes any more.

@@ -57,6 +57,7 @@ async fn open(env: &SimEnv, tail_entries: usize, sync_flush: bool) -> Log {
         snapshot_bytes: SEGMENT_BYTES,
         store_host: ([127, 0, 0, 1], 10911).into(),
         replica: false,
+        elected: None,
     };
     let log = CommitLog::open(env.clone(), options).await.unwrap();
     env.sync_dir(&directory).await.unwrap();

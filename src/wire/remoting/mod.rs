@@ -8,6 +8,7 @@ pub mod body;
 mod body_tests;
 pub mod code;
 pub mod command;
+pub mod controller;
 pub mod frame;
 #[cfg(test)]
 mod frame_tests;
