@@ -453,3 +453,113 @@ pub struct Batches {
     /// Where the next batch begins.
     pub next: u64,
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::base::offset::LogId;
+    use crate::io::sim::{SimEnv, SimOptions, SimWorld};
+    use crate::store::commit_log::LogOptions;
+    use crate::store::types::NewMessage;
+
+    const JUNK: u8 = 0xEE;
+
+    async fn open(env: &SimEnv, directory: &Path) -> Rc<CommitLog<SimEnv>> {
+        let options = LogOptions {
+            log: 0,
+            directory: directory.to_owned(),
+            store_id: 9,
+            segment_bytes: 1 << 20,
+            flush_each_write: true,
+            flush_interval: Duration::from_millis(50),
+            tail_cache_bytes: 32 << 10,
+            read_cache_bytes: 512 << 10,
+            index_cache_bytes: 16 << 10,
+            key_tail_entries: 0,
+            snapshot_bytes: 1 << 20,
+            store_host: ([127, 0, 0, 1], 10911).into(),
+            replica: false,
+            elected: None,
+        };
+        env.create_dir(directory).await.unwrap();
+        CommitLog::open(env.clone(), options).await.unwrap()
+    }
+
+    fn message() -> NewMessage {
+        NewMessage {
+            queue: QueueKey {
+                topic_id: 1,
+                queue_id: 0,
+            },
+            topic: Arc::from("T"),
+            body: vec![7; 700].into(),
+            properties: Default::default(),
+            tags_code: 0,
+            flag: 0,
+            sys_flag: 0,
+            born_timestamp: 5,
+            born_host: ([127, 0, 0, 1], 5555).into(),
+            reconsume_times: 0,
+            prepared_transaction_offset: 0,
+        }
+    }
+
+    /// Bytes of the two sectors from the one that has the log's end, behind that end.
+    async fn behind(log: &CommitLog<SimEnv>, end: u64) -> Vec<u8> {
+        let (file, at) = log.segments.locate(end).unwrap();
+        let front = at % SECTOR_BYTES as u64;
+        let pages = file.read_at(at - front, 2 * SECTOR_BYTES).await.unwrap();
+        pages[front as usize..].to_vec()
+    }
+
+    #[test]
+    fn a_log_that_was_a_replica_goes_on_over_zeros() {
+        let world = SimWorld::new(1, SimOptions::default());
+        let env = world.env();
+        let directory = PathBuf::from("/data/log");
+        let end = world.block_on(async {
+            let log = open(&env, &directory).await;
+            log.start(Rc::new(Deaf));
+            // The log reserves its first space.
+            while log.append(&[message()]).is_err() {
+                env.sleep(Duration::from_millis(1)).await;
+            }
+            log.stop().await.unwrap();
+            let end = log.durable_here().0;
+            // What a slave may leave: its mark, and the rest of a run that was torn.
+            mark(&env, &directory).await.unwrap();
+            let (file, at) = log.segments.locate(end).unwrap();
+            let front = (at % SECTOR_BYTES as u64) as usize;
+            assert!(front > 0, "the end lies within a sector");
+            let pages = file.read_at(at - front as u64, 2 * SECTOR_BYTES).await;
+            let mut torn = env.alloc(2 * SECTOR_BYTES);
+            torn.as_mut().fill(JUNK);
+            torn.as_mut()[..front].copy_from_slice(&pages.unwrap()[..front]);
+            file.write_at(Rc::new(torn), at - front as u64)
+                .await
+                .unwrap();
+            assert!(behind(&log, end).await.iter().all(|byte| *byte == JUNK));
+            end
+        });
+        world.block_on(async {
+            let log = open(&env, &directory).await;
+            assert_eq!(log.durable_here().0, end);
+            assert!(behind(&log, end).await.iter().all(|byte| *byte == 0));
+            assert!(!is_marked(&env, &directory).await.unwrap());
+        });
+    }
+
+    struct Deaf;
+
+    impl crate::store::LogListener for Deaf {
+        fn on_durable(&self, _log: LogId, _end: Position, _touched: &[QueueKey]) {}
+        fn on_poisoned(&self, _log: LogId, reason: &Arc<str>) {
+            panic!("{reason}");
+        }
+    }
+}
