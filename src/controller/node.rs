@@ -443,16 +443,18 @@ impl Node {
             self.elect_asked(command, &name, asked).await?
         };
         let header = with_master(Outgoing::success(), &group);
+        let members = BrokerMemberGroup {
+            broker_addrs: group
+                .replicas
+                .iter()
+                .map(|(id, replica)| (id.to_string(), replica.address.clone()))
+                .collect(),
+            broker_name: name,
+            cluster: group.cluster.clone(),
+        };
         let body = ElectMasterResponseBody {
-            broker_member_group: BrokerMemberGroup {
-                broker_addrs: group
-                    .replicas
-                    .iter()
-                    .map(|(id, replica)| (*id as i64, replica.address.clone()))
-                    .collect(),
-                broker_name: name,
-                cluster: group.cluster.clone(),
-            },
+            group: members.clone(),
+            broker_member_group: members,
             sync_state_set: group.in_sync.iter().map(|id| *id as i64).collect(),
         };
         Ok((header, group_body(&body)))

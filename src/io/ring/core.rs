@@ -30,10 +30,10 @@ use crate::io::ring::uring::Ring;
 
 /// Tasks that run between two looks at the ring.
 const TURN_TASKS_MAX: usize = 512;
-/// Of so many turns with other work, one has background tasks.
-const BACKGROUND_TURNS: u32 = 8;
 /// No further background task begins in a turn after this time.
 const BACKGROUND_MAX: Duration = Duration::from_micros(50);
+/// While there is other work, background tasks wait so long for their next time: a tenth of the executor is theirs.
+const BACKGROUND_PAUSE: Duration = Duration::from_micros(450);
 /// How long sockets and other threads may go unheard while a commit is on its way: a device that takes longer than this
 /// must not make a reader wait for it.
 const NAP_MAX: Duration = Duration::from_micros(500);
@@ -143,7 +143,8 @@ pub struct Core {
     listening: Cell<bool>,
     /// Commits that are on their way to the device.
     commits: Cell<u32>,
-    turns: Cell<u32>,
+    /// When background tasks ran last.
+    background_ended: Cell<Instant>,
     /// Nanoseconds that it has slept.
     idle_ns: Cell<u64>,
     completions: RefCell<Vec<cqueue::Entry>>,
@@ -179,7 +180,7 @@ impl Core {
             sockets: Sockets::new()?,
             listening: Cell::new(false),
             commits: Cell::new(0),
-            turns: Cell::new(0),
+            background_ended: Cell::new(Instant::now()),
             idle_ns: Cell::new(0),
             completions: RefCell::default(),
         });
@@ -370,26 +371,25 @@ impl Core {
             let Some(runnable) = runnable else { break };
             runnable.run();
         }
-        let turn = self.turns.get().wrapping_add(1);
-        self.turns.set(turn);
-        if self.foreground.borrow().is_empty() || turn.is_multiple_of(BACKGROUND_TURNS) {
+        if !self.background.borrow().is_empty()
+            && (self.foreground.borrow().is_empty()
+                || self.background_ended.get().elapsed() > BACKGROUND_PAUSE)
+        {
             self.run_background();
         }
     }
 
     fn run_background(&self) {
         let begun = Instant::now();
-        let mut any = false;
-        loop {
+        let mut now = begun;
+        while now.duration_since(begun) < BACKGROUND_MAX {
             let runnable = self.background.borrow_mut().pop_front();
             let Some(runnable) = runnable else { break };
             runnable.run();
-            any = true;
-            if begun.elapsed() > BACKGROUND_MAX {
-                break;
-            }
+            now = Instant::now();
         }
-        if any && self.commits.get() > 0 {
+        self.background_ended.set(now);
+        if self.commits.get() > 0 {
             // The kernel's worker that ends a flushed write may be waiting for this processor, and would have to for some
             // milliseconds: a slice of its scheduler.
             thread::yield_now();

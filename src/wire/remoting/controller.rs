@@ -48,10 +48,13 @@ pub struct ReplicaIdentity {
     pub broker_name: String,
 }
 
-/// Body of the answer to 1002.
+/// Body of the answer to 1002. RocketMQ's brokers read it as `ElectMasterResponseBody`, mqadmin as `BrokerMemberGroup`: it has the
+/// fields of both. Ids are written as text, because fastjson2 cannot pass over a name that is a number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ElectMasterResponseBody {
+    #[serde(flatten)]
+    pub group: BrokerMemberGroup,
     pub broker_member_group: BrokerMemberGroup,
     pub sync_state_set: BTreeSet<i64>,
 }
@@ -59,7 +62,7 @@ pub struct ElectMasterResponseBody {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BrokerMemberGroup {
-    pub broker_addrs: BTreeMap<i64, String>,
+    pub broker_addrs: BTreeMap<String, String>,
     pub broker_name: String,
     pub cluster: String,
 }
@@ -118,6 +121,24 @@ mod tests {
         assert_eq!(
             json::to_string(&info),
             r#"{"replicasInfoTable":{"b":{"inSyncReplicas":[{"alive":false,"brokerAddress":"a:1","brokerId":1,"brokerName":"b"}],"masterAddress":"","masterBrokerId":0,"masterEpoch":0,"notInSyncReplicas":[],"syncStateSetEpoch":0}}}"#
+        );
+    }
+
+    #[test]
+    fn an_elections_answer_can_be_read_by_brokers_and_by_mqadmin() {
+        let group = BrokerMemberGroup {
+            broker_addrs: [("1".to_owned(), "a:1".to_owned())].into(),
+            broker_name: "b".into(),
+            cluster: "c".into(),
+        };
+        let body = ElectMasterResponseBody {
+            group: group.clone(),
+            broker_member_group: group,
+            sync_state_set: [1].into(),
+        };
+        assert_eq!(
+            json::to_string(&body),
+            r#"{"brokerAddrs":{"1":"a:1"},"brokerName":"b","cluster":"c","brokerMemberGroup":{"brokerAddrs":{"1":"a:1"},"brokerName":"b","cluster":"c"},"syncStateSet":[1]}"#
         );
     }
 
