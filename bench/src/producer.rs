@@ -210,9 +210,13 @@ impl Producer {
         loop {
             let now_ns = shared.origin.elapsed_ns();
             recorder.advance(now_ns);
-            if now_ns < shared.until_ns && !shared.stop.load(Ordering::Relaxed) {
+            let is_stopped = shared.stop.load(Ordering::Relaxed);
+            let is_over = is_stopped || now_ns >= shared.until_ns;
+            // Once behind the end, too: what was due before it is sent, however late this thread comes.
+            if !is_stopped && gives_up_ns == u64::MAX {
                 self.fill(shared, &mut schedule, now_ns)?;
-            } else {
+            }
+            if is_over {
                 gives_up_ns = gives_up_ns.min(now_ns + DRAIN.as_nanos() as u64);
                 let idle = |lane: &Lane| {
                     lane.connection.in_flight.is_empty() && !lane.connection.has_output()

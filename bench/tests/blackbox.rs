@@ -11,6 +11,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,19 @@ use ringmq_bench::measure::Kind;
 use ringmq_bench::overload::Overload;
 use ringmq_bench::result::RunResult;
 
+/// A test that takes all of the machine for itself writes, the others read.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+enum Share {
+    Some(#[allow(dead_code)] RwLockReadGuard<'static, ()>),
+    All(#[allow(dead_code)] RwLockWriteGuard<'static, ()>),
+}
+
 /// A broker of our own, or one that is there.
 struct Broker {
+    /// Released when the broker has ended.
+    #[allow(dead_code)]
+    share: Share,
     namesrv: String,
     child: Option<Child>,
     directory: tempfile::TempDir,
@@ -46,9 +58,24 @@ fn broker_binary() -> Option<PathBuf> {
 
 /// None if there is no broker to test against.
 fn broker() -> Option<Broker> {
+    // A test that failed says nothing about the others.
+    start(Share::Some(
+        MACHINE.read().unwrap_or_else(PoisonError::into_inner),
+    ))
+}
+
+/// The same, while no other test has one.
+fn broker_alone() -> Option<Broker> {
+    start(Share::All(
+        MACHINE.write().unwrap_or_else(PoisonError::into_inner),
+    ))
+}
+
+fn start(share: Share) -> Option<Broker> {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     if let Ok(namesrv) = std::env::var("RINGMQ_AGAINST") {
         return Some(Broker {
+            share,
             namesrv,
             child: None,
             directory,
@@ -93,6 +120,7 @@ fn broker() -> Option<Broker> {
         .spawn()
         .unwrap();
     let mut broker = Broker {
+        share,
         namesrv: format!("127.0.0.1:{namesrv_port}"),
         child: Some(child),
         directory,
@@ -442,7 +470,7 @@ fn nobody_at_the_address_is_an_error_that_names_it() {
 /// Before the broker stopped reading at its limit, twice the peak brought the goodput to a hundredth of it.
 #[test]
 fn a_broker_that_is_offered_ten_times_its_peak_goes_on_at_its_peak_and_starves_nobody() {
-    let Some(broker) = broker() else { return };
+    let Some(broker) = broker_alone() else { return };
     let json = broker.directory.path().join("overload.json");
     let pid = broker.child.as_ref().map(|child| child.id().to_string());
     let mut args = vec![
