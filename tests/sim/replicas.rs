@@ -618,6 +618,34 @@ impl Pair {
             self.crash(old);
             self.directories.borrow_mut()[old] += 1;
             self.start(old);
+            self.caught_up();
+        }
+    }
+
+    /// The slave has all that its master has at this moment: one that was wiped is in sync a little before, and lacks what
+    /// was acknowledged before the wipe until then.
+    fn caught_up(&self) {
+        let master = self.running(self.master.get()).unwrap();
+        let slave = self.running(1 - self.master.get()).unwrap();
+        let ends: Vec<_> = master.logs().map(|log| log.durable_here()).collect();
+        let world = &self.world;
+        let caught_up = async {
+            let lacks = || {
+                slave
+                    .logs()
+                    .zip(&ends)
+                    .any(|(log, end)| log.durable_here() < *end)
+            };
+            while lacks() {
+                world.sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let env = self.world.core(self.master.get());
+        let caught_up = self
+            .world
+            .block_on(within(&env, TOGETHER_WITHIN, caught_up));
+        if caught_up.is_none() {
+            breach("a slave that was wiped does not catch up".to_owned());
         }
     }
 
