@@ -23,6 +23,15 @@ pub struct Beat {
     pub has_resigned: bool,
 }
 
+/// Why nobody takes a master's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoElection {
+    /// It may have a lease.
+    LeaseRuns,
+    /// Nobody who is alive may be elected.
+    Nobody,
+}
+
 /// Heartbeats of all brokers. See the module's page.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
@@ -67,6 +76,29 @@ impl Live {
         }
         let heard_ms = beat.map_or(0, |beat| beat.heard_ms);
         now_ms.saturating_sub(heard_ms.max(self.leader_since_ms)) > timeout_ms
+    }
+
+    /// Whom to elect in the place of a silent master. From this look on that one gets no lease until `until_ms`: its heartbeat may
+    /// come while the election is agreed on.
+    pub fn replace(
+        &mut self,
+        name: &str,
+        group: &Group,
+        unclean: bool,
+        now_ms: u64,
+        until_ms: u64,
+    ) -> Result<(u64, Beat, Ground), NoElection> {
+        let is_over = group
+            .master()
+            .is_none_or(|(id, replica)| self.lease_is_over(name, id, replica.timeout_ms, now_ms));
+        if !is_over {
+            return Err(NoElection::LeaseRuns);
+        }
+        let chosen = self
+            .choose(name, group, group.master, unclean, now_ms)
+            .ok_or(NoElection::Nobody)?;
+        self.withhold(name, until_ms);
+        Ok(chosen)
     }
 
     /// The master of a group gets no leases for so long.
@@ -175,6 +207,29 @@ mod tests {
         );
         assert_eq!(chosen(&group(&[1]), false), None);
         assert_eq!(chosen(&group(&[1]), true), Some((4, Ground::Unclean)));
+    }
+
+    #[test]
+    fn a_silent_master_that_comes_back_while_it_is_replaced_gets_no_lease() {
+        let mut live = Live::new(0);
+        let mut group = group(&[1, 2]);
+        for replica in group.replicas.values_mut() {
+            replica.timeout_ms = 1_000;
+        }
+        live.on_beat("g", 1, beat(5_000, 3, 0));
+        live.on_beat("g", 2, beat(5_500, 3, 0));
+        let replace = |live: &mut Live, now_ms| {
+            let replaced = live.replace("g", &group, false, now_ms, now_ms + 3_000);
+            replaced.map(|(id, ..)| id)
+        };
+        assert_eq!(replace(&mut live, 6_000), Err(NoElection::LeaseRuns));
+        assert!(live.may_grant("g", 6_000));
+        assert_eq!(replace(&mut live, 6_001), Ok(2));
+        live.on_beat("g", 1, beat(6_002, 3, 0));
+        assert!(!live.may_grant("g", 6_002));
+        live.grant_again("g");
+        assert_eq!(replace(&mut live, 7_003), Err(NoElection::Nobody));
+        assert!(live.may_grant("g", 7_003), "nobody else is elected");
     }
 
     #[test]

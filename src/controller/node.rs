@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::{Raft, ServerState};
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::controller::disk::{Disk, Types};
-use crate::controller::live::{Beat, Live};
+use crate::controller::live::{Beat, Live, NoElection};
 use crate::controller::state::{Change, Ground, Group, Outcome, unknown_group};
 use crate::controller::{ControllerOptions, consensus, node_name};
 use crate::wire::remoting::code::{request, response};
@@ -119,10 +118,6 @@ fn set_body(group: &Group) -> Vec<u8> {
         sync_state_set: group.in_sync.iter().map(|id| *id as i64).collect(),
         sync_state_set_epoch: group.in_sync_epoch as i32,
     })
-}
-
-fn group_body(value: &impl Serialize) -> Vec<u8> {
-    json::to_vec(value)
 }
 
 impl Node {
@@ -283,24 +278,10 @@ impl Node {
     async fn heartbeat(&self, command: &Command, push: &mpsc::Sender<Bytes>) -> Result<Answer> {
         let name = text_of(command, "brokerName")?;
         let id = id_of(command, "brokerId")?;
-        self.lead().await?;
-        let group = self.group(&name)?;
-        let Some(replica) = group
-            .replicas
-            .get(&id)
-            .filter(|replica| !replica.address.is_empty())
-        else {
-            let remark = format!("brokerId {id} of '{name}' is not registered here: register it");
-            return Err(Failure::Refused(
-                response::CONTROLLER_BROKER_NEED_TO_BE_REGISTERED,
-                remark,
-            ));
-        };
-        let (timeout_ms, now_ms) = (replica.timeout_ms, self.now_ms());
         let epoch = command.int("epoch")?.unwrap_or(0);
-        let beat = Beat {
-            heard_ms: now_ms,
-            timeout_ms,
+        let mut beat = Beat {
+            heard_ms: 0,
+            timeout_ms: 0,
             epoch: command
                 .int("logEpoch")?
                 .unwrap_or(epoch)
@@ -309,13 +290,33 @@ impl Node {
             priority: command.int("electionPriority")?.unwrap_or(i32::MAX.into()),
             has_resigned: command.flag("resigns"),
         };
-        lock(&self.brokers).insert((name.clone(), id), push.clone());
-        let is_master = group.master == Some(id) && epoch == i64::from(group.epoch);
-        let is_granted = self.with_live(|live| {
+        self.lead().await?;
+        // In one step: who the master is must not change between the look and the grant.
+        let (group, is_granted) = self.with_live(|live| {
+            let group = self.group(&name)?;
+            let Some(replica) = group
+                .replicas
+                .get(&id)
+                .filter(|replica| !replica.address.is_empty())
+            else {
+                let remark =
+                    format!("brokerId {id} of '{name}' is not registered here: register it");
+                return Err(Failure::Refused(
+                    response::CONTROLLER_BROKER_NEED_TO_BE_REGISTERED,
+                    remark,
+                ));
+            };
+            (beat.heard_ms, beat.timeout_ms) = (self.now_ms(), replica.timeout_ms);
             live.on_beat(&name, id, beat);
-            is_master && !beat.has_resigned && live.may_grant(&name, now_ms)
-        })?;
-        let lease = if is_granted { lease_ms(timeout_ms) } else { 0 };
+            let is_master = group.master == Some(id) && epoch == i64::from(group.epoch);
+            let may_grant = live.may_grant(&name, beat.heard_ms);
+            Ok((group, is_master && !beat.has_resigned && may_grant))
+        })??;
+        lock(&self.brokers).insert((name, id), push.clone());
+        let lease = match is_granted {
+            true => lease_ms(beat.timeout_ms),
+            false => 0,
+        };
         let header = with_master(Outgoing::success(), &group).field("leaseMillis", lease as i64);
         Ok((header, set_body(&group)))
     }
@@ -457,7 +458,7 @@ impl Node {
             broker_member_group: members,
             sync_state_set: group.in_sync.iter().map(|id| *id as i64).collect(),
         };
-        Ok((header, group_body(&body)))
+        Ok((header, json::to_vec(&body)))
     }
 
     /// A broker asks for its role: it may be the first of its group, the master that was started again, or late.
@@ -469,7 +470,6 @@ impl Node {
     ) -> Result<Group> {
         self.lead().await?;
         let group = self.group(name)?;
-        let now_ms = self.now_ms();
         let seen_epoch = command
             .int("logEpoch")?
             .unwrap_or(0)
@@ -496,27 +496,16 @@ impl Node {
                     remark,
                 ));
             }
-            (Some(master), _) => {
-                let timeout_ms = group
-                    .replicas
-                    .get(&master)
-                    .map_or(0, |replica| replica.timeout_ms);
-                let (is_over, chosen) = self.with_live(|live| {
-                    let is_over = live.lease_is_over(name, master, timeout_ms, now_ms);
-                    let unclean = self.options.unclean;
-                    (
-                        is_over,
-                        live.choose(name, &group, Some(master), unclean, now_ms),
-                    )
-                })?;
-                if !is_over {
+            (Some(master), _) => match self.replace(name, &group)? {
+                Ok((id, beat, ground)) => (id, beat.epoch, ground),
+                Err(NoElection::LeaseRuns) => {
                     let remark = format!("brokerId {master} is the master");
                     return Err(Failure::Refused(
                         response::CONTROLLER_MASTER_STILL_EXIST,
                         remark,
                     ));
                 }
-                let Some((id, beat, ground)) = chosen else {
+                Err(NoElection::Nobody) => {
                     let remark = format!(
                         "the master, brokerId {master}, does not answer, and nobody else who is alive has everything"
                     );
@@ -524,12 +513,22 @@ impl Node {
                         response::CONTROLLER_MASTER_NOT_AVAILABLE,
                         remark,
                     ));
-                };
-                (id, beat.epoch, ground)
-            }
+                }
+            },
         };
         self.make_master(name, &group, candidate, seen_epoch, ground)
             .await
+    }
+
+    /// Whom to elect in the place of a silent master, which gets no lease while that is agreed on.
+    fn replace(
+        &self,
+        name: &str,
+        group: &Group,
+    ) -> Result<std::result::Result<(u64, Beat, Ground), NoElection>> {
+        let now_ms = self.now_ms();
+        let until_ms = now_ms + AGREEMENT_LIMIT.as_millis() as u64;
+        self.with_live(|live| live.replace(name, group, self.options.unclean, now_ms, until_ms))
     }
 
     /// An operator wants another master. The old one gets no lease any more and is given the time for its last one to end.
@@ -590,7 +589,8 @@ impl Node {
         };
         if let Some((master, replica)) = group.master() {
             let until_ms = now_ms + replica.timeout_ms;
-            self.with_live(|live| live.withhold(name, until_ms + replica.timeout_ms))?;
+            let agreed_ms = until_ms + AGREEMENT_LIMIT.as_millis() as u64;
+            self.with_live(|live| live.withhold(name, agreed_ms))?;
             while self.now_ms() <= until_ms {
                 let is_over = self.with_live(|live| {
                     live.lease_is_over(name, master, replica.timeout_ms, self.now_ms())
@@ -602,9 +602,7 @@ impl Node {
             }
         }
         let (id, beat, ground) = chosen;
-        let made = self.make_master(name, &group, id, beat.epoch, ground).await;
-        self.with_live(|live| live.grant_again(name))?;
-        made
+        self.make_master(name, &group, id, beat.epoch, ground).await
     }
 
     async fn make_master(
@@ -622,7 +620,12 @@ impl Node {
             seen_epoch,
             ground,
         };
-        let group = self.propose_on(change).await?;
+        let made = self.propose_on(change).await;
+        // Without an answer the change may still be agreed on: then leases stay withheld for their time.
+        if !matches!(made, Err(Failure::NotLeader(_))) {
+            self.with_live(|live| live.grant_again(name))?;
+        }
+        let group = made?;
         if ground == Ground::Unclean {
             tracing::warn!(
                 group = name,
@@ -701,7 +704,7 @@ impl Node {
             }
             info.replicas_info_table.insert(name, found);
         }
-        Ok((Outgoing::success(), group_body(&info)))
+        Ok((Outgoing::success(), json::to_vec(&info)))
     }
 
     async fn clean(&self, command: &Command) -> Result<Answer> {
@@ -774,18 +777,18 @@ impl Node {
     async fn depose_silent_masters(self: &Arc<Self>) {
         let groups = self.disk.groups().0.clone();
         for (name, group) in groups {
-            let Some((master, replica)) = group.master() else {
+            let Some((master, _)) = group.master() else {
                 continue;
             };
+            // Another election of the group may be under way.
             let now_ms = self.now_ms();
-            let chosen = self.with_live(|live| {
-                let is_over = live.may_grant(&name, now_ms)
-                    && live.lease_is_over(&name, master, replica.timeout_ms, now_ms);
-                is_over
-                    .then(|| live.choose(&name, &group, Some(master), self.options.unclean, now_ms))
-                    .flatten()
-            });
-            let Ok(Some((id, beat, ground))) = chosen else {
+            if !self
+                .with_live(|live| live.may_grant(&name, now_ms))
+                .unwrap_or(false)
+            {
+                continue;
+            }
+            let Ok(Ok((id, beat, ground))) = self.replace(&name, &group) else {
                 continue;
             };
             tracing::warn!(group = name, master, "the master is silent");
