@@ -61,9 +61,10 @@ enum Verb {
     },
 }
 
+/// The cluster that is measured.
 #[derive(Args, Clone)]
-struct Common {
-    /// Name server; all brokers that it knows are used
+struct Target {
+    /// Name server; all brokers that it knows are used, but by overload, which loads the first
     #[arg(
         short = 'n',
         long,
@@ -71,12 +72,18 @@ struct Common {
         default_value = "127.0.0.1:9876"
     )]
     namesrv: String,
-    /// Broker, without asking a name server
-    #[arg(long)]
-    broker: Option<String>,
     /// Process of the broker, to count its CPU time and memory; several with commas
     #[arg(long, value_delimiter = ',')]
     broker_pid: Vec<u32>,
+}
+
+#[derive(Args, Clone)]
+struct Common {
+    #[command(flatten)]
+    target: Target,
+    /// Broker, without asking a name server
+    #[arg(long)]
+    broker: Option<String>,
     /// Topic; a producer makes it. With --topics the names get a number
     #[arg(short, long, default_value = "RingmqBench")]
     topic: String,
@@ -243,17 +250,8 @@ struct SearchArgs {
 
 #[derive(Args, Clone)]
 struct OverloadArgs {
-    /// Name server; the first broker that it knows is loaded
-    #[arg(
-        short = 'n',
-        long,
-        env = "NAMESRV_ADDR",
-        default_value = "127.0.0.1:9876"
-    )]
-    namesrv: String,
-    /// Process of the broker, for its memory; several with commas
-    #[arg(long, value_delimiter = ',')]
-    broker_pid: Vec<u32>,
+    #[command(flatten)]
+    target: Target,
     #[arg(short, long, default_value = "RingmqOverload")]
     topic: String,
     #[arg(long, default_value_t = 8)]
@@ -344,9 +342,9 @@ impl Common {
             } else {
                 self.name.clone()
             },
-            namesrv: self.namesrv.clone(),
+            namesrv: self.target.namesrv.clone(),
             broker: self.broker.clone(),
-            broker_pids: self.broker_pid.clone(),
+            broker_pids: self.target.broker_pid.clone(),
             topic: self.topic.clone(),
             topics: self.topics,
             queues: self.queues,
@@ -452,12 +450,12 @@ fn produce(args: &ProduceArgs, verb: &str, batch: usize) -> Result<(), String> {
 
 fn overload_of(args: &OverloadArgs) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let mut namesrv = Control::connect(&args.namesrv).map_err(|error| text(&error))?;
+    let mut namesrv = Control::connect(&args.target.namesrv).map_err(|error| text(&error))?;
     let brokers = namesrv.brokers().map_err(|error| text(&error))?;
     let broker = brokers.into_iter().next().ok_or("there is no broker")?;
     let plan = OverloadPlan {
         broker,
-        broker_pids: args.broker_pid.clone(),
+        broker_pids: args.target.broker_pid.clone(),
         topic: args.topic.clone(),
         queues: args.queues.max(1),
         size: args.size,

@@ -52,12 +52,13 @@ pub fn filter(level: &str) -> Result<EnvFilter, LogError> {
             return Err(error(format!("{word:?} is no level")));
         }
     }
-    // What the Raft library tells is for its makers; the controller says what it means. `info,openraft=info` shows it.
-    let level = match level {
-        "info" => "info,openraft=off",
-        level => level,
+    // What the Raft library tells is for its makers; the controller says what it means. A filter that names it shows it.
+    let quiet = if level.contains("openraft") {
+        ""
+    } else {
+        ",openraft=off"
     };
-    EnvFilter::try_new(level).map_err(|cause| error(cause.to_string()))
+    EnvFilter::try_new(format!("{level}{quiet}")).map_err(|cause| error(cause.to_string()))
 }
 
 /// Starts the log of this process. Call once.
@@ -219,6 +220,14 @@ mod tests {
         let file = LogFile::open(&path, 1 << 20, 1).unwrap();
         (&file).write_all(b"four\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "three\nfour\n");
+    }
+
+    #[test]
+    fn the_raft_library_is_silent_unless_it_is_named() {
+        let shown = |level| filter(level).unwrap().to_string();
+        assert!(shown("debug").contains("openraft=off"));
+        assert!(shown("warn,ringmq=info").contains("openraft=off"));
+        assert!(!shown("info,openraft=info").contains("openraft=off"));
     }
 
     #[test]

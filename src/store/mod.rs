@@ -19,6 +19,8 @@ pub mod retention;
 pub mod segment;
 pub mod snapshot;
 pub mod tables;
+#[cfg(test)]
+pub mod testing;
 pub mod tool;
 pub mod types;
 

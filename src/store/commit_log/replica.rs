@@ -464,29 +464,14 @@ mod tests {
     use super::*;
     use crate::base::offset::LogId;
     use crate::io::sim::{SimEnv, SimOptions, SimWorld};
-    use crate::store::commit_log::LogOptions;
+    use crate::store::testing::small_log;
     use crate::store::types::NewMessage;
 
     const JUNK: u8 = 0xEE;
 
     async fn open(env: &SimEnv, directory: &Path) -> Rc<CommitLog<SimEnv>> {
-        let options = LogOptions {
-            log: 0,
-            directory: directory.to_owned(),
-            store_id: 9,
-            segment_bytes: 1 << 20,
-            flush_each_write: true,
-            flush_interval: Duration::from_millis(50),
-            tail_cache_bytes: 32 << 10,
-            read_cache_bytes: 512 << 10,
-            index_cache_bytes: 16 << 10,
-            key_tail_entries: 0,
-            snapshot_bytes: 1 << 20,
-            store_host: ([127, 0, 0, 1], 10911).into(),
-            replica: false,
-            elected: None,
-        };
         env.create_dir(directory).await.unwrap();
+        let options = small_log(directory, 1 << 20);
         CommitLog::open(env.clone(), options).await.unwrap()
     }
 

@@ -8,14 +8,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::offset::{LogId, Position};
+use crate::base::offset::Position;
 use crate::io::env::Env;
 use crate::io::sim::{Crash, SimEnv, SimOptions, SimWorld};
 use crate::store::keys::entry::{self, KeyKind};
 use crate::store::log_reader::CHUNK_BYTES;
 use crate::store::retention::{RetentionRules, clean};
+use crate::store::testing::{Quiet, small_log};
 use crate::store::types::{NewMessage, QueueKey};
-use crate::store::{CommitLog, LogListener, LogOptions};
+use crate::store::{CommitLog, LogOptions};
 use crate::wire::properties::{self, name};
 use crate::wire::record::RecordView;
 
@@ -27,15 +28,6 @@ const QUEUE: QueueKey = QueueKey {
     queue_id: 0,
 };
 
-struct Quiet;
-
-impl LogListener for Quiet {
-    fn on_durable(&self, _log: LogId, _end: Position, _touched: &[QueueKey]) {}
-    fn on_poisoned(&self, _log: LogId, reason: &Arc<str>) {
-        panic!("{reason}");
-    }
-}
-
 type Log = Rc<CommitLog<SimEnv>>;
 
 async fn open(env: &SimEnv, tail_entries: usize, sync_flush: bool) -> Log {
@@ -44,20 +36,9 @@ async fn open(env: &SimEnv, tail_entries: usize, sync_flush: bool) -> Log {
     env.sync_dir(Path::new("/")).await.unwrap();
     env.sync_dir(Path::new("/data")).await.unwrap();
     let options = LogOptions {
-        log: 0,
-        directory: directory.clone(),
-        store_id: 9,
-        segment_bytes: SEGMENT_BYTES,
         flush_each_write: sync_flush,
-        flush_interval: Duration::from_millis(50),
-        tail_cache_bytes: 32 << 10,
-        read_cache_bytes: 512 << 10,
-        index_cache_bytes: 16 << 10,
         key_tail_entries: tail_entries,
-        snapshot_bytes: SEGMENT_BYTES,
-        store_host: ([127, 0, 0, 1], 10911).into(),
-        replica: false,
-        elected: None,
+        ..small_log(&directory, SEGMENT_BYTES)
     };
     let log = CommitLog::open(env.clone(), options).await.unwrap();
     env.sync_dir(&directory).await.unwrap();
