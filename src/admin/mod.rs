@@ -14,7 +14,7 @@ mod lag;
 mod message;
 mod mqadmin;
 mod offset;
-mod output;
+pub mod output;
 mod session;
 mod stored;
 mod topic;

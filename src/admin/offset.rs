@@ -231,7 +231,7 @@ async fn clone(
             ]);
         }
     }
-    if table.len() == 0 {
+    if table.is_empty() {
         return Err(AdminError::NotFound(format!(
             "the group '{from}' has no offsets to copy"
         )));

@@ -46,6 +46,10 @@ impl Table {
         self.rows.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// The rows as JSON objects.
     pub fn objects(&self) -> impl Iterator<Item = Value> {
         self.rows.iter().map(|row| {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::admin::args::{AdminCommand, BrokerVerb};
+use crate::admin::args::{AdminCommand, BrokerVerb, Format};
 use crate::base::config::Roles;
 
 const EXAMPLES: &str = "\
@@ -22,6 +22,7 @@ Examples:
                                  send dead letters again
   ringmq mqadmin consumerProgress -g orders
                                  as RocketMQ's own tool prints it
+  ringmq doctor --store /data/mq what of this machine costs a broker how much
   ringmq config explain flushDiskType
                                  what a key does, its default, unit and bounds
   ringmq config check broker.conf
@@ -69,6 +70,8 @@ pub enum Command {
     /// Look into a store that no broker uses at the moment.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// What of this machine costs a broker how much: measures for two seconds, changes nothing.
+    Doctor(DoctorArgs),
     /// Look at the open transactions of a running broker.
     #[command(subcommand)]
     Tx(TxCommand),
@@ -209,6 +212,16 @@ pub struct KeyArgs {
     /// The same without the flag
     #[arg(value_name = "KEY=VALUE", value_parser = key_value)]
     pub trailing: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Directory of the store, which need not be there yet: its file system is measured with a scratch file of 34 MiB
+    #[arg(long, value_name = "DIR", default_value = "ringmq-data")]
+    pub store: PathBuf,
+    /// table or json
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Format,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::app::replication::read_secret;
 use crate::app::run::print;
 use crate::app::shutdown::{Phase, Shutdown};
+use crate::app::supervisor;
 use crate::base::config::Config;
 use crate::controller::{self, ControllerOptions, node_name};
 
@@ -36,5 +37,9 @@ pub fn run(config: &Config, shutdown: &Shutdown) -> Result<(), String> {
             .collect::<Vec<_>>()
             .join(";"),
     );
-    controller::run(options, || print(&line), shutdown.reached(Phase::Draining))
+    let serving = || {
+        print(&line);
+        supervisor::serving();
+    };
+    controller::run(options, serving, shutdown.reached(Phase::Draining))
 }

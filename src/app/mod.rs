@@ -8,12 +8,14 @@ mod cli;
 mod config_command;
 mod controlled;
 mod controller_command;
+mod doctor;
 mod log;
 mod node;
 mod replication;
 mod run;
 mod shutdown;
 mod store_command;
+mod supervisor;
 mod try_command;
 mod tx_command;
 

@@ -15,6 +15,7 @@ use crate::app::controlled::Life;
 use crate::app::replication::{self, MasterAddress};
 use crate::app::run::print;
 use crate::app::shutdown::{Phase, Shutdown};
+use crate::app::supervisor;
 use crate::base::config::value::{BrokerRole, FlushDiskType, MessageRequestMode};
 use crate::base::config::{Config, Roles};
 use crate::base::limits::KEY_TAIL_ENTRIES;
@@ -724,7 +725,7 @@ impl RegistrationSource for BrokerTopics {
     }
 }
 
-/// Prints the boot lines of what is ready.
+/// Prints the boot lines of what is ready, and tells the service manager.
 pub fn announce(config: &Config, roles: Roles) {
     if roles.has_namesrv() {
         print(&boot::namesrv_line(config));
@@ -735,4 +736,5 @@ pub fn announce(config: &Config, roles: Roles) {
     if roles == Roles::Standalone {
         print(&boot::standalone_help(config));
     }
+    supervisor::serving();
 }

@@ -16,8 +16,10 @@ use crate::app::cli::{Cli, Command, CommonArgs, Flag, StoreCommand};
 use crate::app::log::{self, LogHandle};
 use crate::app::node::RunError;
 use crate::app::shutdown::{Phase, Shutdown};
+use crate::app::supervisor;
 use crate::app::{
-    config_command, controlled, controller_command, node, store_command, try_command, tx_command,
+    config_command, controlled, controller_command, doctor, node, store_command, try_command,
+    tx_command,
 };
 use crate::base::config::{
     Config, ConfigError, Machine, Origin, Problem, Roles, Sources, load, properties,
@@ -105,6 +107,7 @@ pub fn main() -> Exit {
         Command::Try(args) => try_command::run(&args),
         Command::Store(StoreCommand::Check { path }) => store_command::check(&path),
         Command::Store(StoreCommand::Dump { path, json }) => store_command::dump(&path, json),
+        Command::Doctor(args) => doctor::run(&args.store, args.output),
         Command::Tx(command) => tx_command::run(command),
         Command::Config(command) => config_command::run(&command),
         Command::Completions { shell } => {
@@ -223,6 +226,7 @@ fn take_signals(signals: &Signals, log: &LogHandle, shutdown: &Shutdown, drain: 
             }
             Signal::Stop if shutdown.phase() == Phase::Running => {
                 tracing::info!("stopping: what is under way is ended; a second signal stops now");
+                supervisor::stopping();
                 shutdown.request(Phase::Draining);
                 let late = shutdown.clone();
                 // If there is no thread for it, the second signal remains.

@@ -151,7 +151,7 @@ fn io_uring_obstacle(error: &io::Error, disabled: Option<&str>) -> Option<Obstac
         )),
         Some(libc::ENOSYS | libc::EPERM | libc::EACCES) => Some(obstacle(
             format!("io_uring is not permitted here ({error})"),
-            "docker and podman: --security-opt seccomp=unconfined, or a seccomp profile that allows io_uring_setup, \
+            "docker and podman: --security-opt seccomp=tuning/container/seccomp.json (or unconfined): a profile that allows io_uring_setup, \
              io_uring_enter and io_uring_register; Kubernetes: seccompProfile of type Unconfined or Localhost; \
              systemd: no SystemCallFilter without @io-event and those three",
         )),
@@ -247,6 +247,19 @@ fn check_store(needs: &StoreNeeds, report: &mut Report) {
             return;
         }
     }
+    check_space_and_kind(needs, new, report);
+}
+
+/// Whether a store can be in a directory that is there: O_DIRECT, a disk behind it, space. Makes and removes one small file.
+pub fn check_file_system(needs: &StoreNeeds) -> Report {
+    let mut report = Report::default();
+    check_space_and_kind(needs, true, &mut report);
+    report
+}
+
+fn check_space_and_kind(needs: &StoreNeeds, new: bool, report: &mut Report) {
+    let root = needs.root;
+    let shown = root.display();
     match direct_io(root) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::StorageFull => report.warnings.push(obstacle(
