@@ -13,7 +13,7 @@ mod heartbeat;
 mod ids;
 mod lock;
 pub mod metrics;
-mod native;
+pub mod native;
 mod offset;
 pub mod options;
 mod pop;

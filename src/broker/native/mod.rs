@@ -7,7 +7,7 @@
 mod fetch;
 mod offsets;
 mod produce;
-mod session;
+pub mod session;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
