@@ -1,5 +1,6 @@
 //! The leaf layer: numbers, names, limits and configuration. It names no other layer.
 
+pub mod bell;
 pub mod civil;
 pub mod config;
 pub mod histogram;

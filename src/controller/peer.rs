@@ -9,10 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::wire::ha::{Nonce, Side, proof, proof_is_right};
+use crate::wire::ha::Nonce;
 use crate::wire::remoting::code::response;
 use crate::wire::remoting::command::{Command, Encoding, Outgoing};
-use crate::wire::remoting::controller::{HELLO, PROVE, hex, unhex};
+use crate::wire::remoting::controller::Greeting;
 use crate::wire::remoting::frame::next_frame;
 
 /// Why there is no answer.
@@ -95,18 +95,12 @@ impl Peer {
         for byte in &mut ours {
             *byte = fastrand::u8(..);
         }
-        let hello = Outgoing::request(HELLO).field("nonce", hex(&ours));
-        let challenge = succeeded(self.exchange(&mut stream, hello, &[]).await?)?;
-        let theirs: Option<Nonce> = challenge.text("nonce").and_then(|text| unhex(&text));
-        let found = challenge.text("proof").and_then(|text| unhex(&text));
-        let (Some(theirs), Some(found)) = (theirs, found) else {
-            return Err(PeerError::Strange("a challenge was due".to_owned()));
-        };
-        if !proof_is_right(&self.secret, Side::Controller, &ours, &theirs, &found) {
+        let greeting = Greeting::new(ours);
+        let challenge = self.exchange(&mut stream, greeting.hello(), &[]).await?;
+        let challenge = succeeded(challenge)?;
+        let Some(prove) = greeting.prove(&self.secret, &challenge) else {
             return Err(PeerError::Secret);
-        }
-        let ours = proof(&self.secret, Side::ControllerClient, &ours, &theirs);
-        let prove = Outgoing::request(PROVE).field("proof", hex(&ours));
+        };
         succeeded(self.exchange(&mut stream, prove, &[]).await?)?;
         Ok(stream)
     }

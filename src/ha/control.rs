@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::base::bell::Bell;
 use crate::base::offset::LogId;
 use crate::store::planted::{PlantedBug, planted};
 
@@ -29,7 +30,7 @@ pub struct Follower {
 }
 
 /// What one core says of one of its logs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogReport {
     /// The waited-for set that it knows.
     pub version: u64,
@@ -64,6 +65,7 @@ pub struct Control {
     /// A log has to be cut before it can follow, which takes a new opening.
     wants_restart: AtomicBool,
     sets: Mutex<Sets>,
+    bell: Bell,
 }
 
 /// What the cores of a master need of the sets.
@@ -104,12 +106,18 @@ impl Control {
             version: AtomicU64::new(1),
             wants_restart: AtomicBool::new(false),
             sets: Mutex::default(),
+            bell: Bell::default(),
         })
     }
 
     fn sets(&self) -> MutexGuard<'_, Sets> {
         // What it guards is whole between any two statements.
         self.sets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rings when something has changed that the agent, or whoever opens the logs, acts upon.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
     }
 
     pub fn now_ns(&self) -> u64 {
@@ -130,7 +138,9 @@ impl Control {
     }
 
     pub fn hear_epoch(&self, epoch: u32) {
-        self.epoch.fetch_max(epoch, Ordering::AcqRel);
+        if self.epoch.fetch_max(epoch, Ordering::AcqRel) < epoch {
+            self.bell.ring();
+        }
     }
 
     /// Epoch that this broker is the master of; 0 if it is not, or was deposed.
@@ -150,14 +160,26 @@ impl Control {
         committed_epoch: u32,
     ) {
         self.hear_epoch(master_epoch);
-        *self.sets() = Sets {
+        let mut sets = self.sets();
+        let before = std::mem::take(&mut *sets);
+        *sets = Sets {
             committed,
             committed_epoch,
             logs,
             ..Sets::default()
         };
+        // The same epoch may be opened twice, if the first opening failed. What was agreed on, or may be, since the word that
+        // this one was made of, still holds.
+        let is_same = master_epoch > 0 && self.master_epoch.load(Ordering::Acquire) == master_epoch;
+        if is_same && before.committed_epoch >= committed_epoch {
+            sets.committed = before.committed;
+            sets.committed_epoch = before.committed_epoch;
+            sets.pending = before.pending;
+        }
+        drop(sets);
         self.master_epoch.store(master_epoch, Ordering::Release);
         self.version.fetch_add(1, Ordering::AcqRel);
+        self.bell.ring();
     }
 
     /// The controller has answered a heartbeat that was sent at `sent_ns`.
@@ -172,6 +194,7 @@ impl Control {
     pub fn resign(&self) {
         self.master_epoch.store(0, Ordering::Release);
         self.lease_until_ns.store(0, Ordering::Release);
+        self.bell.ring();
     }
 
     /// Whether this broker may acknowledge now: it is the master, and no other one can have been elected yet.
@@ -198,6 +221,7 @@ impl Control {
     /// A log cannot go on as it is: it has to be opened again.
     pub fn ask_for_restart(&self) {
         self.wants_restart.store(true, Ordering::Release);
+        self.bell.ring();
     }
 
     pub fn wants_restart(&self) -> bool {
@@ -233,7 +257,10 @@ impl Control {
     }
 
     pub fn report(&self, log: LogId, report: LogReport) {
-        self.sets().reports.insert(log, report);
+        let before = self.sets().reports.insert(log, report.clone());
+        if before != Some(report) {
+            self.bell.ring();
+        }
     }
 
     /// What to propose to the controller now, if anything. A slave that could join is waited for from now on and proposed when
@@ -311,6 +338,8 @@ impl Control {
         // A proposal of an earlier epoch of the set cannot be agreed on any more.
         sets.pending.clear();
         self.version.fetch_add(1, Ordering::AcqRel);
+        drop(sets);
+        self.bell.ring();
     }
 }
 

@@ -6,6 +6,7 @@
 //! with what is replicated. `control.rs` is what a controller has said about roles, lease and in-sync set (pure), if there is one.
 //! Absent: a way to bring a slave up from a snapshot.
 
+pub mod agent;
 pub mod control;
 pub mod handshake;
 pub mod master;

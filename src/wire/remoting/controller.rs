@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire::ha::{Nonce, Side, proof, proof_is_right};
+use crate::wire::remoting::command::{Command, Outgoing};
+
 /// Fields `nonce`; answered with `nonce` and `proof`, all in hexadecimal digits.
 pub const HELLO: i32 = 30_010;
 /// Field `proof`.
@@ -65,6 +68,32 @@ pub struct BrokerMemberGroup {
     pub broker_addrs: BTreeMap<String, String>,
     pub broker_name: String,
     pub cluster: String,
+}
+
+/// How a peer proves to a controller that it knows the secret: send [`Greeting::hello`], then what [`Greeting::prove`] makes of
+/// the answer.
+pub struct Greeting(Nonce);
+
+impl Greeting {
+    /// With a fresh random number.
+    pub fn new(nonce: Nonce) -> Self {
+        Self(nonce)
+    }
+
+    pub fn hello(&self) -> Outgoing {
+        Outgoing::request(HELLO).field("nonce", hex(&self.0))
+    }
+
+    /// `None`: the controller has not shown that it knows the secret, so it is told nothing.
+    pub fn prove(&self, secret: &[u8], challenge: &Command) -> Option<Outgoing> {
+        let theirs: Nonce = unhex(&challenge.text("nonce")?)?;
+        let found = unhex(&challenge.text("proof")?)?;
+        if !proof_is_right(secret, Side::Controller, &self.0, &theirs, &found) {
+            return None;
+        }
+        let proof = proof(secret, Side::ControllerClient, &self.0, &theirs);
+        Some(Outgoing::request(PROVE).field("proof", hex(&proof)))
+    }
 }
 
 /// Bytes as hexadecimal digits.

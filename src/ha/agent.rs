@@ -1,0 +1,904 @@
+//! What a broker under a controller asks, and what it makes of the answers. Sans-io: whoever drives it sends, waits and stores.
+//!
+//! [`Agent`] goes round: an id, a registration, a heartbeat, a role. [`SetKeeper`] runs beside it and has the controller agree on
+//! who is in sync. [`Heard`] is the controller's last word for all threads of the process: which role to open the logs in, and
+//! when to open them again. What cores have to know of it is in [`Control`]. In production `app/controlled.rs` drives them over
+//! sockets, in tests/sim over the simulated network. Source in RocketMQ: `ReplicasManager`.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ha::control::{Control, Proposal};
+use crate::wire::remoting::code::{request, response};
+use crate::wire::remoting::command::{Command, Outgoing};
+use crate::wire::remoting::controller::SyncStateSet;
+use crate::wire::remoting::json;
+
+/// Pause after something that failed, before it is tried again.
+pub const PAUSE: Duration = Duration::from_millis(100);
+/// A change of master or set is agreed on by then, or asked for again.
+pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// What the controller said last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Word {
+    pub epoch: u32,
+    pub master: Option<u64>,
+    /// Where the master takes slaves.
+    pub master_address: String,
+    pub in_sync: BTreeSet<u64>,
+    pub in_sync_epoch: u32,
+}
+
+/// What this broker is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nobody has said.
+    Unknown,
+    /// Of this epoch.
+    Master(u32),
+    Slave,
+}
+
+impl Word {
+    /// From an answer of the controller, or from what it says of its own accord.
+    pub fn read(command: &Command) -> Self {
+        let number = |name| command.int(name).ok().flatten();
+        let set: SyncStateSet = json::from_slice(&command.body).unwrap_or_default();
+        Self {
+            epoch: number("masterEpoch").unwrap_or(0).clamp(0, u32::MAX.into()) as u32,
+            master: number("masterBrokerId").and_then(|id| u64::try_from(id).ok()),
+            master_address: command
+                .text("masterHaAddress")
+                .unwrap_or_default()
+                .into_owned(),
+            in_sync: set
+                .sync_state_set
+                .iter()
+                .filter_map(|id| u64::try_from(*id).ok())
+                .collect(),
+            in_sync_epoch: set.sync_state_set_epoch.max(0) as u32,
+        }
+    }
+
+    fn role_of(&self, id: u64) -> Wanted {
+        match self.master {
+            _ if id == 0 => Wanted::Unknown,
+            Some(master) if master == id => Wanted::Master(self.epoch),
+            Some(_) => Wanted::Slave,
+            // Nobody is the master: whoever has a store can be read from.
+            None => Wanted::Unknown,
+        }
+    }
+}
+
+/// Called when the word has changed, with where the master takes slaves if that is another broker.
+pub type OnWord = Box<dyn Fn(Option<&str>) + Send + Sync>;
+
+/// The controller's last word. See the module's page.
+pub struct Heard {
+    control: Arc<Control>,
+    word: Mutex<Word>,
+    on_word: OnWord,
+}
+
+/// How the logs are to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    pub role: Wanted,
+    /// Epoch of a master; 0 of a slave.
+    pub master_epoch: u32,
+    /// Epoch of the group as it is heard of now.
+    pub group_epoch: u32,
+    /// The in-sync set at the election and its epoch.
+    pub in_sync: (BTreeSet<u64>, u32),
+}
+
+impl Heard {
+    pub fn new(control: Arc<Control>, on_word: OnWord) -> Arc<Self> {
+        Arc::new(Self {
+            control,
+            word: Mutex::default(),
+            on_word,
+        })
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Word> {
+        // It is whole between any two statements.
+        self.word.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn word(&self) -> Word {
+        self.locked().clone()
+    }
+
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// The controller has spoken. An older word than the last one counts no more.
+    pub fn hear(&self, word: Word) {
+        let mut known = self.locked();
+        if word.epoch < known.epoch || word == *known {
+            return;
+        }
+        let own = self.control.id();
+        if word.epoch > known.epoch || word.master != known.master {
+            tracing::info!(
+                master = word.master,
+                epoch = word.epoch,
+                own,
+                "the controller says who is the master"
+            );
+        }
+        self.control.hear_epoch(word.epoch);
+        let is_own = word.master == Some(own);
+        if is_own && word.epoch == self.control.master_epoch() {
+            self.control
+                .on_committed(word.in_sync.clone(), word.in_sync_epoch);
+        }
+        let address = word.master_address.clone();
+        *known = word;
+        drop(known);
+        self.control.bell().ring();
+        (self.on_word)(Some(&*address).filter(|address| !is_own && !address.is_empty()));
+    }
+
+    /// The role to open the logs in, once there is one.
+    pub fn opening(&self) -> Option<Opening> {
+        let word = self.locked();
+        let role = word.role_of(self.control.id());
+        let master_epoch = match role {
+            Wanted::Unknown => return None,
+            Wanted::Master(epoch) => epoch,
+            Wanted::Slave => 0,
+        };
+        Some(Opening {
+            role,
+            master_epoch,
+            group_epoch: word.epoch,
+            in_sync: (word.in_sync.clone(), word.in_sync_epoch),
+        })
+    }
+
+    /// Whether logs that were opened in this role have to be closed, to be opened in another one or to be cut.
+    pub fn is_over(&self, role: Wanted) -> bool {
+        let wanted = self.locked().role_of(self.control.id());
+        let is_other = wanted != role && wanted != Wanted::Unknown;
+        is_other || self.control.wants_restart()
+    }
+}
+
+/// Which broker of its group this is, durable in the store's directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    pub cluster: String,
+    pub broker_name: String,
+    pub broker_id: u64,
+    /// What this broker chose: another one that claims the same id has another code.
+    pub check_code: String,
+}
+
+/// What the agent says of its broker.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    pub cluster: String,
+    pub broker_name: String,
+    /// Of clients.
+    pub address: String,
+    /// Of slaves.
+    pub ha_address: String,
+    /// `controllerHeartBeatTimeoutMills`
+    pub timeout_ms: u64,
+    /// `brokerHeartbeatInterval`
+    pub heartbeat_ms: u64,
+    /// `brokerElectionPriority`
+    pub priority: u32,
+    /// Random text, for a broker that has no id yet.
+    pub check_code: String,
+}
+
+/// A request to the leading controller; [`Agent::request`] makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    NextId,
+    ApplyId,
+    /// For the id that this broker has, of a controller that does not know it.
+    ReturnId,
+    Register,
+    Heartbeat,
+    Elect,
+}
+
+/// What has to be done next; each is given once, and answered with the `on_` function of its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Read both identities: the one that is this broker's, and the one that it has applied for.
+    Load,
+    /// Store durably what is applied for.
+    SaveWish(Identity),
+    /// Store durably who this broker is, and forget what was applied for.
+    SaveOwn(Identity),
+    /// Forget durably what was applied for.
+    DropWish,
+    /// Look whether any log of the store is a slave's.
+    Look,
+    Ask(Ask),
+    /// Until the clock of [`Control`] says so, or its epoch as a master changes, or the node is over.
+    Wait {
+        until_ns: u64,
+    },
+    /// Everything was said.
+    Over,
+}
+
+/// Why a turn ended early. It is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Trouble {
+    pub text: String,
+    /// The controller has answered, so the connection is as good as before.
+    pub is_answer: bool,
+}
+
+const WAS_SLAVE: &str = "this store was a slave's, and the controller has no master for its group: start the broker that was the master, \
+    or make this one the master with `ringmq cluster elect`";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Begin,
+    NextId,
+    SaveWish,
+    ApplyId,
+    SaveOwn,
+    DropWish,
+    Register,
+    ReturnId,
+    /// After [`Stage::ReturnId`].
+    RegisterAgain,
+    Heartbeat,
+    Look,
+    Elect,
+    Pause {
+        until_ns: u64,
+        is_failure: bool,
+    },
+    /// The driver is at it.
+    Waiting,
+}
+
+/// See the module's page.
+pub struct Agent {
+    options: AgentOptions,
+    heard: Arc<Heard>,
+    control: Arc<Control>,
+    stage: Stage,
+    /// What the driver is at.
+    current: Stage,
+    is_loaded: bool,
+    own: Option<Identity>,
+    wish: Option<Identity>,
+    is_registered: bool,
+    /// This process has been made, or found, what it is: a master of an earlier life needs a new epoch first.
+    has_asked: bool,
+    is_over: bool,
+    begun_ns: u64,
+    /// When the last heartbeat was sent, and the epoch that it was for.
+    sent_ns: u64,
+    told_epoch: u32,
+    /// The last heartbeat said good-bye.
+    told_over: bool,
+    /// Why [`Step::DropWish`] was due.
+    after_drop: Option<Trouble>,
+}
+
+fn is_forgotten(code: i32) -> bool {
+    matches!(
+        code,
+        response::CONTROLLER_BROKER_NEED_TO_BE_REGISTERED
+            | response::CONTROLLER_BROKER_METADATA_NOT_EXIST
+    )
+}
+
+impl Agent {
+    pub fn new(options: AgentOptions, heard: Arc<Heard>) -> Self {
+        Self {
+            options,
+            control: heard.control.clone(),
+            heard,
+            stage: Stage::Begin,
+            current: Stage::Begin,
+            is_loaded: false,
+            own: None,
+            wish: None,
+            is_registered: false,
+            has_asked: false,
+            is_over: false,
+            begun_ns: 0,
+            sent_ns: 0,
+            told_epoch: 0,
+            told_over: false,
+            after_drop: None,
+        }
+    }
+
+    /// The node has ended for good: what is left is to say good-bye.
+    pub fn end(&mut self) {
+        self.is_over = true;
+    }
+
+    /// What to do now.
+    pub fn next(&mut self) -> Step {
+        if let Stage::Pause {
+            until_ns,
+            is_failure,
+        } = self.stage
+        {
+            // A new master wants its first lease at once.
+            let is_new = self.control.master_epoch() != self.told_epoch && !is_failure;
+            if !is_new && !self.is_over && self.control.now_ns() < until_ns {
+                return Step::Wait { until_ns };
+            }
+            self.stage = Stage::Begin;
+        }
+        if self.stage == Stage::Begin {
+            self.begun_ns = self.control.now_ns();
+            self.stage = match (&self.own, &self.wish) {
+                _ if self.is_over && !self.is_registered => return Step::Over,
+                _ if !self.is_loaded => {
+                    self.current = Stage::Begin;
+                    self.stage = Stage::Waiting;
+                    return Step::Load;
+                }
+                (Some(_), _) if self.is_registered => Stage::Heartbeat,
+                (Some(_), _) => Stage::Register,
+                (None, Some(_)) => Stage::ApplyId,
+                (None, None) => Stage::NextId,
+            };
+        }
+        self.current = self.stage;
+        self.stage = Stage::Waiting;
+        let identity = |known: &Option<Identity>| known.clone().map_or(Step::Load, Step::SaveWish);
+        match self.current {
+            Stage::NextId => Step::Ask(Ask::NextId),
+            Stage::SaveWish => identity(&self.wish),
+            Stage::ApplyId => Step::Ask(Ask::ApplyId),
+            Stage::SaveOwn => self.wish.clone().map_or(Step::Load, Step::SaveOwn),
+            Stage::DropWish => Step::DropWish,
+            Stage::Register | Stage::RegisterAgain => Step::Ask(Ask::Register),
+            Stage::ReturnId => Step::Ask(Ask::ReturnId),
+            Stage::Heartbeat => Step::Ask(Ask::Heartbeat),
+            Stage::Look => Step::Look,
+            Stage::Elect => Step::Ask(Ask::Elect),
+            Stage::Begin | Stage::Pause { .. } | Stage::Waiting => {
+                unreachable!("the driver answers a step before it asks for the next one")
+            }
+        }
+    }
+
+    fn named(&self, code: i32) -> Outgoing {
+        Outgoing::request(code)
+            .field("clusterName", self.options.cluster.clone())
+            .field("brokerName", self.options.broker_name.clone())
+    }
+
+    fn id(&self) -> u64 {
+        self.own.as_ref().map_or(0, |own| own.broker_id)
+    }
+
+    /// The request, at the moment when it is sent: a lease counts from here, however long the answer takes.
+    pub fn request(&mut self, ask: Ask) -> Outgoing {
+        let options = &self.options;
+        let apply = |identity: &Option<Identity>| {
+            let (id, code) = identity.as_ref().map_or((0, ""), |identity| {
+                (identity.broker_id, &*identity.check_code)
+            });
+            self.named(request::CONTROLLER_APPLY_BROKER_ID)
+                .field("appliedBrokerId", id as i64)
+                .field("registerCheckCode", code.to_owned())
+        };
+        match ask {
+            Ask::NextId => self.named(request::CONTROLLER_GET_NEXT_BROKER_ID),
+            Ask::ApplyId => apply(&self.wish),
+            Ask::ReturnId => apply(&self.own).field("returns", true),
+            Ask::Register => {
+                let code = self.own.as_ref().map(|own| own.check_code.clone());
+                self.named(request::CONTROLLER_REGISTER_BROKER)
+                    .field("registerCheckCode", code.unwrap_or_default())
+                    .field("brokerId", self.id() as i64)
+                    .field("brokerAddress", options.address.clone())
+                    .field("brokerHaAddress", options.ha_address.clone())
+                    .field("heartbeatTimeoutMillis", options.timeout_ms as i64)
+            }
+            Ask::Heartbeat => {
+                let (log_epoch, log_bytes) = self.control.log_state();
+                self.told_epoch = self.control.master_epoch();
+                self.sent_ns = self.control.now_ns();
+                self.told_over = self.is_over;
+                self.named(request::BROKER_HEARTBEAT)
+                    .field("brokerAddr", self.options.address.clone())
+                    .field("brokerId", self.id() as i64)
+                    .field("epoch", i64::from(self.told_epoch))
+                    .field("logEpoch", i64::from(log_epoch))
+                    .field("maxOffset", log_bytes as i64)
+                    .field("confirmOffset", log_bytes as i64)
+                    .field("heartbeatTimeoutMillis", self.options.timeout_ms as i64)
+                    .field("electionPriority", i64::from(self.options.priority))
+                    .field("resigns", self.is_over)
+            }
+            Ask::Elect => {
+                let (log_epoch, _) = self.control.log_state();
+                self.named(request::CONTROLLER_ELECT_MASTER)
+                    .field("brokerId", self.id() as i64)
+                    .field("designateElect", false)
+                    .field("logEpoch", i64::from(log_epoch))
+            }
+        }
+    }
+
+    /// How long an answer is waited for.
+    pub fn limit(&self, ask: Ask) -> Duration {
+        match ask {
+            Ask::Elect => CHANGE_TIMEOUT,
+            _ => Duration::from_millis(self.options.timeout_ms / 2),
+        }
+    }
+
+    fn pause(&mut self, pause: Duration, is_failure: bool) {
+        self.stage = Stage::Pause {
+            until_ns: self.begun_ns.saturating_add(pause.as_nanos() as u64),
+            is_failure,
+        };
+    }
+
+    fn fail(&mut self, trouble: Trouble) -> Result<(), Trouble> {
+        if self.is_over {
+            // It was only to say good-bye.
+            self.is_registered = false;
+        }
+        // A failure costs its pause, however late it came.
+        self.begun_ns = self.begun_ns.max(self.control.now_ns());
+        self.pause(PAUSE, true);
+        Err(trouble)
+    }
+
+    /// What the driver was to do could not be done: no connection, no answer, an error of the disk.
+    pub fn on_failed(&mut self, text: impl Into<String>) -> Result<(), Trouble> {
+        self.fail(Trouble {
+            text: text.into(),
+            is_answer: false,
+        })
+    }
+
+    pub fn on_loaded(
+        &mut self,
+        own: Option<Identity>,
+        wish: Option<Identity>,
+    ) -> Result<(), Trouble> {
+        if let Some(own) = &own {
+            self.check_name(own)?;
+            self.control.set_id(own.broker_id);
+        }
+        (self.own, self.wish, self.is_loaded) = (own, wish, true);
+        self.stage = Stage::Begin;
+        Ok(())
+    }
+
+    fn check_name(&mut self, own: &Identity) -> Result<(), Trouble> {
+        let ours = &self.options.broker_name;
+        if own.broker_name == *ours {
+            return Ok(());
+        }
+        let text = format!(
+            "this store is of group '{}', the configuration says brokerName={ours}",
+            own.broker_name
+        );
+        self.on_failed(text)
+    }
+
+    pub fn on_saved(&mut self) -> Result<(), Trouble> {
+        self.stage = match self.current {
+            Stage::SaveOwn => {
+                self.own = self.wish.take();
+                self.control.set_id(self.id());
+                Stage::Register
+            }
+            Stage::DropWish => {
+                // Another broker was faster: the next try asks for another id.
+                self.wish = None;
+                if let Some(trouble) = self.after_drop.take() {
+                    return self.fail(trouble);
+                }
+                Stage::Begin
+            }
+            _ => Stage::ApplyId,
+        };
+        Ok(())
+    }
+
+    /// Whether any log of the store is a slave's.
+    pub fn on_looked(&mut self, was_replica: bool) -> Result<(), Trouble> {
+        if was_replica {
+            return self.fail(Trouble {
+                text: WAS_SLAVE.to_owned(),
+                is_answer: true,
+            });
+        }
+        self.stage = Stage::Elect;
+        Ok(())
+    }
+
+    pub fn on_answer(&mut self, answer: &Command) -> Result<(), Trouble> {
+        if answer.code != response::SUCCESS {
+            return self.on_refused(answer);
+        }
+        match self.current {
+            Stage::NextId => {
+                let next = answer.int("nextBrokerId").ok().flatten();
+                self.wish = Some(Identity {
+                    cluster: self.options.cluster.clone(),
+                    broker_name: self.options.broker_name.clone(),
+                    broker_id: next.and_then(|id| u64::try_from(id).ok()).unwrap_or(1),
+                    check_code: self.options.check_code.clone(),
+                });
+                self.stage = Stage::SaveWish;
+            }
+            Stage::ApplyId => self.stage = Stage::SaveOwn,
+            Stage::ReturnId => self.stage = Stage::RegisterAgain,
+            Stage::Register | Stage::RegisterAgain => {
+                self.is_registered = true;
+                let word = Word::read(answer);
+                // A master of an earlier life has to be elected again before it is one.
+                if word.master != Some(self.id()) {
+                    self.heard.hear(word);
+                }
+                self.stage = Stage::Heartbeat;
+            }
+            Stage::Heartbeat => self.on_lease(answer),
+            Stage::Elect => {
+                let mut word = Word::read(answer);
+                // The body of this answer is another one; who was just elected is alone in the set.
+                word.in_sync = word.master.into_iter().collect();
+                let epoch = answer.int("syncStateSetEpoch").ok().flatten();
+                word.in_sync_epoch = epoch.unwrap_or(0).clamp(0, u32::MAX.into()) as u32;
+                self.heard.hear(word);
+                self.has_asked = true;
+                self.rest();
+            }
+            _ => unreachable!("an answer to nothing that was asked"),
+        }
+        Ok(())
+    }
+
+    fn rest(&mut self) {
+        self.pause(Duration::from_millis(self.options.heartbeat_ms), false);
+    }
+
+    fn on_lease(&mut self, answer: &Command) {
+        let lease_ms = answer.int("leaseMillis").ok().flatten().unwrap_or(0).max(0) as u64;
+        if lease_ms > 0 {
+            self.control.renew(self.told_epoch, self.sent_ns, lease_ms);
+        }
+        let word = Word::read(answer);
+        let is_ours = word.master == Some(self.id());
+        let (log_epoch, _) = self.control.log_state();
+        // Batches with a greater epoch than the election's: a store from before the controller. It needs a later one.
+        if is_ours && self.told_epoch == word.epoch && log_epoch > self.told_epoch {
+            self.has_asked = false;
+        }
+        if word.master.is_none() {
+            self.has_asked = false;
+        }
+        let is_first = word.master.is_none() && word.epoch == 0;
+        let knew_master = {
+            let known = self.heard.word();
+            known.master.is_some() || known.epoch > 0
+        };
+        self.heard.hear(word);
+        if self.told_over {
+            self.is_registered = false;
+            self.stage = Stage::Begin;
+        } else if self.has_asked || self.is_over {
+            self.rest();
+        } else if is_first && !knew_master {
+            self.stage = Stage::Look;
+        } else {
+            self.stage = Stage::Elect;
+        }
+    }
+
+    fn on_refused(&mut self, answer: &Command) -> Result<(), Trouble> {
+        let trouble = Trouble {
+            text: format!(
+                "code {}: {}",
+                answer.code,
+                answer.remark.as_deref().unwrap_or_default()
+            ),
+            is_answer: answer.code != response::CONTROLLER_NOT_LEADER,
+        };
+        match (self.current, answer.code) {
+            (Stage::ApplyId, code) if code != response::CONTROLLER_NOT_LEADER => {
+                self.after_drop = Some(trouble);
+                self.stage = Stage::DropWish;
+                Ok(())
+            }
+            // The controller lost everything, or was made anew: we keep the id that we have.
+            (Stage::Register, code) if is_forgotten(code) => {
+                self.stage = Stage::ReturnId;
+                Ok(())
+            }
+            (Stage::Heartbeat, code) if is_forgotten(code) => {
+                self.is_registered = false;
+                self.has_asked = false;
+                self.fail(trouble)
+            }
+            (
+                Stage::Elect,
+                response::CONTROLLER_MASTER_STILL_EXIST | response::CONTROLLER_MASTER_NOT_AVAILABLE,
+            ) => {
+                self.has_asked = true;
+                self.rest();
+                Ok(())
+            }
+            _ => self.fail(trouble),
+        }
+    }
+}
+
+/// While this broker is the master: has the controller agree on who is in sync.
+pub struct SetKeeper {
+    control: Arc<Control>,
+    broker_name: String,
+    /// Epoch that the proposal under way was made in.
+    epoch: u32,
+}
+
+impl SetKeeper {
+    pub fn new(control: Arc<Control>, broker_name: String) -> Self {
+        Self {
+            control,
+            broker_name,
+            epoch: 0,
+        }
+    }
+
+    /// What to ask for now, if anything. One at a time; an answer may take [`CHANGE_TIMEOUT`].
+    pub fn next(&mut self) -> Option<(Outgoing, Vec<u8>, Proposal)> {
+        let epoch = self.control.master_epoch();
+        let (log_epoch, _) = self.control.log_state();
+        if epoch == 0 || log_epoch > epoch {
+            return None;
+        }
+        let proposal = self.control.propose()?;
+        self.epoch = epoch;
+        let body = json::to_vec(&SyncStateSet {
+            sync_state_set: proposal.set.iter().map(|id| *id as i64).collect(),
+            sync_state_set_epoch: proposal.set_epoch as i32,
+        });
+        let alter = Outgoing::request(request::CONTROLLER_ALTER_SYNC_STATE_SET)
+            .field("brokerName", self.broker_name.clone())
+            .field("masterBrokerId", self.control.id() as i64)
+            .field("masterEpoch", i64::from(epoch));
+        Some((alter, body, proposal))
+    }
+
+    /// Whether the controller agrees. If it does not, or does not answer, another try waits for [`PAUSE`].
+    pub fn on_answer(&mut self, answer: &Command) -> bool {
+        if answer.code != response::SUCCESS {
+            return false;
+        }
+        let word = Word::read(answer);
+        tracing::info!(in_sync = ?word.in_sync, "the controller agrees on the in-sync set");
+        if self.control.master_epoch() == self.epoch {
+            self.control.on_committed(word.in_sync, word.in_sync_epoch);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A test may panic.
+mod tests {
+    use super::*;
+    use crate::wire::remoting::command::Encoding;
+    use crate::wire::remoting::frame::next_frame;
+    use bytes::BytesMut;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    const MS: u64 = 1_000_000;
+
+    struct Bench {
+        now_ns: Arc<AtomicU64>,
+        control: Arc<Control>,
+        heard: Arc<Heard>,
+        agent: Agent,
+    }
+
+    fn bench() -> Bench {
+        let now_ns = Arc::new(AtomicU64::new(0));
+        let clock = now_ns.clone();
+        let control = Control::new(Box::new(move || clock.load(Ordering::Relaxed)));
+        let heard = Heard::new(control.clone(), Box::new(|_| {}));
+        let options = AgentOptions {
+            cluster: "c".into(),
+            broker_name: "b".into(),
+            address: "a:1".into(),
+            ha_address: "a:2".into(),
+            timeout_ms: 1_000,
+            heartbeat_ms: 200,
+            priority: 7,
+            check_code: "code".into(),
+        };
+        let agent = Agent::new(options, heard.clone());
+        Bench {
+            now_ns,
+            control,
+            heard,
+            agent,
+        }
+    }
+
+    fn command(outgoing: Outgoing, body: &[u8]) -> Command {
+        let mut bytes = BytesMut::from(&outgoing.frame(Encoding::Json, body)[..]);
+        next_frame(&mut bytes).unwrap().unwrap()
+    }
+
+    fn word(epoch: u32, master: u64, in_sync: &[i64], in_sync_epoch: i32) -> Command {
+        let header = Outgoing::success()
+            .field("masterBrokerId", master as i64)
+            .field("masterHaAddress", format!("{master}:2"))
+            .field("masterEpoch", i64::from(epoch))
+            .field("syncStateSetEpoch", i64::from(in_sync_epoch))
+            .field("leaseMillis", 750_i64);
+        let body = json::to_vec(&SyncStateSet {
+            sync_state_set: in_sync.iter().copied().collect(),
+            sync_state_set_epoch: in_sync_epoch,
+        });
+        command(header, &body)
+    }
+
+    impl Bench {
+        fn pass(&self, ms: u64) {
+            self.now_ns.fetch_add(ms * MS, Ordering::Relaxed);
+        }
+
+        fn answer(&mut self, ask: Ask, answer: &Command) -> Result<(), Trouble> {
+            assert_eq!(self.agent.next(), Step::Ask(ask));
+            let _ = self.agent.request(ask);
+            self.agent.on_answer(answer)
+        }
+
+        /// A broker that knows its id and has registered.
+        fn registered(own: u64) -> Self {
+            let mut bench = bench();
+            assert_eq!(bench.agent.next(), Step::Load);
+            let identity = Identity {
+                cluster: "c".into(),
+                broker_name: "b".into(),
+                broker_id: own,
+                check_code: "code".into(),
+            };
+            bench.agent.on_loaded(Some(identity), None).unwrap();
+            let nobody = command(Outgoing::success(), &[]);
+            bench.answer(Ask::Register, &nobody).unwrap();
+            bench
+        }
+    }
+
+    #[test]
+    fn what_a_broker_applies_for_is_stored_before_and_who_it_is_after_the_answer() {
+        let mut bench = bench();
+        let ok = command(Outgoing::success(), &[]);
+        assert_eq!(bench.agent.next(), Step::Load);
+        bench.agent.on_loaded(None, None).unwrap();
+        let next = command(Outgoing::success().field("nextBrokerId", 3_i64), &[]);
+        bench.answer(Ask::NextId, &next).unwrap();
+        let Step::SaveWish(wish) = bench.agent.next() else {
+            panic!("a wish is stored first")
+        };
+        assert_eq!((wish.broker_id, &*wish.check_code), (3, "code"));
+        bench.agent.on_saved().unwrap();
+        // Another broker was faster.
+        let taken = Outgoing::error(response::CONTROLLER_BROKER_ID_INVALID, "taken");
+        bench.answer(Ask::ApplyId, &command(taken, &[])).unwrap();
+        assert_eq!(bench.agent.next(), Step::DropWish);
+        assert!(bench.agent.on_saved().is_err());
+        bench.pass(100);
+        let next = command(Outgoing::success().field("nextBrokerId", 4_i64), &[]);
+        bench.answer(Ask::NextId, &next).unwrap();
+        assert!(matches!(bench.agent.next(), Step::SaveWish(_)));
+        bench.agent.on_saved().unwrap();
+        bench.answer(Ask::ApplyId, &ok).unwrap();
+        assert_eq!(bench.control.id(), 0, "not before it is durable");
+        assert!(matches!(bench.agent.next(), Step::SaveOwn(_)));
+        bench.agent.on_saved().unwrap();
+        assert_eq!(bench.control.id(), 4);
+        assert_eq!(bench.agent.next(), Step::Ask(Ask::Register));
+    }
+
+    #[test]
+    fn a_lease_counts_from_when_the_heartbeat_left_and_the_first_one_is_asked_for_at_once() {
+        let mut bench = Bench::registered(1);
+        bench.answer(Ask::Heartbeat, &word(0, 0, &[], 0)).unwrap();
+        bench.answer(Ask::Elect, &word(1, 1, &[1], 1)).unwrap();
+        let opening = bench.heard.opening().unwrap();
+        assert_eq!(opening.role, Wanted::Master(1));
+        assert!(matches!(bench.agent.next(), Step::Wait { .. }));
+        bench.control.begin_life(1, 1, [1].into(), 1);
+        assert_eq!(bench.agent.next(), Step::Ask(Ask::Heartbeat));
+        let _ = bench.agent.request(Ask::Heartbeat);
+        bench.pass(700);
+        bench.agent.on_answer(&word(1, 1, &[1], 1)).unwrap();
+        assert!(bench.control.may_acknowledge());
+        bench.pass(50);
+        assert!(!bench.control.may_acknowledge(), "750 ms from the request");
+    }
+
+    #[test]
+    fn a_master_of_an_earlier_life_has_to_be_elected_again() {
+        let mut bench = bench();
+        assert_eq!(bench.agent.next(), Step::Load);
+        let identity = Identity {
+            cluster: "c".into(),
+            broker_name: "b".into(),
+            broker_id: 1,
+            check_code: "code".into(),
+        };
+        bench.agent.on_loaded(Some(identity), None).unwrap();
+        bench
+            .answer(Ask::Register, &word(4, 1, &[1, 2], 9))
+            .unwrap();
+        assert_eq!(bench.heard.opening(), None);
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_after_a_pause_even_if_the_epoch_has_changed() {
+        let mut bench = Bench::registered(1);
+        bench.pass(1);
+        assert_eq!(bench.agent.next(), Step::Ask(Ask::Heartbeat));
+        bench.control.begin_life(2, 1, [1].into(), 1);
+        assert!(bench.agent.on_failed("no controller").is_err());
+        assert!(matches!(bench.agent.next(), Step::Wait { .. }));
+        bench.pass(100);
+        assert_eq!(bench.agent.next(), Step::Ask(Ask::Heartbeat));
+    }
+
+    #[test]
+    fn a_store_that_was_a_slaves_does_not_stand_for_the_first_election() {
+        let mut bench = Bench::registered(1);
+        let nobody = command(Outgoing::success(), &[]);
+        bench.answer(Ask::Heartbeat, &nobody).unwrap();
+        assert_eq!(bench.agent.next(), Step::Look);
+        assert!(bench.agent.on_looked(true).unwrap_err().is_answer);
+    }
+
+    #[test]
+    fn who_ends_says_good_bye_once_and_does_not_wait_for_a_dead_controller() {
+        let mut bench = Bench::registered(1);
+        bench.agent.end();
+        bench.answer(Ask::Heartbeat, &word(1, 2, &[2], 1)).unwrap();
+        assert_eq!(bench.agent.next(), Step::Over);
+        let mut bench = Bench::registered(1);
+        bench.agent.end();
+        assert_eq!(bench.agent.next(), Step::Ask(Ask::Heartbeat));
+        assert!(bench.agent.on_failed("it is dead").is_err());
+        assert_eq!(bench.agent.next(), Step::Over);
+    }
+
+    #[test]
+    fn the_same_epoch_opened_again_still_waits_for_whom_it_proposed() {
+        let bench = Bench::registered(1);
+        let control = &bench.control;
+        control.begin_life(3, 1, [1].into(), 5);
+        control.on_committed([1, 2].into(), 6);
+        // The word that this opening was made of is older.
+        control.begin_life(3, 1, [1].into(), 5);
+        assert_eq!(control.waits().ids, [2].into());
+        control.begin_life(4, 1, [1].into(), 7);
+        assert!(control.waits().ids.is_empty());
+    }
+}
