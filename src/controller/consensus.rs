@@ -6,22 +6,29 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::error::{
-    InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable,
+    CheckIsLeaderError, ClientWriteError, InstallSnapshotError, NetworkError, RPCError, RaftError,
+    RemoteError, Unreachable,
 };
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{BasicNode, Raft, SnapshotPolicy};
+use openraft::{BasicNode, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
+
+use crate::controller::agreement::{Agreement, NotLeader};
 use crate::controller::disk::{Disk, Types};
+use crate::controller::node::AGREEMENT_LIMIT;
 use crate::controller::peer::{Peer, PeerError};
+use crate::controller::state::{Change, Groups, Outcome};
 
 /// Request codes of the nodes among themselves: far from RocketMQ's, and no client has reason to send one.
 pub const RAFT_APPEND: i32 = 30_001;
@@ -163,22 +170,90 @@ pub async fn start(
     Ok(raft)
 }
 
-/// The answer to a request of another node, if `code` is one of Raft's.
-pub async fn answer(raft: &Raft<Types>, code: i32, body: &[u8]) -> Option<Result<Vec<u8>, String>> {
-    let result = match code {
-        RAFT_APPEND => match serde_json::from_slice(body) {
-            Ok(request) => serde_json::to_vec(&raft.append_entries(request).await),
-            Err(error) => Err(error),
-        },
-        RAFT_VOTE => match serde_json::from_slice(body) {
-            Ok(request) => serde_json::to_vec(&raft.vote(request).await),
-            Err(error) => Err(error),
-        },
-        RAFT_SNAPSHOT => match serde_json::from_slice(body) {
-            Ok(request) => serde_json::to_vec(&raft.install_snapshot(request).await),
-            Err(error) => Err(error),
-        },
-        _ => return None,
-    };
-    Some(result.map_err(|error| error.to_string()))
+/// What the nodes agree on, by Raft.
+pub struct RaftAgreement {
+    pub raft: Raft<Types>,
+    disk: Disk,
+    started: Instant,
+    /// Of the one that watches.
+    metrics: Mutex<watch::Receiver<RaftMetrics<u64, BasicNode>>>,
+}
+
+impl RaftAgreement {
+    pub fn new(raft: Raft<Types>, disk: Disk) -> Self {
+        Self {
+            metrics: Mutex::new(raft.metrics()),
+            raft,
+            disk,
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Agreement for RaftAgreement {
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    fn term(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
+    }
+
+    async fn lead(&self) -> Result<(), NotLeader> {
+        match timeout(AGREEMENT_LIMIT, self.raft.ensure_linearizable()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to)))) => {
+                Err(NotLeader(to.leader_id))
+            }
+            Ok(Err(_)) | Err(_) => Err(NotLeader(None)),
+        }
+    }
+
+    async fn change(&self, change: Change) -> Result<Outcome, NotLeader> {
+        match timeout(AGREEMENT_LIMIT, self.raft.client_write(change)).await {
+            Ok(Ok(written)) => Ok(written.data),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
+                Err(NotLeader(to.leader_id))
+            }
+            Ok(Err(_)) | Err(_) => Err(NotLeader(None)),
+        }
+    }
+
+    fn groups<T>(&self, look: impl FnOnce(&Groups) -> T) -> T {
+        look(&self.disk.groups())
+    }
+
+    async fn leader(&self) -> Option<u64> {
+        self.raft.current_leader().await
+    }
+
+    async fn news(&self, limit: Duration) -> bool {
+        let mut metrics = self.metrics.lock().await;
+        !matches!(timeout(limit, metrics.changed()).await, Ok(Err(_)))
+    }
+
+    async fn answer(&self, code: i32, body: &[u8]) -> Option<Result<Vec<u8>, String>> {
+        let result = match code {
+            RAFT_APPEND => match serde_json::from_slice(body) {
+                Ok(request) => serde_json::to_vec(&self.raft.append_entries(request).await),
+                Err(error) => Err(error),
+            },
+            RAFT_VOTE => match serde_json::from_slice(body) {
+                Ok(request) => serde_json::to_vec(&self.raft.vote(request).await),
+                Err(error) => Err(error),
+            },
+            RAFT_SNAPSHOT => match serde_json::from_slice(body) {
+                Ok(request) => serde_json::to_vec(&self.raft.install_snapshot(request).await),
+                Err(error) => Err(error),
+            },
+            _ => return None,
+        };
+        Some(result.map_err(|error| error.to_string()))
+    }
 }

@@ -379,7 +379,10 @@ impl RaftStateMachine<Types> for Machine {
             applied.last = Some(entry.log_id);
             outcomes.push(match entry.payload {
                 EntryPayload::Blank => Outcome::Nothing,
-                EntryPayload::Normal(change) => applied.groups.apply(&change),
+                EntryPayload::Normal(change) => {
+                    let term = entry.log_id.leader_id.term;
+                    applied.groups.apply_in(term, &change)
+                }
                 EntryPayload::Membership(membership) => {
                     applied.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Outcome::Nothing

@@ -1,10 +1,12 @@
 //! `ringmq controller`: who is the master of each broker group, agreed on by Raft among 1, 3 or 5 nodes.
 //!
 //! `state.rs` and `live.rs` decide and are pure; `consensus.rs`, `disk.rs` and `peer.rs` are the Raft library (openraft) with its
-//! frames and its file; `node.rs` answers requests and watches over masters while it is the leader; `server.rs` has the port.
+//! frames and its file; `node.rs` answers requests and watches over masters while it is the leader, on anything that can agree
+//! (`agreement.rs`: Raft, or what the simulation has in its place); `server.rs` has the port.
 //! This is the one part of the process that runs on tokio, on threads of its own, because the Raft library does; nothing of it
 //! runs in a broker or name server. It knows neither stores nor shards.
 
+pub mod agreement;
 pub mod consensus;
 pub mod disk;
 pub mod live;

@@ -7,18 +7,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
-use openraft::{Raft, ServerState};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
 
-use crate::controller::disk::{Disk, Types};
+use crate::controller::agreement::{Agreement, NotLeader};
 use crate::controller::live::{Beat, Live, NoElection};
-use crate::controller::state::{Change, Ground, Group, Outcome, unknown_group};
-use crate::controller::{ControllerOptions, consensus, node_name};
+use crate::controller::state::{Change, Ground, Group, Groups, Outcome, unknown_group};
+use crate::controller::{ControllerOptions, node_name};
 use crate::wire::remoting::code::{request, response};
 use crate::wire::remoting::command::{Command, Encoding, FieldError, Outgoing};
 use crate::wire::remoting::controller::{
@@ -28,11 +25,13 @@ use crate::wire::remoting::controller::{
 use crate::wire::remoting::json;
 
 /// How long a change may take to be agreed on.
-const AGREEMENT_LIMIT: Duration = Duration::from_secs(3);
+pub const AGREEMENT_LIMIT: Duration = Duration::from_secs(3);
 /// Bounds of a broker's heartbeat timeout.
 const TIMEOUT_MS_MIN: u64 = 300;
 const TIMEOUT_MS_MAX: u64 = 60_000;
 const TIMEOUT_MS_DEFAULT: u64 = 10_000;
+/// An election that no lease can stand against.
+const ANY_TERM: u64 = 0;
 /// Frames that wait for one broker; a broker that does not read asks for its role with its next heartbeat anyway.
 pub const PUSH_FRAMES_MAX: usize = 64;
 
@@ -40,13 +39,11 @@ pub const PUSH_FRAMES_MAX: usize = 64;
 pub type Answer = (Outgoing, Vec<u8>);
 
 /// See the module's page.
-pub struct Node {
+pub struct Node<A> {
     pub options: ControllerOptions,
-    pub raft: Raft<Types>,
-    disk: Disk,
-    started: Instant,
-    /// `None` while another node leads.
-    live: Mutex<Option<Live>>,
+    pub agreement: A,
+    /// What this node has heard in the term in which it leads.
+    live: Mutex<Option<(u64, Live)>>,
     /// Where to tell brokers of a new master, by group and id.
     brokers: Mutex<BTreeMap<(String, u64), mpsc::Sender<Bytes>>>,
 }
@@ -56,6 +53,12 @@ enum Failure {
     NotLeader(Option<u64>),
     /// A code and what to do.
     Refused(i32, String),
+}
+
+impl From<NotLeader> for Failure {
+    fn from(NotLeader(leader): NotLeader) -> Self {
+        Self::NotLeader(leader)
+    }
 }
 
 impl From<FieldError> for Failure {
@@ -120,24 +123,22 @@ fn set_body(group: &Group) -> Vec<u8> {
     })
 }
 
-impl Node {
-    pub fn new(options: ControllerOptions, raft: Raft<Types>, disk: Disk) -> Arc<Self> {
+impl<A: Agreement> Node<A> {
+    pub fn new(options: ControllerOptions, agreement: A) -> Arc<Self> {
         Arc::new(Self {
             options,
-            raft,
-            disk,
-            started: Instant::now(),
+            agreement,
             live: Mutex::new(None),
             brokers: Mutex::default(),
         })
     }
 
     fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        self.agreement.now_ms()
     }
 
     fn group(&self, name: &str) -> Result<Group> {
-        let found = self.disk.groups().0.get(name).cloned();
+        let found = self.agreement.groups(|groups| groups.0.get(name).cloned());
         found.ok_or_else(|| match unknown_group(name) {
             Outcome::Refused { code, remark } => Failure::Refused(code, remark),
             Outcome::Nothing | Outcome::Done(_) => Failure::NotLeader(None),
@@ -163,7 +164,7 @@ impl Node {
                 that it knows the secret of haSecretFile; run the tool on the controller's machine";
             return (Outgoing::error(response::NO_PERMISSION, remark), Vec::new());
         }
-        if let Some(result) = consensus::answer(&self.raft, command.code, &command.body).await {
+        if let Some(result) = self.agreement.answer(command.code, &command.body).await {
             return match result {
                 Ok(body) => (Outgoing::success(), body),
                 Err(remark) => (Outgoing::error(response::SYSTEM_ERROR, remark), Vec::new()),
@@ -212,7 +213,7 @@ impl Node {
     }
 
     async fn metadata(&self) -> Answer {
-        let leader = self.raft.current_leader().await;
+        let leader = self.agreement.leader().await;
         let address = leader.and_then(|id| self.options.members.get(&id)).cloned();
         let peers: Vec<String> = self
             .options
@@ -234,25 +235,12 @@ impl Node {
 
     /// Makes sure that this node leads, which a majority confirms from now on, and that it has applied everything.
     async fn lead(&self) -> Result<()> {
-        match timeout(AGREEMENT_LIMIT, self.raft.ensure_linearizable()).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to)))) => {
-                Err(Failure::NotLeader(to.leader_id))
-            }
-            Ok(Err(_)) | Err(_) => Err(Failure::NotLeader(None)),
-        }
+        Ok(self.agreement.lead().await?)
     }
 
     /// Lets all agree on a change. Gives the group as it is then.
     async fn propose(&self, change: Change) -> Result<Option<Group>> {
-        let outcome = match timeout(AGREEMENT_LIMIT, self.raft.client_write(change)).await {
-            Ok(Ok(written)) => written.data,
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
-                return Err(Failure::NotLeader(to.leader_id));
-            }
-            Ok(Err(_)) | Err(_) => return Err(Failure::NotLeader(None)),
-        };
-        match outcome {
+        match self.agreement.change(change).await? {
             Outcome::Done(group) => Ok(group.map(|group| *group)),
             Outcome::Nothing => Ok(None),
             Outcome::Refused { code, remark } => Err(Failure::Refused(code, remark)),
@@ -268,10 +256,17 @@ impl Node {
         }
     }
 
+    /// Looks at what was heard in the term in which this node leads. What it heard in an earlier one counts no more: another
+    /// leader may have granted leases since.
     fn with_live<T>(&self, look: impl FnOnce(&mut Live) -> T) -> Result<T> {
+        self.with_live_of_term(|_, live| look(live))
+    }
+
+    fn with_live_of_term<T>(&self, look: impl FnOnce(u64, &mut Live) -> T) -> Result<T> {
+        let now = self.agreement.term();
         match lock(&self.live).as_mut() {
-            Some(live) => Ok(look(live)),
-            None => Err(Failure::NotLeader(None)),
+            Some((term, live)) if Some(*term) == now => Ok(look(*term, live)),
+            _ => Err(Failure::NotLeader(None)),
         }
     }
 
@@ -324,12 +319,8 @@ impl Node {
     async fn next_id(&self, command: &Command) -> Result<Answer> {
         let name = text_of(command, "brokerName")?;
         self.lead().await?;
-        let next = self
-            .disk
-            .groups()
-            .0
-            .get(&name)
-            .map_or(1, |group| group.next_id);
+        let next_id = |groups: &Groups| groups.0.get(&name).map_or(1, |group| group.next_id);
+        let next = self.agreement.groups(next_id);
         let header = Outgoing::success()
             .field(
                 "clusterName",
@@ -474,7 +465,7 @@ impl Node {
             .int("logEpoch")?
             .unwrap_or(0)
             .clamp(0, u32::MAX.into()) as u32;
-        let (candidate, seen_epoch, ground) = match (group.master, asked) {
+        let (candidate, seen_epoch, ground, term) = match (group.master, asked) {
             (None, Some(_)) if group.needs_operator => {
                 let remark = format!(
                     "the controller has lost what it knew of '{name}', and its brokers cannot know which of them has everything: make the \
@@ -485,9 +476,11 @@ impl Node {
                     remark,
                 ));
             }
-            (None, Some(asked)) => (asked, seen_epoch, Ground::InSync),
+            (None, Some(asked)) => (asked, seen_epoch, Ground::InSync, ANY_TERM),
             // A new life of the master needs an epoch of its own: what it wrote last may be on no other disk.
-            (Some(master), Some(asked)) if master == asked => (asked, seen_epoch, Ground::InSync),
+            (Some(master), Some(asked)) if master == asked => {
+                (asked, seen_epoch, Ground::InSync, ANY_TERM)
+            }
             (None, None) => {
                 let remark =
                     "the group has no master yet: say which broker is to be the first".to_owned();
@@ -497,15 +490,15 @@ impl Node {
                 ));
             }
             (Some(master), _) => match self.replace(name, &group)? {
-                Ok((id, beat, ground)) => (id, beat.epoch, ground),
-                Err(NoElection::LeaseRuns) => {
+                (term, Ok((id, beat, ground))) => (id, beat.epoch, ground, term),
+                (_, Err(NoElection::LeaseRuns)) => {
                     let remark = format!("brokerId {master} is the master");
                     return Err(Failure::Refused(
                         response::CONTROLLER_MASTER_STILL_EXIST,
                         remark,
                     ));
                 }
-                Err(NoElection::Nobody) => {
+                (_, Err(NoElection::Nobody)) => {
                     let remark = format!(
                         "the master, brokerId {master}, does not answer, and nobody else who is alive has everything"
                     );
@@ -516,19 +509,23 @@ impl Node {
                 }
             },
         };
-        self.make_master(name, &group, candidate, seen_epoch, ground)
+        self.make_master(name, &group, candidate, seen_epoch, ground, term)
             .await
     }
 
-    /// Whom to elect in the place of a silent master, which gets no lease while that is agreed on.
+    /// Whom to elect in the place of a silent master, which gets no lease while that is agreed on, and in which term.
     fn replace(
         &self,
         name: &str,
         group: &Group,
-    ) -> Result<std::result::Result<(u64, Beat, Ground), NoElection>> {
+    ) -> Result<(u64, std::result::Result<(u64, Beat, Ground), NoElection>)> {
         let now_ms = self.now_ms();
         let until_ms = now_ms + AGREEMENT_LIMIT.as_millis() as u64;
-        self.with_live(|live| live.replace(name, group, self.options.unclean, now_ms, until_ms))
+        self.with_live_of_term(|term, live| {
+            let unclean = self.options.unclean;
+            let chosen = live.replace(name, group, unclean, now_ms, until_ms);
+            (term, chosen)
+        })
     }
 
     /// An operator wants another master. The old one gets no lease any more and is given the time for its last one to end.
@@ -536,6 +533,7 @@ impl Node {
         self.lead().await?;
         let group = self.group(name)?;
         let now_ms = self.now_ms();
+        let term = self.with_live_of_term(|term, _| term)?;
         let refuse = |code, remark: String| Err(Failure::Refused(code, remark));
         let chosen = match asked {
             Some(asked) if group.master == Some(asked) => {
@@ -598,11 +596,12 @@ impl Node {
                 if is_over {
                     break;
                 }
-                sleep(Duration::from_millis(20)).await;
+                self.agreement.sleep(Duration::from_millis(20)).await;
             }
         }
         let (id, beat, ground) = chosen;
-        self.make_master(name, &group, id, beat.epoch, ground).await
+        self.make_master(name, &group, id, beat.epoch, ground, term)
+            .await
     }
 
     async fn make_master(
@@ -612,6 +611,7 @@ impl Node {
         candidate: u64,
         seen_epoch: u32,
         ground: Ground,
+        term: u64,
     ) -> Result<Group> {
         let change = Change::Elect {
             group: name.to_owned(),
@@ -619,6 +619,7 @@ impl Node {
             epoch: group.epoch,
             seen_epoch,
             ground,
+            term,
         };
         let made = self.propose_on(change).await;
         // Without an answer the change may still be agreed on: then leases stay withheld for their time.
@@ -675,7 +676,7 @@ impl Node {
         })?;
         let now_ms = self.now_ms();
         let mut info = BrokerReplicasInfo::default();
-        let groups = self.disk.groups().0.clone();
+        let groups = self.agreement.groups(|groups| groups.0.clone());
         for (name, group) in groups {
             if !names.is_empty() && !names.contains(&name) {
                 continue;
@@ -745,37 +746,27 @@ impl Node {
         Ok((Outgoing::success(), Vec::new()))
     }
 
-    /// Watches over masters for ever, while this node leads.
+    /// Watches over masters while this node leads, until it ends.
     pub async fn watch(self: Arc<Self>) {
-        let mut metrics = self.raft.metrics();
-        loop {
-            if let Ok(Err(_)) = timeout(self.options.scan, metrics.changed()).await {
-                // Raft has ended, and with it the node.
-                return;
+        while self.agreement.news(self.options.scan).await {
+            let term = self.agreement.term();
+            let was = lock(&self.live).as_ref().map(|(term, _)| *term);
+            if term != was {
+                let node = node_name(self.options.id);
+                match term {
+                    Some(term) => tracing::info!(node, term, "this node leads the controllers"),
+                    None => tracing::warn!(node, "this node leads the controllers no more"),
+                }
+                *lock(&self.live) = term.map(|term| (term, Live::new(self.now_ms())));
             }
-            let leads = metrics.borrow_and_update().state == ServerState::Leader;
-            let was = lock(&self.live).is_some();
-            if leads && !was {
-                tracing::info!(
-                    node = node_name(self.options.id),
-                    "this node leads the controllers"
-                );
-                *lock(&self.live) = Some(Live::new(self.now_ms()));
-            } else if !leads && was {
-                tracing::warn!(
-                    node = node_name(self.options.id),
-                    "this node leads the controllers no more"
-                );
-                *lock(&self.live) = None;
-            }
-            if leads {
+            if term.is_some() {
                 self.depose_silent_masters().await;
             }
         }
     }
 
     async fn depose_silent_masters(self: &Arc<Self>) {
-        let groups = self.disk.groups().0.clone();
+        let groups = self.agreement.groups(|groups| groups.0.clone());
         for (name, group) in groups {
             let Some((master, _)) = group.master() else {
                 continue;
@@ -788,12 +779,12 @@ impl Node {
             {
                 continue;
             }
-            let Ok(Ok((id, beat, ground))) = self.replace(&name, &group) else {
+            let Ok((term, Ok((id, beat, ground)))) = self.replace(&name, &group) else {
                 continue;
             };
             tracing::warn!(group = name, master, "the master is silent");
             if let Err(Failure::Refused(_, remark)) = self
-                .make_master(&name, &group, id, beat.epoch, ground)
+                .make_master(&name, &group, id, beat.epoch, ground, term)
                 .await
             {
                 tracing::warn!(group = name, %remark, "no election");

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::base::limits::CONTROLLER_CONNECTIONS_MAX;
+use crate::controller::consensus::RaftAgreement;
 use crate::controller::disk::Disk;
 use crate::controller::node::{Node, PUSH_FRAMES_MAX};
 use crate::controller::{ControllerOptions, consensus, node_name};
@@ -48,11 +49,11 @@ pub fn run(
         let raft = consensus::start(options.id, &options.members, &disk, options.secret.clone())
             .await
             .map_err(|error| error.to_string())?;
-        let node = Node::new(options, raft, disk);
+        let node = Node::new(options, RaftAgreement::new(raft, disk));
         let watch = tokio::spawn(node.clone().watch());
         tokio::spawn(accept(node.clone(), listener));
         serving();
-        let wait = node.raft.wait(None);
+        let wait = node.agreement.raft.wait(None);
         tokio::select! {
             () = stop => {}
             // Raft ends by itself when its disk fails.
@@ -61,7 +62,8 @@ pub fn run(
             }
         }
         watch.abort();
-        node.raft
+        node.agreement
+            .raft
             .shutdown()
             .await
             .map_err(|error| error.to_string())
@@ -70,7 +72,7 @@ pub fn run(
     result
 }
 
-async fn accept(node: Arc<Node>, listener: TcpListener) {
+async fn accept(node: Arc<Node<RaftAgreement>>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(CONTROLLER_CONNECTIONS_MAX));
     loop {
         let stream = match listener.accept().await {
@@ -152,7 +154,7 @@ impl Stranger {
     }
 }
 
-async fn serve(node: Arc<Node>, stream: TcpStream) -> Result<(), String> {
+async fn serve(node: Arc<Node<RaftAgreement>>, stream: TcpStream) -> Result<(), String> {
     let address = stream.peer_addr().map_err(|error| error.to_string())?.ip();
     stream
         .set_nodelay(true)

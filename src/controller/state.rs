@@ -98,6 +98,9 @@ pub enum Change {
         /// The new epoch is greater than this too: the candidate's log has seen it.
         seen_epoch: u32,
         ground: Ground,
+        /// The leader's term that the decision was made in: another leader may have granted leases since. 0: of any.
+        #[serde(default)]
+        term: u64,
     },
     /// Replicas that will not come back; all of them without ids.
     Clean { group: String, ids: Vec<u64> },
@@ -132,6 +135,17 @@ pub fn unknown_group(name: &str) -> Outcome {
 }
 
 impl Groups {
+    /// Does what a change says that a leader of this term has proposed, or refuses it.
+    pub fn apply_in(&mut self, term: u64, change: &Change) -> Outcome {
+        match change {
+            Change::Elect { term: decided, .. } if *decided != 0 && *decided != term => refused(
+                response::CONTROLLER_FENCED_MASTER_EPOCH,
+                "the leader of the controllers has changed since this election was decided",
+            ),
+            change => self.apply(change),
+        }
+    }
+
     /// Does what a change says, or refuses it.
     pub fn apply(&mut self, change: &Change) -> Outcome {
         let name = change.group();
@@ -436,6 +450,7 @@ mod tests {
             epoch,
             seen_epoch: 0,
             ground,
+            term: 0,
         }
     }
 
@@ -517,6 +532,19 @@ mod tests {
     }
 
     #[test]
+    fn an_election_counts_in_the_term_that_it_was_decided_in_only() {
+        let mut groups = Groups::default();
+        groups.apply(&apply_id(1, "code 1"));
+        let mut decided = elect(1, 0, Ground::InSync);
+        if let Change::Elect { term, .. } = &mut decided {
+            *term = 4;
+        }
+        assert_ne!(code(groups.apply_in(5, &decided)), 0);
+        assert_eq!(code(groups.apply_in(4, &decided)), 0);
+        assert_eq!(code(groups.apply_in(5, &elect(1, 1, Ground::InSync))), 0);
+    }
+
+    #[test]
     fn who_is_not_in_sync_is_elected_only_by_leave_to_lose() {
         let mut groups = three();
         groups.apply(&elect(1, 0, Ground::InSync));
@@ -541,6 +569,7 @@ mod tests {
             epoch: 0,
             seen_epoch: 41,
             ground: Ground::InSync,
+            term: 0,
         };
         groups.apply(&change);
         assert_eq!(groups.0["g"].epoch, 42);
@@ -601,6 +630,7 @@ mod tests {
                         } else {
                             Ground::Unclean
                         },
+                        term: 0,
                     }
                 }
             ),
