@@ -9,3 +9,4 @@ pub mod limits;
 pub mod names;
 pub mod notify;
 pub mod offset;
+pub mod planted;

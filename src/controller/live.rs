@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::base::planted::{PlantedBug, planted};
 use crate::controller::state::{Ground, Group};
 
 /// What a broker said last.
@@ -132,7 +133,9 @@ impl Live {
                 .replicas
                 .keys()
                 .filter(|id| Some(**id) != except && self.is_alive(name, **id, now_ms))
-                .filter(|id| !in_set_only || group.in_sync.contains(id))
+                .filter(|id| {
+                    !in_set_only || group.in_sync.contains(id) || planted(PlantedBug::ElectOutside)
+                })
                 .filter_map(|id| Some((*id, *self.beat(name, *id)?)))
                 .max_by_key(|(id, beat)| {
                     let least = (std::cmp::Reverse(beat.priority), std::cmp::Reverse(*id));

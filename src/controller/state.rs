@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::base::limits::{CONTROLLER_GROUPS_MAX, CONTROLLER_REPLICAS_MAX};
+use crate::base::planted::{PlantedBug, planted};
 use crate::wire::remoting::code::response;
 
 /// Ids that the controller gives out begin here: 0 is what a master is called by clients.
@@ -372,7 +373,9 @@ impl Group {
                 format!("brokerId {candidate} is not of this group"),
             );
         }
-        let is_safe = self.in_sync.is_empty() || self.in_sync.contains(&candidate);
+        let is_safe = self.in_sync.is_empty()
+            || self.in_sync.contains(&candidate)
+            || planted(PlantedBug::ElectOutside);
         if !is_safe && ground != Ground::Unclean {
             return refused(
                 response::CONTROLLER_ELECT_MASTER_FAILED,

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::base::bell::Bell;
 use crate::base::offset::LogId;
-use crate::store::planted::{PlantedBug, planted};
+use crate::base::planted::{PlantedBug, planted};
 
 /// Nanoseconds of a clock that never goes back and goes on while the machine sleeps.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;

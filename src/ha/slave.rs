@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::limits::HA_WINDOW_BYTES;
+use crate::base::planted::{PlantedBug, planted};
 use crate::ha::control::Control;
 use crate::ha::handshake::{Secret, StreamError, greet_master, read_frame, write_frame};
 use crate::ha::master::StreamTimes;
@@ -18,7 +19,6 @@ use crate::io::net::{Net, NetStream, within};
 use crate::io::tcp::ReadBuffer;
 use crate::store::CommitLog;
 use crate::store::commit_log::replica::ReplicaError;
-use crate::store::planted::{PlantedBug, planted};
 use crate::wire::ha::{Frame, StoreShape, Trust};
 
 /// How long a connection may take to come about.

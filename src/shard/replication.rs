@@ -16,6 +16,7 @@ use ahash::AHashMap;
 
 use crate::base::notify::Notify;
 use crate::base::offset::{LogId, Position};
+use crate::base::planted::{PlantedBug, planted};
 use crate::ha::control::{Control, Follower, LogReport};
 use crate::ha::master::Windows;
 use crate::ha::replica_window::{Member, ReplicaRules, ReplicaWindow};
@@ -25,7 +26,6 @@ use crate::shard::core::{Role, Shard};
 use crate::shard::message::{
     Copies, LocalReply, MasterStats, QueueKey, Refusal, ReplicaStats, ShardReply,
 };
-use crate::store::planted::{PlantedBug, planted};
 
 /// How often slaves and overdue answers are looked at. Only with SYNC_MASTER.
 const TICK: Duration = Duration::from_millis(100);

@@ -23,6 +23,7 @@ use crate::base::limits::{
 };
 use crate::base::notify::Notify;
 use crate::base::offset::{LogId, PhysicalOffset, Position};
+use crate::base::planted::{PlantedBug, planted};
 use crate::io::aligned_buf::{PageBuf, PageSlice};
 use crate::io::env::{DiskFile, Env};
 use crate::store::batch::{ALIGN_BYTES, BatchHeader, FLAG_SEGMENT_END, HEADER_BYTES};
@@ -31,7 +32,6 @@ use crate::store::delayed;
 use crate::store::group_commit::GroupCommit;
 use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
-use crate::store::planted::{PlantedBug, planted};
 use crate::store::recovery::{self, Recovered};
 use crate::store::segment::Segments;
 use crate::store::snapshot::{self, Mark, Writer};
@@ -231,7 +231,7 @@ impl<E: Env> CommitLog<E> {
         let index_directory = options.directory.join("index");
         env.create_dir(&index_directory).await?;
         env.sync_dir(&options.directory).await?;
-        cut::carry_out(&env, &options, &segments).await?;
+        let pretended_end = cut::carry_out(&env, &options, &segments).await?;
         let reader = LogReader::new(
             env.clone(),
             segments.clone(),
@@ -249,7 +249,7 @@ impl<E: Env> CommitLog<E> {
             damage,
             snapshot_position,
             segment_times,
-        } = recovery::recover(&env, &options, &segments).await?;
+        } = recovery::recover(&env, &options, &segments, pretended_end).await?;
         let epoch = match options.elected {
             _ if options.replica => epoch,
             None => epoch + 1,

@@ -12,7 +12,6 @@ pub mod half;
 pub mod keys;
 pub mod log_reader;
 pub mod manifest;
-pub mod planted;
 pub mod read_gate;
 pub mod recovery;
 pub mod retention;

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use crate::base::limits::{REPLICA_RUN_BYTES_MAX, SECTOR_BYTES};
 use crate::base::offset::Position;
+use crate::base::planted::{PlantedBug, planted};
 use crate::io::aligned_buf::PageBuf;
 use crate::io::env::{DiskFile, Env};
 use crate::store::batch::{ALIGN_BYTES, BatchHeader, HEADER_BYTES};
@@ -17,7 +18,6 @@ use crate::store::commit_log::{LogOptions, replica};
 use crate::store::control::{self, Control};
 use crate::store::delayed;
 use crate::store::half;
-use crate::store::planted::{PlantedBug, planted};
 use crate::store::segment::Segments;
 use crate::store::snapshot::{self, Reader};
 use crate::store::tables::halves::Half;
@@ -294,11 +294,12 @@ pub fn effect_of(record: &[u8], position: u64, tables: &Tables) -> Option<Effect
     })
 }
 
-/// Recovers a log.
+/// Recovers a log. `pretended_end` is for a planted fault.
 pub async fn recover<E: Env>(
     env: &E,
     options: &LogOptions,
     segments: &Segments<E>,
+    pretended_end: Option<u64>,
 ) -> io::Result<Recovered> {
     let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     let started = env.now_ns();
@@ -353,7 +354,7 @@ pub async fn recover<E: Env>(
         scanner.trust_first().await?;
     }
     let (mut batches, mut records, mut unknown) = (0u64, 0u64, 0u64);
-    loop {
+    while pretended_end.is_none_or(|end| scanner.position < end) {
         let begin = scanner.position + HEADER_BYTES as u64;
         let Step::Batch(header, range) = scanner.next().await? else {
             break;
@@ -392,7 +393,9 @@ pub async fn recover<E: Env>(
     recovered.end = scanner.position;
     recovered.previous_crc = scanner.previous_crc;
     let was_replica = replica::is_marked(env, &options.directory).await?;
-    recovered.damage = scanner.damage(was_replica).await?;
+    if pretended_end.is_none() {
+        recovered.damage = scanner.damage(was_replica).await?;
+    }
     let within = recovered.end % SECTOR_BYTES as u64;
     if within > 0 {
         let sector = recovered.end - within;

@@ -4,6 +4,8 @@
 //! its seed. See ARCHITECTURE.md, Simulation.
 #![allow(clippy::unwrap_used)] // A test that meets an error it did not plan for is to fail.
 
+mod controlled;
+mod controllers;
 mod ledger;
 mod replicas;
 mod run;
@@ -12,6 +14,9 @@ mod store;
 mod sut;
 mod toy;
 mod workload;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ringmq::io::sim::{Crash, Errno};
 
@@ -86,6 +91,75 @@ fn a_pair_keeps_the_promise() {
     let mib = run::resident_mib();
     eprintln!("{sum:?}, {mib} MiB resident at the end");
     assert!(sum.acknowledged > 0 && sum.checked > 0 && sum.promotions > 0);
+}
+
+/// Brokers under controllers: `RINGMQ_SEED=n cargo test --test sim brokers_under` runs one seed with a trace.
+#[test]
+fn brokers_under_controllers_keep_the_promise() {
+    if let Ok(seed) = std::env::var("RINGMQ_SEED") {
+        let seed = seed.parse().unwrap();
+        match controlled::run_seed(seed, None, true) {
+            Ok(counts) => eprintln!("{counts:?}"),
+            Err(why) => panic!("RINGMQ_SEED={seed} breaks the promise: {why}"),
+        }
+        return;
+    }
+    let seeds: Vec<u64> = seeds_from_env(24).collect();
+    let keep_going = std::env::var_os("RINGMQ_SIM_KEEP_GOING").is_some();
+    let next = AtomicUsize::new(0);
+    let results: Mutex<(controlled::Counts, Vec<(u64, String)>)> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if !keep_going && !results.lock().unwrap().1.is_empty() {
+                        return;
+                    }
+                    let outcome = controlled::run_seed(*seed, None, false);
+                    let mut results = results.lock().unwrap();
+                    match outcome {
+                        Ok(counts) => results.0.add(&counts),
+                        Err(why) => {
+                            if keep_going {
+                                eprintln!("RINGMQ_SEED={seed}: {why}");
+                            }
+                            results.1.push((*seed, why));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (sum, failures) = results.into_inner().unwrap();
+    let mib = run::resident_mib();
+    eprintln!("{sum:?}, {mib} MiB resident at the end");
+    if let Some((seed, why)) = failures.iter().min() {
+        panic!("RINGMQ_SEED={seed} breaks the promise: {why}");
+    }
+    assert!(sum.acknowledged > 0 && sum.checked > 0 && sum.elections > 24);
+}
+
+/// Each fault that is planted in what a controller makes possible is found, and how soon.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn brokers_under_controllers_with_a_planted_bug_break_the_promise() {
+    let mut missed = Vec::new();
+    for bug in [
+        "AckBeforeReplica",
+        "ForgetToFence",
+        "TruncateInMemory",
+        "ElectOutside",
+    ] {
+        let found = (0..400).find_map(|seed| {
+            let why = controlled::run_seed(seed, Some(bug), false).err()?;
+            Some((seed, why))
+        });
+        match found {
+            Some((seed, why)) => eprintln!("{bug}: {} seeds: {why}", seed + 1),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
 /// Each fault that is planted in the replication is found, and how soon.

@@ -91,13 +91,16 @@ fn address(node: usize) -> String {
     format!("node-{node}")
 }
 
-fn plant(bug: Option<PlantedBug>) {
+pub fn plant(bug: Option<PlantedBug>) {
     #[cfg(feature = "planted-bugs")]
     {
-        use ringmq::store::planted::PlantedBug;
-        ringmq::store::planted::plant(bug.map(|name| match name {
+        use ringmq::base::planted::PlantedBug;
+        ringmq::base::planted::plant(bug.map(|name| match name {
             "ReplicaAcksBeforeFlush" => PlantedBug::ReplicaAcksBeforeFlush,
             "AckBeforeReplica" => PlantedBug::AckBeforeReplica,
+            "ForgetToFence" => PlantedBug::ForgetToFence,
+            "TruncateInMemory" => PlantedBug::TruncateInMemory,
+            "ElectOutside" => PlantedBug::ElectOutside,
             other => panic!("no planted bug {other}"),
         }));
     }

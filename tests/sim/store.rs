@@ -69,8 +69,8 @@ impl LogListener for Listener {
 pub fn plant(settings: &Settings) {
     #[cfg(feature = "planted-bugs")]
     {
-        use ringmq::store::planted::PlantedBug;
-        ringmq::store::planted::plant(settings.planted.map(|name| match name {
+        use ringmq::base::planted::PlantedBug;
+        ringmq::base::planted::plant(settings.planted.map(|name| match name {
             "FlushSkipped" => PlantedBug::FlushSkipped,
             "AckBeforeFlush" => PlantedBug::AckBeforeFlush,
             "BatchCrcIgnored" => PlantedBug::BatchCrcIgnored,

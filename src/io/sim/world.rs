@@ -11,7 +11,7 @@ use std::future::Future;
 use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -150,12 +150,16 @@ struct Node {
     up: bool,
     skew_ms: i64,
     next_jump_ns: u64,
+    /// None of its tasks runs before.
+    paused_until_ns: u64,
 }
 
 struct State {
     options: SimOptions,
     random: fastrand::Rng,
     now_ns: u64,
+    /// The same, for who may not hold the world.
+    clock: Arc<AtomicU64>,
     steps: u64,
     hash: u64,
     next_id: u64,
@@ -201,6 +205,7 @@ impl State {
             up: true,
             skew_ms,
             next_jump_ns: 0,
+            paused_until_ns: 0,
         });
         let node = self.nodes.len() - 1;
         self.plan_jump(node);
@@ -217,6 +222,7 @@ impl State {
     /// Moves time and gives what has to be woken for it.
     fn advance_to(&mut self, now_ns: u64) -> Vec<Waker> {
         self.now_ns = self.now_ns.max(now_ns);
+        self.clock.store(self.now_ns, Ordering::Relaxed);
         let mut woken = Vec::new();
         while let Some(entry) = self.events.first_entry() {
             if entry.key().0 > self.now_ns {
@@ -305,6 +311,7 @@ impl SimWorld {
         let mut state = State {
             random: fastrand::Rng::with_seed(seed),
             now_ns: 0,
+            clock: Arc::default(),
             steps: 0,
             hash: seed,
             next_id: MAIN,
@@ -387,6 +394,7 @@ impl Control {
         }
         machine.up = false;
         machine.incarnation += 1;
+        machine.paused_until_ns = 0;
         let (ops, slots): (Vec<_>, Vec<_>) = std::mem::take(&mut machine.in_flight)
             .into_values()
             .map(|flight| (flight.op, flight.slot))
@@ -416,6 +424,20 @@ impl Control {
         machine.up = true;
         drop(state);
         self.core(node)
+    }
+
+    /// Stops a machine for a time, as SIGSTOP or a busy hypervisor does: its clock and its disk go on, its tasks do not.
+    pub fn pause(&self, node: NodeId, duration: Duration) {
+        let mut state = self.0.state.borrow_mut();
+        let until_ns = state.now_ns.saturating_add(duration.as_nanos() as u64);
+        state.trace("pause", [node as u64, until_ns, 0]);
+        state.nodes[node].paused_until_ns = until_ns;
+    }
+
+    /// Whether [`Control::pause`] holds a machine at the moment.
+    pub fn is_paused(&self, node: NodeId) -> bool {
+        let state = self.0.state.borrow();
+        state.now_ns < state.nodes[node].paused_until_ns
     }
 
     /// Looks at a machine's disk, or changes it.
@@ -455,6 +477,11 @@ impl Control {
     /// Virtual time since the world began, in nanoseconds.
     pub fn now_ns(&self) -> u64 {
         self.0.state.borrow().now_ns
+    }
+
+    /// The same as a clock that may go to other threads.
+    pub fn clock(&self) -> Arc<AtomicU64> {
+        self.0.state.borrow().clock.clone()
     }
 
     /// Polls and events so far.
@@ -584,9 +611,19 @@ impl Control {
 
     fn poll(&self, id: TaskId) {
         let mut state = self.0.state.borrow_mut();
+        let now_ns = state.now_ns;
+        let home = state.tasks.get(&id).and_then(|task| task.home);
+        let paused_until_ns = home.map_or(0, |(node, _)| state.nodes[node].paused_until_ns);
         let Some(task) = state.tasks.get_mut(&id) else {
             return;
         };
+        if now_ns < paused_until_ns {
+            let waker = task.waker.clone();
+            waker.queued.store(false, Ordering::Relaxed);
+            let key = (paused_until_ns, state.take_id());
+            state.events.insert(key, Event::Wake(Waker::from(waker)));
+            return;
+        }
         let Some(mut future) = task.future.take() else {
             return;
         };

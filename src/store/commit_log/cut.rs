@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::limits::SECTOR_BYTES;
 use crate::base::offset::Position;
+use crate::base::planted::{PlantedBug, planted};
 use crate::io::env::{DiskFile, Env, OpenMode};
 use crate::store::batch::{BatchHeader, HEADER_BYTES};
 use crate::store::commit_log::{CommitLog, LogOptions};
@@ -92,12 +93,13 @@ impl<E: Env> CommitLog<E> {
     }
 }
 
-/// Carries out what [`CommitLog::ask_for_cut`] has noted, durably.
+/// Carries out what [`CommitLog::ask_for_cut`] has noted, durably. Gives where recovery has to end, for a planted fault that only
+/// pretends to.
 pub(super) async fn carry_out<E: Env>(
     env: &E,
     options: &LogOptions,
     segments: &Segments<E>,
-) -> io::Result<()> {
+) -> io::Result<Option<u64>> {
     let directory = &options.directory;
     let notes: Vec<u64> = env
         .list(directory)
@@ -106,17 +108,20 @@ pub(super) async fn carry_out<E: Env>(
         .filter_map(|(name, _)| name.strip_prefix(NOTE)?.parse().ok())
         .collect();
     let Some(cut) = notes.iter().copied().min() else {
-        return Ok(());
+        return Ok(None);
     };
     snapshot::remove_beyond(env, directory, cut).await?;
-    segments.remove_beyond(cut).await?;
-    wipe(env, options, segments, cut).await?;
+    let pretends = planted(PlantedBug::TruncateInMemory);
+    if !pretends {
+        segments.remove_beyond(cut).await?;
+        wipe(env, options, segments, cut).await?;
+    }
     for note in notes {
         env.remove(&note_of(directory, note)).await?;
     }
     env.sync_dir(directory).await?;
     tracing::info!(log = options.log, cut, "the log was cut back");
-    Ok(())
+    Ok(pretends.then_some(cut))
 }
 
 /// Makes zeros of everything behind `cut` in its segment that could be taken for a batch of this log.

@@ -19,11 +19,11 @@ use smallvec::SmallVec;
 
 use crate::base::limits::{REPLICA_RUN_BYTES_MAX, SECTOR_BYTES};
 use crate::base::offset::Position;
+use crate::base::planted::{PlantedBug, planted};
 use crate::io::aligned_buf::{PageBuf, PageSlice};
 use crate::io::env::{DiskFile, Env, OpenMode};
 use crate::store::batch::{BatchHeader, HEADER_BYTES};
 use crate::store::commit_log::{CommitLog, OpenBatch, SealedBatch, State};
-use crate::store::planted::{PlantedBug, planted};
 use crate::store::recovery::{effect_of, follows, raw_records};
 use crate::store::segment::{Segments, zero_pages};
 use crate::store::tables::Effect;

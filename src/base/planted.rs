@@ -1,6 +1,6 @@
-//! Faults that the simulation has to find. Without the feature `planted-bugs` this is a constant `false`.
+//! Faults that the simulation has to find. Here, because every layer may have one. Without the feature `planted-bugs` this is a constant `false`.
 
-/// A fault planted in the store, for tests/sim only.
+/// A planted fault, for tests/sim only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlantedBug {
     /// Segments are written without a flush although the mode is SYNC_FLUSH.
@@ -17,6 +17,10 @@ pub enum PlantedBug {
     AckBeforeReplica,
     /// A master acknowledges although its lease is over.
     ForgetToFence,
+    /// A log that returns with more than its master has forgets that, and its disk does not.
+    TruncateInMemory,
+    /// The controller elects brokers that are not in the in-sync set.
+    ElectOutside,
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -27,7 +31,7 @@ mod switch {
         static PLANTED: Cell<Option<super::PlantedBug>> = const { Cell::new(None) };
     }
 
-    /// Plants a fault in all stores of this thread, or takes it out.
+    /// Plants a fault for this thread, or takes it out.
     pub fn plant(bug: Option<super::PlantedBug>) {
         PLANTED.set(bug);
     }
