@@ -527,6 +527,7 @@ pub(super) fn code_of(error: &BrokerError) -> i32 {
             // IN_SYNC_REPLICAS_NOT_ENOUGH has no code of its own.
             Refusal::TooFewReplicas { .. } => response::SYSTEM_ERROR,
             Refusal::NoLease
+            | Refusal::Unsettled
             | Refusal::Replica
             | Refusal::DiskFull { .. }
             | Refusal::Poisoned { .. }

@@ -128,6 +128,7 @@ impl BrokerError {
                 Refusal::TooManyTransactions { .. } => "too_many_transactions",
                 Refusal::Replica => "slave",
                 Refusal::NoLease => "no_lease",
+                Refusal::Unsettled => "unsettled",
                 Refusal::TooFewReplicas { .. } => "too_few_replicas",
                 Refusal::NoQueue => "no_topic",
                 Refusal::MeshFull { .. } => "core_busy",

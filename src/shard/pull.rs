@@ -184,6 +184,10 @@ impl<E: Env> Shard<E> {
             let refusal = ShardReply::Refused(Refusal::NoQueue);
             return self.reply(waiting.reply_to, refusal);
         };
+        if !log.is_settled() {
+            let refusal = ShardReply::Refused(Refusal::Unsettled);
+            return self.reply(waiting.reply_to, refusal);
+        }
         let log = log.clone();
         let Some(shard) = self.me.upgrade() else {
             return;

@@ -704,7 +704,10 @@ impl<E: Env> Shard<E> {
             return self.reply(reply_to, LocalReply::Record(None));
         };
         run_or_spawn(&self.env, async move {
-            let record = read_record(&log, position).await;
+            let record = match log.is_settled() {
+                true => read_record(&log, position).await,
+                false => None,
+            };
             shard.reply(reply_to, LocalReply::Record(record));
         });
     }

@@ -32,7 +32,7 @@ impl<E: Env> Shard<E> {
                 newest_ms: 0,
                 missing_bytes: 0,
             };
-            for log in shard.logs.values() {
+            for log in shard.logs.values().filter(|log| log.is_settled()) {
                 let newest = log.keys().newest();
                 if newest.store_ms as i64 > all.newest_ms {
                     all.newest_ms = newest.store_ms as i64;

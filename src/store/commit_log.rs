@@ -193,6 +193,8 @@ pub struct CommitLog<E: Env> {
     too_full: RefCell<Option<Arc<str>>>,
     /// Nothing beyond this is released, however durable it is here.
     release_limit: Cell<u64>,
+    /// A replica under a controller that was opened with so much does not know how much of it counts. 0: it does.
+    unsettled_end: Cell<u64>,
     /// It is durable further, or takes no writes any more.
     grown: Notify,
     work: Notify,
@@ -312,6 +314,10 @@ impl<E: Env> CommitLog<E> {
             figures: RefCell::default(),
             too_full: RefCell::default(),
             // A replica under a controller hears from its master what is confirmed.
+            unsettled_end: Cell::new(match options.elected {
+                Some(_) if options.replica => end,
+                _ => 0,
+            }),
             release_limit: Cell::new(match options.elected {
                 Some(_) if options.replica => 0,
                 _ => u64::MAX,
@@ -405,9 +411,18 @@ impl<E: Env> CommitLog<E> {
         if self.state.borrow().stopping {
             return;
         }
+        if limit >= self.unsettled_end.get() {
+            self.unsettled_end.set(0);
+        }
         if self.release_limit.replace(limit) < limit {
             self.release();
         }
+    }
+
+    /// Whether what this log holds may be shown. A replica under a controller has to hear first that everything that it was
+    /// opened with is confirmed: what a master had stored and nobody else got is cut off when it returns.
+    pub fn is_settled(&self) -> bool {
+        self.unsettled_end.get() == 0
     }
 
     /// Completes when `done` says so; asked again whenever the log is durable further, and when it takes no more writes.

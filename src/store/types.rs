@@ -124,6 +124,10 @@ pub enum Refusal {
         "this broker has no lease of the controller at the moment, so it may not be the master any more; ask the name server again"
     )]
     NoLease,
+    #[error(
+        "this broker has come back and does not know yet which of its messages count: it serves reads when its master has said so"
+    )]
+    Unsettled,
     #[error("the queue is not on this broker any more")]
     NoQueue,
     #[error("core {shard} has {waiting} requests waiting, the limit is {limit}")]

@@ -105,6 +105,13 @@ struct Promise {
     digest: u64,
 }
 
+/// A message that somebody has shown, first by whom: its broker, the epoch of a master or 0, and when.
+#[derive(Clone, Copy)]
+struct Shown {
+    digest: u64,
+    by: (usize, u32, u64),
+}
+
 #[derive(Clone)]
 struct Running {
     shard: Rc<Shard<SimEnv>>,
@@ -146,7 +153,7 @@ struct Group {
     min_in_sync: u32,
     times: StreamTimes,
     promises: RefCell<BTreeMap<Place, Promise>>,
-    shown: RefCell<BTreeMap<Place, u64>>,
+    shown: RefCell<BTreeMap<Place, Shown>>,
     masters: RefCell<BTreeMap<u32, usize>>,
     newest_epoch: Cell<u32>,
     is_loaded: Cell<bool>,
@@ -877,7 +884,7 @@ impl Group {
             self.world.sleep(Duration::from_micros(pause_us)).await;
             let at = self.random_broker();
             let running = self.brokers[at].running.borrow().clone();
-            let Some(Running { shard, .. }) = running else {
+            let Some(Running { shard, epoch }) = running else {
                 continue;
             };
             if self.world.is_paused(self.core_node(at)) {
@@ -909,12 +916,22 @@ impl Group {
             });
             for (offset, digest) in found.await.unwrap_or_default() {
                 let place = (queue_id, offset);
-                let before = *self.shown.borrow_mut().entry(place).or_insert(digest);
-                let promised = self.promises.borrow().get(&place).map(|p| p.digest);
+                let now_ms = self.world.now_ns() / 1_000_000;
+                let first = Shown {
+                    digest,
+                    by: (at, epoch, now_ms),
+                };
+                let before = *self.shown.borrow_mut().entry(place).or_insert(first);
+                let promised = self.promises.borrow().get(&place).copied();
                 self.counts.borrow_mut().shown += 1;
-                if before != digest || promised.is_some_and(|promised| promised != digest) {
+                if before.digest != digest || promised.is_some_and(|p| p.digest != digest) {
                     breach(format!(
-                        "broker {at} shows another message at queue {queue_id} offset {offset} than was shown or acknowledged there"
+                        "broker {at} (epoch {epoch}, {now_ms} ms) shows another message at queue {queue_id} offset {offset} than broker {} \
+                         did (epoch {}, {} ms), or than was acknowledged there (epoch {:?})",
+                        before.by.0,
+                        before.by.1,
+                        before.by.2,
+                        promised.map(|p| p.epoch),
                     ));
                 }
             }

@@ -96,7 +96,10 @@ pub fn refused(refusal: Refusal) -> Refused {
         Refusal::NoQueue => Refused::NoQueue,
         Refusal::Stopping => Refused::Stopping,
         Refusal::Read { reason } => Refused::Unreadable(reason.to_string()),
-        Refusal::Replica | Refusal::NoLease | Refusal::TooFewReplicas { .. } => Refused::Busy,
+        Refusal::Replica
+        | Refusal::NoLease
+        | Refusal::Unsettled
+        | Refusal::TooFewReplicas { .. } => Refused::Busy,
         other @ Refusal::TooLarge { .. } => panic!("the model sends nothing too large: {other}"),
     }
 }
