@@ -486,7 +486,11 @@ pub struct Connection {
 
 impl Connection {
     pub fn open(address: SocketAddr) -> io::Result<Self> {
-        let writer = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        Self::open_within(address, Duration::from_secs(5))
+    }
+
+    pub fn open_within(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
+        let writer = TcpStream::connect_timeout(&address, timeout)?;
         writer.set_nodelay(true)?;
         writer.set_read_timeout(Some(READ_TIMEOUT))?;
         writer.set_write_timeout(Some(READ_TIMEOUT))?;
