@@ -6,7 +6,8 @@
 //! cable, and nobody gets an error. Producers sit beside every broker and beside the name server, and each of them sends to each
 //! broker as long as the test lasts, whatever the name server says: a master that is cut off is tempted from its own machine.
 //! Needs root and `ip`; else it is skipped aloud. `RINGMQ_PARTITION_ROUNDS` (4) rounds of `RINGMQ_PARTITION_S` (4) seconds,
-//! beginning with number `RINGMQ_PARTITION_FROM` (0) of the list.
+//! beginning with number `RINGMQ_PARTITION_FROM` (0) of the list; a producer pauses `RINGMQ_PARTITION_PAUSE_MS` (4) after a
+//! burst; `RINGMQ_PARTITION_ALONE` (1) times a master is alone in its set.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -209,10 +210,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for name in (0..NODES)
-            .map(|node| self.name(node))
-            .chain([self.hub()])
-        {
+        for name in (0..NODES).map(|node| self.name(node)).chain([self.hub()]) {
             let _ = ip(None, &[format!("netns del {name}")]);
         }
     }
@@ -227,11 +225,7 @@ struct Process {
 
 impl Process {
     fn start(network: &Network, node: usize, name: &str, arguments: &[String], log: &Path) -> Self {
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .unwrap();
+        let output = File::options().create(true).append(true).open(log).unwrap();
         let mut command = broker_command();
         command
             .args(arguments)
@@ -331,14 +325,28 @@ impl Cluster {
             ];
             let mut all = vec![&secret[..]];
             all.extend(settings);
-            start(CONTROLLER + id, format!("controller-{id}"), &arguments, &all);
+            start(
+                CONTROLLER + id,
+                format!("controller-{id}"),
+                &arguments,
+                &all,
+            );
         }
         let namesrv = namesrv_address().to_string();
         for node in 0..BROKERS {
             let store = path(format!("store-{node}")).display().to_string();
             let arguments = [
-                "broker", "-n", &namesrv, "--port", "10911", "--store", &store, "--shards", "1",
-                "--memory", "134217728",
+                "broker",
+                "-n",
+                &namesrv,
+                "--port",
+                "10911",
+                "--store",
+                &store,
+                "--shards",
+                "1",
+                "--memory",
+                "134217728",
             ];
             let name = format!("brokerName={GROUP}");
             let all = [
@@ -442,10 +450,8 @@ struct Producers {
 
 impl Producers {
     fn start(network: &Arc<Network>) -> Self {
-        let (told, stop) = (
-            Arc::<Mutex<Told>>::default(),
-            Arc::<AtomicBool>::default(),
-        );
+        let (told, stop) = (Arc::<Mutex<Told>>::default(), Arc::<AtomicBool>::default());
+        let pause = Duration::from_millis(knob("RINGMQ_PARTITION_PAUSE_MS", 4));
         let places = [0, 1, 2, CLIENTS];
         let pairs = places
             .iter()
@@ -459,7 +465,7 @@ impl Producers {
                     let mut next = (number as u64 + 1) << 40;
                     while !stop.load(Ordering::Relaxed) {
                         if let Some(connection) = open(broker_address(broker)) {
-                            produce(connection, broker, &mut next, &told, &stop);
+                            produce(connection, broker, &mut next, &told, &stop, pause);
                         }
                         std::thread::sleep(Duration::from_millis(20));
                     }
@@ -499,6 +505,7 @@ fn produce(
     next: &mut u64,
     told: &Mutex<Told>,
     stop: &AtomicBool,
+    pause: Duration,
 ) {
     while !stop.load(Ordering::Relaxed) {
         let mut waiting = HashMap::new();
@@ -543,8 +550,8 @@ fn produce(
                 }
             }
         }
-        let pause = if is_refused { 20 } else { 4 };
-        std::thread::sleep(Duration::from_millis(pause));
+        let pause_refused = Duration::from_millis(20);
+        std::thread::sleep(if is_refused { pause_refused } else { pause });
     }
 }
 
@@ -599,11 +606,14 @@ const KINDS: &[Kind] = &[
     ("one way: nobody hears the master", |places| {
         one_way(&[places.master], &all_but(&[]))
     }),
-    ("bridge: two sites see only a third, the master at an end", |places| {
-        let [other, _] = places.slaves();
-        let [_, follower] = places.followers();
-        between(&[places.master, places.leader], &[other, follower])
-    }),
+    (
+        "bridge: two sites see only a third, the master at an end",
+        |places| {
+            let [other, _] = places.slaves();
+            let [_, follower] = places.followers();
+            between(&[places.master, places.leader], &[other, follower])
+        },
+    ),
     ("most controllers alone", |places| {
         between(&places.followers(), &all_but(&places.followers()))
     }),
@@ -613,16 +623,23 @@ const KINDS: &[Kind] = &[
     ("the master alone", |places| {
         between(&[places.master], &all_but(&[places.master]))
     }),
-    ("half: the master with a controller that follows", |places| {
-        let minority = [places.master, places.followers()[0]];
-        between(&minority, &all_but(&minority))
-    }),
+    (
+        "half: the master with a controller that follows",
+        |places| {
+            let minority = [places.master, places.followers()[0]];
+            between(&minority, &all_but(&minority))
+        },
+    ),
     ("half: the master, its clients and a controller", |places| {
         let minority = [places.master, places.followers()[0], CLIENTS];
         between(&minority, &all_but(&minority))
     }),
     ("half: the master with most controllers", |places| {
-        let minority = [places.slaves()[0], places.slaves()[1], places.followers()[0]];
+        let minority = [
+            places.slaves()[0],
+            places.slaves()[1],
+            places.followers()[0],
+        ];
         between(&minority, &all_but(&minority))
     }),
     ("bridge: the master in the middle", |places| {
@@ -633,9 +650,10 @@ const KINDS: &[Kind] = &[
     ("the controllers' leader alone", |places| {
         between(&[places.leader], &all_but(&[places.leader]))
     }),
-    ("the leader sees brokers, but no other controller", |places| {
-        between(&[places.leader], &places.followers())
-    }),
+    (
+        "the leader sees brokers, but no other controller",
+        |places| between(&[places.leader], &places.followers()),
+    ),
     ("one way: no controller hears the leader", |places| {
         one_way(&[places.leader], &places.followers())
     }),
@@ -702,7 +720,10 @@ fn switches(acks: &[Ack]) -> usize {
         if master == Some(ack.broker) {
             continue;
         }
-        if last.get(&ack.broker).is_some_and(|moment| ack.sent <= *moment) {
+        if last
+            .get(&ack.broker)
+            .is_some_and(|moment| ack.sent <= *moment)
+        {
             continue;
         }
         if let Some(before) = master.replace(ack.broker) {
@@ -762,12 +783,13 @@ fn check_leases(told: &Told, cut: &BTreeSet<Link>, begun: Instant, ended: Instan
     }
 }
 
-/// The longest time without an acknowledgement since a moment.
+/// The longest time without an acknowledgement since a moment, until the last one.
 fn silence(acks: &[Ack], begun: Instant) -> Duration {
-    let mut times: Vec<Instant> = acks.iter().map(|ack| ack.got).collect();
+    let since = acks.iter().map(|ack| ack.got).filter(|got| *got > begun);
+    let mut times: Vec<Instant> = since.chain([begun]).collect();
     times.sort();
-    let gaps = times.windows(2).filter(|pair| pair[1] > begun);
-    gaps.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+    gaps.max().unwrap_or_default()
 }
 
 /// Reads what came since the last time and compares: every acknowledged message is at its offset, byte for byte, and none is
@@ -792,13 +814,13 @@ impl Checker {
             let wanted: BTreeMap<i64, u64> = wanted.map(|ack| (ack.offset, ack.id)).collect();
             let last = wanted.last_key_value().map_or(-1, |(offset, _)| *offset);
             until("a broker has what was acknowledged", || {
-                reader
-                    .max_offset(TOPIC, queue)
-                    .is_ok_and(|end| end > last || {
+                reader.max_offset(TOPIC, queue).is_ok_and(|end| {
+                    end > last || {
                         say!("broker {broker}, queue {queue}: {end} of {}", last + 1);
                         std::thread::sleep(Duration::from_millis(500));
                         false
-                    })
+                    }
+                })
             });
             let records = reader.read_queue(TOPIC, queue, first).unwrap();
             let ids = self.ids.entry(broker).or_default();
@@ -813,7 +835,10 @@ impl Checker {
                 }
             }
             *next = first + records.len() as i64;
-            assert!(*next > last, "broker {broker}, queue {queue}: it lost {last}");
+            assert!(
+                *next > last,
+                "broker {broker}, queue {queue}: it lost {last}"
+            );
             count += records.len();
         }
         count
@@ -875,7 +900,9 @@ fn whatever_link_is_cut_nothing_acknowledged_is_lost_and_one_master_acknowledges
         let elections = (said_after.epoch - said_before.epoch) as usize;
         let (switches, silence) = (switches(&acks), silence(&acks, begun));
         let meanwhile = |from: Instant, to: Instant| {
-            acks.iter().filter(|ack| from < ack.sent && ack.sent < to).count()
+            acks.iter()
+                .filter(|ack| from < ack.sent && ack.sent < to)
+                .count()
         };
         let has_majority = (0..BROKERS).any(|broker| can_have_lease(&cut, broker));
         say!(
@@ -930,4 +957,57 @@ fn whatever_link_is_cut_nothing_acknowledged_is_lost_and_one_master_acknowledges
         median(&whole),
         worst(&whole),
     );
+}
+
+/// The set is the master alone, so it could acknowledge without asking anybody; then it is cut off together with its producers, and
+/// somebody who lacks messages takes its place, as the configuration allows. Only its lease keeps the two apart.
+#[test]
+fn a_master_alone_in_its_set_acknowledges_nothing_once_it_is_cut_off() {
+    let Some(network) = network() else { return };
+    let cluster = Cluster::new(network, &["enableElectUncleanMaster=true"]);
+    let producers = Producers::start(&cluster.network);
+    for round in 0..knob("RINGMQ_PARTITION_ALONE", 1) {
+        until_in_sync(BROKERS);
+        let said_before = said().unwrap();
+        let before = producers.count();
+        let master = said_before.master;
+        let slaves: Vec<usize> = (0..BROKERS).filter(|node| *node != master).collect();
+        cluster.network.set(&between(&slaves, &all_but(&slaves)));
+        until_in_sync(1);
+        let alone = Instant::now();
+        until("the master goes on alone", || {
+            producers.has_ack_since(alone)
+        });
+        let cut = between(&[master], &all_but(&[master]));
+        cluster.network.set(&cut);
+        let begun = Instant::now();
+        until("somebody else is the master", || {
+            said().is_some_and(|said| said.master != master)
+        });
+        until("it acknowledges", || {
+            let told = producers.told.lock().unwrap();
+            told.acks.iter().rev().any(|ack| ack.broker != master)
+        });
+        let silence = begun.elapsed();
+        // Time for the old one to acknowledge what it must not.
+        std::thread::sleep(Duration::from_secs(4));
+        let ended = Instant::now();
+        cluster.network.set(&BTreeSet::new());
+        until_in_sync(BROKERS);
+        let told = producers.told.lock().unwrap();
+        check_leases(&told, &cut, begun, ended);
+        let switches = switches(&told.acks[before..]);
+        drop(told);
+        let said_after = said().unwrap();
+        let elections = (said_after.epoch - said_before.epoch) as usize;
+        say!(
+            "round {round}: broker {master}, alone in its set, was cut off; broker {} acknowledged {silence:.1?} later; {elections} elections, {switches} switches",
+            said_after.master
+        );
+        assert!(
+            (1..=elections).contains(&switches),
+            "{switches} switches, {elections} elections"
+        );
+    }
+    producers.end();
 }
