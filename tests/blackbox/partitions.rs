@@ -17,7 +17,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command as Shell, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -479,22 +479,32 @@ impl Producers {
         }
     }
 
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap()
+    }
+
     /// How many acknowledgements there are.
     fn count(&self) -> usize {
-        self.told.lock().unwrap().acks.len()
+        self.told().acks.len()
     }
 
     fn has_ack_since(&self, begun: Instant) -> bool {
-        let told = self.told.lock().unwrap();
+        let told = self.told();
         told.acks.iter().rev().any(|ack| ack.sent > begun)
     }
 
-    fn end(self) -> Told {
+    fn end(mut self) -> Told {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             thread.join().unwrap();
         }
-        std::mem::take(&mut *self.told.lock().unwrap())
+        std::mem::take(&mut *self.told())
+    }
+}
+
+impl Drop for Producers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -766,11 +776,15 @@ fn check_order(acks: &[Ack]) {
 }
 
 /// Whoever can have no lease has not taken a send since the last one ended.
-fn check_leases(told: &Told, cut: &BTreeSet<Link>, begun: Instant, ended: Instant) {
+fn check_leases(producers: &Producers, cut: &BTreeSet<Link>, begun: Instant, ended: Instant) {
+    let (acks, taken) = {
+        let told = producers.told();
+        (told.acks.clone(), told.taken.clone())
+    };
     for broker in (0..BROKERS).filter(|broker| !can_have_lease(cut, *broker)) {
-        let acks = told.acks.iter().map(|ack| (ack.broker, ack.sent, 0));
+        let acks = acks.iter().map(|ack| (ack.broker, ack.sent, 0));
         let wrong: Vec<_> = acks
-            .chain(told.taken.iter().copied())
+            .chain(taken.iter().copied())
             .filter(|(by, sent, _)| *by == broker && *sent > begun + LEASE && *sent < ended)
             .map(|(_, sent, code)| (sent - begun, code))
             .collect();
@@ -890,11 +904,8 @@ fn whatever_link_is_cut_nothing_acknowledged_is_lost_and_one_master_acknowledges
         let writable = healed.elapsed();
         until_in_sync(BROKERS);
         let in_sync = healed.elapsed();
-        let acks = {
-            let told = producers.told.lock().unwrap();
-            check_leases(&told, &cut, begun, ended);
-            told.acks[before..].to_vec()
-        };
+        check_leases(&producers, &cut, begun, ended);
+        let acks = producers.told().acks[before..].to_vec();
         // Later than what is compared with it.
         let said_after = said().unwrap();
         let elections = (said_after.epoch - said_before.epoch) as usize;
@@ -925,7 +936,7 @@ fn whatever_link_is_cut_nothing_acknowledged_is_lost_and_one_master_acknowledges
         }
         whole.push(in_sync);
         for broker in 0..BROKERS {
-            let acks = producers.told.lock().unwrap().acks.clone();
+            let acks = producers.told().acks.clone();
             checked += checker.check(&acks, broker);
         }
     }
@@ -985,7 +996,7 @@ fn a_master_alone_in_its_set_acknowledges_nothing_once_it_is_cut_off() {
             said().is_some_and(|said| said.master != master)
         });
         until("it acknowledges", || {
-            let told = producers.told.lock().unwrap();
+            let told = producers.told();
             told.acks.iter().rev().any(|ack| ack.broker != master)
         });
         let silence = begun.elapsed();
@@ -994,10 +1005,8 @@ fn a_master_alone_in_its_set_acknowledges_nothing_once_it_is_cut_off() {
         let ended = Instant::now();
         cluster.network.set(&BTreeSet::new());
         until_in_sync(BROKERS);
-        let told = producers.told.lock().unwrap();
-        check_leases(&told, &cut, begun, ended);
-        let switches = switches(&told.acks[before..]);
-        drop(told);
+        check_leases(&producers, &cut, begun, ended);
+        let switches = switches(&producers.told().acks[before..]);
         let said_after = said().unwrap();
         let elections = (said_after.epoch - said_before.epoch) as usize;
         say!(
