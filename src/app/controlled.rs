@@ -62,6 +62,8 @@ pub struct Life {
     pub in_sync: (BTreeSet<u64>, u32),
     /// Where the master takes slaves.
     pub master: MasterAddress,
+    /// Where it takes clients.
+    pub master_clients: MasterAddress,
 }
 
 /// Between the agent and the main thread.
@@ -69,6 +71,7 @@ struct Board {
     control: Arc<Control>,
     heard: Arc<Heard>,
     master: MasterAddress,
+    master_clients: MasterAddress,
     /// The node has ended for good: the agent says good-bye.
     is_over: AtomicBool,
 }
@@ -77,16 +80,19 @@ impl Board {
     fn new() -> Arc<Self> {
         let control = Control::new(Box::new(sleepless_ns));
         let master = MasterAddress::default();
-        let known = master.clone();
-        let on_word = move |address: Option<&str>| {
-            if let Some(address) = address {
-                known.set(address);
+        let master_clients = MasterAddress::default();
+        let (slaves, clients) = (master.clone(), master_clients.clone());
+        let on_word = move |word: Option<&Word>| {
+            if let Some(word) = word {
+                slaves.set(&word.master_address);
+                clients.set(&word.master_clients);
             }
         };
         Arc::new(Self {
             heard: Heard::new(control.clone(), Box::new(on_word)),
             control,
             master,
+            master_clients,
             is_over: AtomicBool::new(false),
         })
     }
@@ -144,6 +150,7 @@ fn live(config: &Arc<Config>, shutdown: &Shutdown, board: &Arc<Board>) -> Result
             group_epoch,
             in_sync,
             master: board.master.clone(),
+            master_clients: board.master_clients.clone(),
         };
         tracing::info!(role = ?role, id, "the broker starts in this role");
         board.control.restarts();

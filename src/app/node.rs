@@ -24,6 +24,7 @@ use crate::broker::metrics::{Metrics, MetricsSite};
 use crate::broker::options::{BrokerOptions, DelayRules, TransactionRules};
 use crate::broker::registration::{BrokerIdentity, Registrar, RegistrationSource};
 use crate::broker::routes::NameServers;
+use crate::broker::to_master::ToMaster;
 use crate::ha::control::Control;
 use crate::ha::handshake::Secret;
 use crate::io::env::Env;
@@ -436,6 +437,10 @@ impl Node {
         }
         self.meeting.at(&env, Place::BrokerStarted).await?;
         if shard.is_slave() {
+            if let Some(life) = &self.life {
+                let address = life.master_clients.clone();
+                broker.set_master_link(Rc::new(ToMaster::new(env.clone(), move || address.get())));
+            }
             let (config, secret) = (&self.config, &self.secret);
             let (master, control) = (&self.master, self.control());
             replication::follow_master(&env, config, manifest, secret, master, &control, &shard);

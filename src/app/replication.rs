@@ -68,7 +68,7 @@ impl MasterAddress {
     pub fn set(&self, address: &str) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_deref() != Some(address) {
-            tracing::info!(master = address, "a name server tells where the master is");
+            tracing::info!(master = address, "the master is there");
             *known = Some(address.to_owned());
         }
     }

@@ -23,6 +23,7 @@ use crate::broker::options::BrokerOptions;
 use crate::broker::routes::RouteSource;
 use crate::broker::sent_properties::BrokerProperties;
 use crate::broker::statistics::Statistics;
+use crate::broker::to_master::MasterLink;
 use crate::broker::topics;
 use crate::broker::underway::Underway;
 use crate::io::body::Body;
@@ -104,6 +105,8 @@ pub struct Broker {
     pub(super) unique_keys: Rc<RefCell<UniqueKeys>>,
     /// Routes of topics that other brokers have too.
     pub(super) routes: Rc<RefCell<Option<Rc<dyn RouteSource>>>>,
+    /// Where a slave passes sends on.
+    pub(super) master_link: Rc<RefCell<Option<Rc<dyn MasterLink>>>>,
     /// Groups whose home is this core.
     pub(super) clients: Rc<RefCell<ClientTable>>,
     pub(super) resets: Rc<RefCell<Resets>>,
@@ -129,6 +132,7 @@ impl Broker {
             statistics: Rc::default(),
             unique_keys: Rc::new(RefCell::new(keys)),
             routes: Rc::default(),
+            master_link: Rc::default(),
             clients: Rc::default(),
             resets: Rc::default(),
             underway: Rc::default(),

@@ -32,6 +32,7 @@ mod send_plan;
 mod sent_properties;
 mod statistics;
 mod subscription;
+pub mod to_master;
 mod topics;
 mod transaction;
 mod transaction_list;

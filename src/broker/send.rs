@@ -30,7 +30,7 @@ use crate::io::body::Body;
 use crate::server::connection::Responder;
 use crate::shard::ShardHandle;
 use crate::shard::message::{
-    Appended, Copies, Delayed, LocalReply, NewHalf, NewMessage, Refusal, ShardReply, ShardRequest,
+    Appended, Copies, Delayed, LocalReply, NewHalf, NewMessage, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::wire::message_id::MessageId;
@@ -128,7 +128,7 @@ impl Broker {
     /// Entrance of all sends.
     pub(super) fn send(&self, command: Command, responder: Responder) {
         if self.options.is_slave() {
-            return self.refuse_send(Refusal::Replica.into(), responder);
+            return self.pass_on(command, responder);
         }
         let now_ms = self.shard.now_ms();
         let header = match SendHeader::read(&command, now_ms) {
@@ -532,7 +532,7 @@ impl Broker {
             .field("TRACE_ON", self.options.trace_on)
     }
 
-    fn refuse_send(&self, error: BrokerError, responder: Responder) {
+    pub(super) fn refuse_send(&self, error: BrokerError, responder: Responder) {
         let head = self.with_region(self.refusal(&error));
         responder.send(head, Body::Empty);
     }

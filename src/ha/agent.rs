@@ -29,6 +29,8 @@ pub struct Word {
     pub master: Option<u64>,
     /// Where the master takes slaves.
     pub master_address: String,
+    /// Where it takes clients.
+    pub master_clients: String,
     pub in_sync: BTreeSet<u64>,
     pub in_sync_epoch: u32,
 }
@@ -47,14 +49,13 @@ impl Word {
     /// From an answer of the controller, or from what it says of its own accord.
     pub fn read(command: &Command) -> Self {
         let number = |name| command.int(name).ok().flatten();
+        let text = |name| command.text(name).unwrap_or_default().into_owned();
         let set: SyncStateSet = json::from_slice(&command.body).unwrap_or_default();
         Self {
             epoch: number("masterEpoch").unwrap_or(0).clamp(0, u32::MAX.into()) as u32,
             master: number("masterBrokerId").and_then(|id| u64::try_from(id).ok()),
-            master_address: command
-                .text("masterHaAddress")
-                .unwrap_or_default()
-                .into_owned(),
+            master_address: text("masterHaAddress"),
+            master_clients: text("masterAddress"),
             in_sync: set
                 .sync_state_set
                 .iter()
@@ -75,8 +76,8 @@ impl Word {
     }
 }
 
-/// Called when the word has changed, with where the master takes slaves if that is another broker.
-pub type OnWord = Box<dyn Fn(Option<&str>) + Send + Sync>;
+/// Called when the word has changed, with the word if another broker is the master and says where.
+pub type OnWord = Box<dyn Fn(Option<&Word>) + Send + Sync>;
 
 /// The controller's last word. See the module's page.
 pub struct Heard {
@@ -140,11 +141,10 @@ impl Heard {
             self.control
                 .on_committed(word.in_sync.clone(), word.in_sync_epoch);
         }
-        let address = word.master_address.clone();
-        *known = word;
+        *known = word.clone();
         drop(known);
         self.control.bell().ring();
-        (self.on_word)(Some(&*address).filter(|address| !is_own && !address.is_empty()));
+        (self.on_word)(Some(&word).filter(|word| !is_own && !word.master_address.is_empty()));
     }
 
     /// The role to open the logs in, once there is one.

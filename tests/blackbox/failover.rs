@@ -701,6 +701,57 @@ fn a_master_that_returns_gives_up_what_nobody_else_has() {
     assert_eq!(raw[0], raw[1]);
 }
 
+/// RocketMQ's clients ask for a route every half minute: until then they send to whom they know.
+#[test]
+fn a_slave_passes_sends_on_to_its_master_and_says_so_when_it_cannot() {
+    let mut cluster = Cluster::new(2, 1, &[]);
+    let old = cluster.master();
+    cluster.kill(old);
+    until("the other one is the master", || {
+        cluster
+            .said()
+            .is_some_and(|said| cluster.at(said.master) != old)
+    });
+    cluster.spawn(old);
+    cluster.until_in_sync(2);
+    let master = cluster.master();
+    let port = |at: usize| format!("{:08X}", cluster.brokers[at].setup.broker_port);
+    let mut producer = None;
+    until("the old one takes connections", || {
+        producer = Connection::open(cluster.address(old)).ok();
+        producer.is_some()
+    });
+    let mut producer = producer.unwrap();
+    for number in 0..40 {
+        let queue = number % QUEUES;
+        let text = format!("passed on {number}");
+        let message = Message::new(TOPIC, queue, text.clone()).property("KEYS", "key");
+        let sent = producer.send(&message).unwrap();
+        assert_eq!(sent.queue_id, queue);
+        assert_eq!(sent.msg_id[8..16], port(master), "{sent:?}");
+        let records = cluster
+            .connect_master()
+            .read_queue(TOPIC, queue, sent.queue_offset)
+            .unwrap();
+        assert_eq!(records.len(), 1);
+        assert_eq!(records[0].body, text.as_bytes());
+        assert_eq!(records[0].properties["KEYS"], "key");
+    }
+    // A refusal of the master is the answer, too.
+    let unknown = producer.send(&Message::new(TOPIC, 99, "no such queue"));
+    assert!(unknown.is_err(), "{unknown:?}");
+    cluster.kill(master);
+    let refused = producer.send(&Message::new(TOPIC, 0, "nobody is there"));
+    let code = refused.unwrap_err().code();
+    assert!(
+        matches!(
+            code,
+            None | Some(answer::SERVICE_NOT_AVAILABLE | answer::SYSTEM_ERROR)
+        ),
+        "{code:?}"
+    );
+}
+
 /// Whoever hangs leaves the set by the controller's leave, and sends go on with those that there are.
 #[test]
 fn a_slave_that_hangs_leaves_the_set_and_comes_back() {

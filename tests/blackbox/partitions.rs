@@ -421,12 +421,19 @@ fn until_in_sync(count: usize) {
     });
 }
 
+/// Who stored a message: its id begins with the address, four bytes each for host and port.
+fn broker_of(msg_id: &str) -> usize {
+    let host = u32::from_str_radix(&msg_id[..8], 16).unwrap();
+    (host & 0xff) as usize - 10
+}
+
 /// A message that a broker said it has stored.
 #[derive(Clone, Copy, Debug)]
 struct Ack {
     queue: i32,
     offset: i64,
     id: u64,
+    /// Who stored it: a slave passes sends on.
     broker: usize,
     sent: Instant,
     got: Instant,
@@ -544,7 +551,7 @@ fn produce(
                     queue: sent.queue_id,
                     offset: sent.queue_offset,
                     id,
-                    broker,
+                    broker: broker_of(&sent.msg_id),
                     sent: begun,
                     got,
                 }),
