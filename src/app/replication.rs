@@ -40,6 +40,9 @@ use crate::wire::remoting::code::response;
 const SECRET_BYTES_MIN: usize = 16;
 /// Pause after a failed accept, and between two tries to find or reach the master.
 const PAUSE: Duration = Duration::from_secs(1);
+/// With a controller a stream without a frame for so many heartbeat timeouts counts as broken: after a cut of the network TCP tries
+/// again as late as the cut was long, and until then the group has one copy less.
+const SILENCE_TIMEOUTS: u64 = 5;
 /// With a controller a slave that has not got on for so many heartbeat timeouts leaves the in-sync set.
 const STUCK_TIMEOUTS: u64 = 3;
 /// How often the controller's election is told how far the logs of a slave are.
@@ -119,9 +122,16 @@ pub fn role(config: &Config, control: Option<Arc<Control>>) -> Role {
 }
 
 fn times(config: &Config) -> StreamTimes {
+    let store = &config.store;
+    let (mut heartbeat_ms, mut silence_ms) = (store.ha_heartbeat_ms, store.ha_silence_ms);
+    if config.broker.controller_mode {
+        let timeout_ms = config.broker.controller_timeout_ms;
+        heartbeat_ms = heartbeat_ms.min(timeout_ms);
+        silence_ms = silence_ms.min(SILENCE_TIMEOUTS * timeout_ms);
+    }
     StreamTimes {
-        heartbeat: Duration::from_millis(config.store.ha_heartbeat_ms),
-        silence: Duration::from_millis(config.store.ha_silence_ms),
+        heartbeat: Duration::from_millis(heartbeat_ms),
+        silence: Duration::from_millis(silence_ms),
     }
 }
 
