@@ -3,7 +3,7 @@
 #
 #   bench/pair.sh [ROUNDS]            default 3; needs root and ip
 #   RINGMQ_BIN, RINGMQ_BENCH_BIN      binaries (default target/release/...)
-#   PAIR_CASES                        requests in flight (default "1 64")
+#   PAIR_CASES                        requests in flight, or rNUMBER for so many a second (default "1 64 r20000")
 #   PAIR_DELAY                        e.g. 0.5ms, by `tc netem` each way between the pair (default: none)
 #   PAIR_DATA                         parent of the stores (default target); PAIR_SLAVE_DATA: of the slaves' stores
 #   ORIGINAL_CLASSPATH                classpath of Apache RocketMQ's broker and name server: the same with ASYNC_MASTER and SYNC_MASTER
@@ -14,7 +14,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ringmq=$(realpath "${RINGMQ_BIN:-$root/target/release/ringmq}")
 bench=$(realpath "${RINGMQ_BENCH_BIN:-$root/target/release/ringmq-bench}")
 unset RINGMQ_BIN RINGMQ_BENCH_BIN # A variable that starts with RINGMQ_ is a configuration key to the broker.
-rounds=${1:-3} cases=${PAIR_CASES:-1 64} heap=${ORIGINAL_HEAP:-1g}
+rounds=${1:-3} cases=${PAIR_CASES:-1 64 r20000} heap=${ORIGINAL_HEAP:-1g}
 mkdir -p "${PAIR_DATA:-$root/target}" "${PAIR_SLAVE_DATA:-${PAIR_DATA:-$root/target}}"
 data=$(mktemp -d -p "${PAIR_DATA:-$root/target}" pair.XXXXXX)
 slave_data=$(mktemp -d -p "${PAIR_SLAVE_DATA:-${PAIR_DATA:-$root/target}}" pair.XXXXXX)
@@ -113,12 +113,16 @@ echo "$(date -u +%F), $(uname -sr), $(nproc) cores, load $(cut -d' ' -f1-3 /proc
 warm=10 # the first time for JVMs, which compile what they run
 for round in $(seq 0 "$rounds"); do
   for case in $cases; do
+    case $case in
+      r*) load=(--rate "${case#r}") what="${case#r} a second" ;;
+      *) load=(-w "$case") what="$case in flight" ;;
+    esac
     for side in "${sides[@]}"; do
       IFS='|' read -r name address pid <<<"$side"
       [ "$round" = 0 ] || warm=2
-      inside c "$bench" producer --broker "$address" --broker-pid "$pid" -w "$case" --warm "$warm" --secs 5 --name "$case in flight/$name" \
+      inside c "$bench" producer --broker "$address" --broker-pid "$pid" "${load[@]}" --warm "$warm" --secs 5 --name "$what/$name" \
         --json "$data/result-$round-$case-${address##*:}.json" >"$data/last.txt" 2>&1 || { tail -20 "$data/last.txt"; exit 1; }
-      grep -iE 'error|refus|fail' "$data/last.txt" | head -3 || true
+      grep -E '[1-9][0-9]* errors' "$data/last.txt" || true
     done
   done
   # The first round is for warming up.

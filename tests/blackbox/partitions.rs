@@ -356,6 +356,7 @@ impl Cluster {
                 "logs=2",
                 "enableControllerMode=true",
                 "mappedFileSizeCommitLog=16777216",
+                "slaveTimeout=1000",
             ];
             start(node, format!("broker-{node}"), &arguments, &all);
             if node == 0 {
@@ -365,9 +366,12 @@ impl Cluster {
             }
         }
         until_in_sync(BROKERS);
-        let mut connection = open(broker_address(said().unwrap().master)).unwrap();
-        connection.create_topic(TOPIC, QUEUES as u32).unwrap();
-        connection.create_group("blackbox-consumer").unwrap();
+        until("there are a topic and a group", || {
+            open(broker_address(said_now().master)).is_some_and(|mut connection| {
+                connection.create_topic(TOPIC, QUEUES as u32).is_ok()
+                    && connection.create_group("blackbox-consumer").is_ok()
+            })
+        });
         Self {
             _processes: processes,
             network,
@@ -405,6 +409,26 @@ fn said() -> Option<Said> {
     })
 }
 
+/// The same, as soon as there is an answer.
+fn said_now() -> Said {
+    let mut found = None;
+    until("a controller leads and knows the group", || {
+        found = said();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+/// Who leads, as soon as somebody does.
+fn leader_now() -> usize {
+    let mut found = None;
+    until("a controller leads", || {
+        found = leader();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
 /// Which controller leads.
 fn leader() -> Option<usize> {
     (0..3).find(|id| {
@@ -439,12 +463,20 @@ struct Ack {
     got: Instant,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    broker: usize,
+    sent: Instant,
+    got: Instant,
+    code: i32,
+}
+
 /// What all producers were told.
 #[derive(Default)]
 struct Told {
     acks: Vec<Ack>,
-    /// Sends that a broker stored without a promise (codes 11 and 12), by broker and time of sending.
-    taken: Vec<(usize, Instant, i32)>,
+    /// Sends that a broker stored without a promise: codes 11 and 12.
+    taken: Vec<Taken>,
     refused: BTreeMap<(usize, i32), u64>,
     sent: u64,
 }
@@ -493,6 +525,13 @@ impl Producers {
     /// How many acknowledgements there are.
     fn count(&self) -> usize {
         self.told().acks.len()
+    }
+
+    /// Those of what was sent since then.
+    fn acks_since(&self, begun: Instant) -> Vec<Ack> {
+        let told = self.told();
+        let since = told.acks.iter().filter(|ack| ack.sent > begun);
+        since.copied().collect()
     }
 
     fn has_ack_since(&self, begun: Instant) -> bool {
@@ -544,6 +583,7 @@ fn produce(
             };
             let got = Instant::now();
             let (code, (id, begun)) = (found.code, waiting.remove(&found.opaque).unwrap());
+            let msg_id = found.fields.get("msgId").cloned();
             let result = sent(found);
             let mut told = told.lock().unwrap();
             match result {
@@ -556,11 +596,13 @@ fn produce(
                     got,
                 }),
                 Err(_) => {
-                    if matches!(
-                        code,
-                        answer::SLAVE_NOT_AVAILABLE | answer::FLUSH_SLAVE_TIMEOUT
-                    ) {
-                        told.taken.push((broker, begun, code));
+                    if let Some(msg_id) = msg_id {
+                        told.taken.push(Taken {
+                            broker: broker_of(&msg_id),
+                            sent: begun,
+                            got,
+                            code,
+                        });
                     }
                     *told.refused.entry((broker, code)).or_default() += 1;
                     is_refused = true;
@@ -788,12 +830,22 @@ fn check_leases(producers: &Producers, cut: &BTreeSet<Link>, begun: Instant, end
         let told = producers.told();
         (told.acks.clone(), told.taken.clone())
     };
+    let acks = acks.iter().map(|ack| Taken {
+        broker: ack.broker,
+        sent: ack.sent,
+        got: ack.got,
+        code: answer::SUCCESS,
+    });
+    // What was answered later may have been taken later.
+    let meanwhile: Vec<Taken> = acks
+        .chain(taken)
+        .filter(|taken| taken.sent > begun + LEASE && taken.got < ended)
+        .collect();
     for broker in (0..BROKERS).filter(|broker| !can_have_lease(cut, *broker)) {
-        let acks = acks.iter().map(|ack| (ack.broker, ack.sent, 0));
-        let wrong: Vec<_> = acks
-            .chain(taken.iter().copied())
-            .filter(|(by, sent, _)| *by == broker && *sent > begun + LEASE && *sent < ended)
-            .map(|(_, sent, code)| (sent - begun, code))
+        let wrong: Vec<_> = meanwhile
+            .iter()
+            .filter(|taken| taken.broker == broker)
+            .map(|taken| (taken.sent - begun, taken.code))
             .collect();
         assert!(
             wrong.is_empty(),
@@ -893,11 +945,11 @@ fn whatever_link_is_cut_nothing_acknowledged_is_lost_and_one_master_acknowledges
         let before = producers.count();
         until("sends succeed", || producers.count() > before + 100);
         until_in_sync(BROKERS);
-        let said_before = said().unwrap();
-        let before = producers.count();
+        let said_before = said_now();
+        let mark = Instant::now();
         let places = Places {
             master: said_before.master,
-            leader: CONTROLLER + leader().unwrap(),
+            leader: CONTROLLER + leader_now(),
         };
         let (name, kind) = KINDS[number as usize % KINDS.len()];
         let cut = kind(&places);
@@ -912,9 +964,9 @@ fn whatever_link_is_cut_nothing_acknowledged_is_lost_and_one_master_acknowledges
         until_in_sync(BROKERS);
         let in_sync = healed.elapsed();
         check_leases(&producers, &cut, begun, ended);
-        let acks = producers.told().acks[before..].to_vec();
+        let acks = producers.acks_since(mark);
         // Later than what is compared with it.
-        let said_after = said().unwrap();
+        let said_after = said_now();
         let elections = (said_after.epoch - said_before.epoch) as usize;
         let (switches, silence) = (switches(&acks), silence(&acks, begun));
         let meanwhile = |from: Instant, to: Instant| {
@@ -986,8 +1038,8 @@ fn a_master_alone_in_its_set_acknowledges_nothing_once_it_is_cut_off() {
     let producers = Producers::start(&cluster.network);
     for round in 0..knob("RINGMQ_PARTITION_ALONE", 1) {
         until_in_sync(BROKERS);
-        let said_before = said().unwrap();
-        let before = producers.count();
+        let said_before = said_now();
+        let mark = Instant::now();
         let master = said_before.master;
         let slaves: Vec<usize> = (0..BROKERS).filter(|node| *node != master).collect();
         cluster.network.set(&between(&slaves, &all_but(&slaves)));
@@ -1013,8 +1065,8 @@ fn a_master_alone_in_its_set_acknowledges_nothing_once_it_is_cut_off() {
         cluster.network.set(&BTreeSet::new());
         until_in_sync(BROKERS);
         check_leases(&producers, &cut, begun, ended);
-        let switches = switches(&producers.told().acks[before..]);
-        let said_after = said().unwrap();
+        let switches = switches(&producers.acks_since(mark));
+        let said_after = said_now();
         let elections = (said_after.epoch - said_before.epoch) as usize;
         say!(
             "round {round}: broker {master}, alone in its set, was cut off; broker {} acknowledged {silence:.1?} later; {elections} elections, {switches} switches",

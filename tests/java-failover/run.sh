@@ -7,7 +7,7 @@
 #   FAILOVER_THREADS     threads that send one message after the other (default 4)
 #   RINGMQ_BIN           the binary (default target/release/ringmq)
 # Two brokers, one controller and a name server on loopback. Needs a JDK 17 and Maven. Everything lands in
-# target/java-failover. Exit code 1 if something acknowledged is lost, out of order, or there more often than it was sent.
+# FAILOVER_WORK (default target/java-failover). Exit code 1 if something acknowledged is lost, out of order, or there more often than it was sent.
 set -uo pipefail
 exec </dev/null
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,7 +15,7 @@ root=$(cd "$here/../.." && pwd)
 binary=$(realpath "${RINGMQ_BIN:-${CARGO_TARGET_DIR:-$root/target}/release/ringmq}")
 unset RINGMQ_BIN # A variable that starts with RINGMQ_ is a configuration key to the broker.
 cycles=${1:-5} restart_ms=${FAILOVER_RESTART_MS:-0} threads=${FAILOVER_THREADS:-4}
-work=$root/target/java-failover
+work=$(realpath -m "${FAILOVER_WORK:-$root/target/java-failover}")
 classes=$here/target/classes
 rm -rf "$work" && mkdir -p "$work/ledger"
 # shellcheck source=tests/java-failover/pair.sh
