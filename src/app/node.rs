@@ -438,8 +438,10 @@ impl Node {
         self.meeting.at(&env, Place::BrokerStarted).await?;
         if shard.is_slave() {
             if let Some(life) = &self.life {
-                let address = life.master_clients.clone();
-                broker.set_master_link(Rc::new(ToMaster::new(env.clone(), move || address.get())));
+                let (address, control) = (life.master_clients.clone(), life.control.clone());
+                let link =
+                    ToMaster::new(env.clone(), move || address.get(), move || control.epoch());
+                broker.set_master_link(Rc::new(link));
             }
             let (config, secret) = (&self.config, &self.secret);
             let (master, control) = (&self.master, self.control());

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_lite::future;
 
 use crate::broker::dispatch::Broker;
 use crate::broker::error::BrokerError;
@@ -24,6 +25,8 @@ use crate::wire::remoting::command::{Command, Outgoing};
 const PASSED_ON: &str = "ringmqPassedOn";
 /// As long as RocketMQ's clients wait for a send by default.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a call looks whether there was an election.
+const LOOK: Duration = Duration::from_millis(20);
 /// The char that takes the place of bytes that are no text.
 const REPLACEMENT: char = '\u{fffd}';
 
@@ -41,14 +44,21 @@ pub struct ToMaster<E: Env> {
     env: E,
     /// Where clients find the master now.
     address: Box<dyn Fn() -> Option<String>>,
+    /// Epoch of the last election that was heard of.
+    epoch: Rc<dyn Fn() -> u32>,
     client: RefCell<Option<Rc<Reconnecting<E>>>>,
 }
 
 impl<E: Env> ToMaster<E> {
-    pub fn new(env: E, address: impl Fn() -> Option<String> + 'static) -> Self {
+    pub fn new(
+        env: E,
+        address: impl Fn() -> Option<String> + 'static,
+        epoch: impl Fn() -> u32 + 'static,
+    ) -> Self {
         Self {
             env,
             address: Box::new(address),
+            epoch: Rc::new(epoch),
             client: RefCell::default(),
         }
     }
@@ -66,8 +76,19 @@ impl<E: Env> MasterLink for ToMaster<E> {
                 client
             }
         };
+        let (env, epoch) = (self.env.clone(), self.epoch.clone());
+        let begun = epoch();
         Some(Box::pin(async move {
-            client.call(request, body, TIMEOUT).await
+            // A broker that becomes the master answers everything first, and a master that is cut off answers nothing.
+            let replaced = async {
+                while epoch() == begun {
+                    env.sleep(LOOK).await;
+                }
+                Err(ClientError::Closed {
+                    address: client.address().to_owned(),
+                })
+            };
+            future::or(client.call(request, body, TIMEOUT), replaced).await
         }))
     }
 }
