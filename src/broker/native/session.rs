@@ -83,8 +83,8 @@ pub struct Session<Q, R> {
     outstanding: usize,
 }
 
-impl<Q: Clone, R> Session<Q, R> {
-    pub fn new() -> Self {
+impl<Q, R> Default for Session<Q, R> {
+    fn default() -> Self {
         Self {
             queues: AHashMap::new(),
             ready: VecDeque::new(),
@@ -94,9 +94,19 @@ impl<Q: Clone, R> Session<Q, R> {
             outstanding: 0,
         }
     }
+}
+
+impl<Q: Clone, R> Session<Q, R> {
+    pub fn new() -> Self {
+        Self::default()
+    }
 
     pub fn len(&self) -> usize {
         self.queues.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queues.is_empty()
     }
 
     /// Pulls that have not ended.
