@@ -2,7 +2,7 @@
 # RingMQ and Apache RocketMQ side by side under ringmq-bench, in turns; the one that rests is stopped (SIGSTOP).
 # Prints a table of medians, writes it into docs/performance.md and keeps every result as JSON.
 #
-#   bench/compare.sh [options] [row...]     rows: 1 2 3 4 7 8 9 10 11 (default: all)
+#   bench/compare.sh [options] [row...]     rows: 1 to 11 (default: all)
 #   --rounds N   runs of each case and side (5)         --data DIR   where both keep their stores (target/bench-data)
 #   --secs S     measured seconds of a run (5)          --warm S     seconds of load before them (2)
 #   --pin        broker on processor 0, client on 1     --shards N   of RingMQ (one per processor)
@@ -38,7 +38,7 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
-[ ${#rows[@]} -gt 0 ] || rows=(1 2 3 4 7 8 9 10 11)
+[ ${#rows[@]} -gt 0 ] || rows=(1 2 3 4 5 6 7 8 9 10 11)
 
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target"
@@ -191,6 +191,13 @@ both() { # label verb...
   done
 }
 
+native() { # label verb...: the native protocol, which only ours understands
+  local sides_before=("${sides[@]}")
+  sides=(ours)
+  both "$@" --protocol native
+  sides=("${sides_before[@]}")
+}
+
 drain() { # label seconds-of-fill mode
   local side round topic
   for round in $(seq 1 "$rounds"); do
@@ -199,6 +206,7 @@ drain() { # label seconds-of-fill mode
       say "$1, round $round, $side"
       turn "$side" "fill for $1" batchproducer -w 16 -t "$topic" --warm 0 --secs "$2"
       turn "$side" "$1" consumer --mode "$3" -t "$topic"
+      [ "$side" = original ] || turn "$side" "$1, native" consumer --protocol native --mode "$3" -t "$topic"
     done
   done
 }
@@ -220,6 +228,14 @@ for row in "${rows[@]}"; do
     2) both "2: single sends, 1,024 in flight" producer -w 1024 ;;
     3) both "3: single sends, one in flight" producer -w 1 ;;
     4) both "4: batches of 32, 64 in flight" batchproducer -w 64 ;;
+    5)
+      native "5: native, 60 records a frame (64 KiB), 16 in flight" batchproducer -b 60 -w 16
+      native "5: native, 240 records a frame (256 KiB), 8 in flight" batchproducer -b 240 -w 8
+      ;;
+    6)
+      native "6: native, one record a frame, 1,024 in flight" producer -w 1024
+      native "6: native, one record a frame, one in flight" producer -w 1
+      ;;
     7) drain "7: drain, hot" "$secs" catch-up ;;
     8) drain "8: drain, cold" $((12 * secs)) cold ;;
     9)
@@ -240,11 +256,15 @@ for row in "${rows[@]}"; do
       both "11: 1 topic, 64 in flight" producer -w 64 --topics 1 --queues 1
       both "11: 10,000 topics, 64 in flight" producer -w 64 --topics 10000 --queues 1
       ;;
-    *) say "SKIPPED row $row: the remoting protocol cannot run it, or it is no load" ;;
+    *) say "SKIPPED row $row: it is no load for this script (12: bench/README.md; 13 and 14: ringmq-bench overload)" ;;
   esac
 done
 
 "$target/release/ringmq-bench" table "$results"/*.json >"$results/table.md"
+# shellcheck disable=SC2086
+end_of $ours_pids $original_pids
+ours_pids='' original_pids=''
+"$target/release/ringmq" doctor --store "$work" >"$results/machine.txt" 2>&1 || true
 cat "$results/table.md"
 say "every run: $results"
 if [ -n "$docs" ]; then
@@ -258,6 +278,10 @@ if [ -n "$docs" ]; then
     echo "more than 0.3 processors is marked with (!): repeat it on a quiet machine."
     echo
     cat "$results/table.md"
+    echo
+    echo "The machine after the runs, as \`ringmq doctor\` sees it:"
+    echo
+    sed -n 's/^/    /p' "$results/machine.txt" | sed "s|$work|DIR|; /tuning.README/d; s/ *$//"
   } >docs/performance.md
   say "docs/performance.md is written"
 fi
