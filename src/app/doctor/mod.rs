@@ -51,41 +51,25 @@ pub fn run(store: &Path, format: Format) -> Exit {
         store: None,
         ports: Vec::new(),
     };
-    let report = preflight::check(&needs);
-    let mut findings: Vec<Finding> = Vec::new();
-    findings.extend(
-        report
-            .obstacles
-            .iter()
-            .map(|it| of_obstacle(it, Verdict::Stops)),
-    );
-    findings.extend(
-        report
-            .warnings
-            .iter()
-            .map(|it| of_obstacle(it, Verdict::Costs)),
-    );
     let directory = match nearest_directory(store) {
         Ok(directory) => directory,
         Err(reason) => return Exit::Failed.because(&reason),
     };
     // With a store of its own the directory would be made and locked: what a file there can do is asked without that.
-    let report = preflight::check_file_system(&StoreNeeds {
-        root: &directory,
-        new_bytes: 0,
-    });
-    findings.extend(
-        report
-            .obstacles
-            .iter()
-            .map(|it| of_obstacle(it, Verdict::Stops)),
-    );
-    findings.extend(
-        report
-            .warnings
-            .iter()
-            .map(|it| of_obstacle(it, Verdict::Costs)),
-    );
+    let reports = [
+        preflight::check(&needs),
+        preflight::check_file_system(&StoreNeeds {
+            root: &directory,
+            new_bytes: 0,
+        }),
+    ];
+    let mut findings: Vec<Finding> = Vec::new();
+    for report in &reports {
+        let stops = report.obstacles.iter();
+        findings.extend(stops.map(|it| of_obstacle(it, Verdict::Stops)));
+        let costs = report.warnings.iter();
+        findings.extend(costs.map(|it| of_obstacle(it, Verdict::Costs)));
+    }
     let is_able = findings
         .iter()
         .all(|finding| finding.verdict != Verdict::Stops);
