@@ -228,6 +228,16 @@ pub struct DoctorArgs {
 pub enum StoreCommand {
     /// Read everything and report damage with its place and size.
     Check { path: PathBuf },
+    /// Compare the stores of two brokers of a group, both of them stopped.
+    ///
+    /// Exit code 0 if their logs are the same, 1 if one is shorter, damaged, or another one.
+    Compare {
+        a: PathBuf,
+        b: PathBuf,
+        /// One JSON object a log, with a digest of each segment
+        #[arg(short = 'o', long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
     /// Print what the store holds.
     Dump {
         path: PathBuf,

@@ -182,6 +182,12 @@ fn live(config: &Arc<Config>, shutdown: &Shutdown, board: &Arc<Board>) -> Result
             }
             Ok(()) => {}
         }
+        if board.control.has_failed() && is_change.load(Ordering::Acquire) {
+            // Its disk was not to be trusted any more: whoever starts it again has looked at that.
+            return Err(RunError::Failed(
+                "a log of this broker took no writes any more, and another broker is the master by now".to_owned(),
+            ));
+        }
         if shutdown.phase() >= Phase::Draining {
             return Ok(());
         }

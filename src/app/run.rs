@@ -106,6 +106,9 @@ pub fn main() -> Exit {
         Command::Admin(command) => admin_command(command),
         Command::Try(args) => try_command::run(&args),
         Command::Store(StoreCommand::Check { path }) => store_command::check(&path),
+        Command::Store(StoreCommand::Compare { a, b, output }) => {
+            store_command::compare(&a, &b, output)
+        }
         Command::Store(StoreCommand::Dump { path, json }) => store_command::dump(&path, json),
         Command::Doctor(args) => doctor::run(&args.store, args.output),
         Command::Tx(command) => tx_command::run(command),

@@ -292,6 +292,8 @@ pub struct Agent {
     told_epoch: u32,
     /// The last heartbeat said good-bye.
     told_over: bool,
+    /// It said that this broker acknowledges nothing any more.
+    told_resigned: bool,
     /// Why [`Step::DropWish`] was due.
     after_drop: Option<Trouble>,
 }
@@ -322,6 +324,7 @@ impl Agent {
             sent_ns: 0,
             told_epoch: 0,
             told_over: false,
+            told_resigned: false,
             after_drop: None,
         }
     }
@@ -339,7 +342,9 @@ impl Agent {
         } = self.stage
         {
             // A new master wants its first lease at once.
-            let is_new = self.control.master_epoch() != self.told_epoch && !is_failure;
+            let is_new = (self.control.master_epoch() != self.told_epoch
+                || self.control.gives_up() != self.told_resigned)
+                && !is_failure;
             if !is_new && !self.is_over && self.control.now_ns() < until_ns {
                 return Step::Wait { until_ns };
             }
@@ -415,10 +420,12 @@ impl Agent {
                     .field("heartbeatTimeoutMillis", options.timeout_ms as i64)
             }
             Ask::Heartbeat => {
+                let resigns = self.control.gives_up() || self.is_over;
                 let (log_epoch, log_bytes) = self.control.log_state();
                 self.told_epoch = self.control.master_epoch();
                 self.sent_ns = self.control.now_ns();
                 self.told_over = self.is_over;
+                self.told_resigned = self.control.gives_up();
                 self.named(request::BROKER_HEARTBEAT)
                     .field("brokerAddr", self.options.address.clone())
                     .field("brokerId", self.id() as i64)
@@ -428,7 +435,7 @@ impl Agent {
                     .field("confirmOffset", log_bytes as i64)
                     .field("heartbeatTimeoutMillis", self.options.timeout_ms as i64)
                     .field("electionPriority", i64::from(self.options.priority))
-                    .field("resigns", self.is_over)
+                    .field("resigns", resigns)
             }
             Ask::Elect => {
                 let (log_epoch, _) = self.control.log_state();

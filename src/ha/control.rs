@@ -17,6 +17,11 @@ use crate::base::bell::Bell;
 use crate::base::offset::LogId;
 use crate::base::planted::{PlantedBug, planted};
 
+/// A write or a flush failed.
+const FAILED_RUNNING: u32 = 1;
+/// Something acknowledged could not be read when the log was opened.
+const FAILED_AT_OPENING: u32 = 2;
+
 /// Nanoseconds of a clock that never goes back and goes on while the machine sleeps.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
@@ -64,6 +69,10 @@ pub struct Control {
     version: AtomicU64,
     /// A log has to be cut before it can follow, which takes a new opening.
     wants_restart: AtomicBool,
+    /// A log takes no writes any more: [`FAILED_RUNNING`] or [`FAILED_AT_OPENING`].
+    failure: AtomicU32,
+    /// This broker has resigned for it.
+    has_given_up: AtomicBool,
     sets: Mutex<Sets>,
     bell: Bell,
 }
@@ -105,6 +114,8 @@ impl Control {
             logs: Mutex::default(),
             version: AtomicU64::new(1),
             wants_restart: AtomicBool::new(false),
+            failure: AtomicU32::new(0),
+            has_given_up: AtomicBool::new(false),
             sets: Mutex::default(),
             bell: Bell::default(),
         })
@@ -195,6 +206,43 @@ impl Control {
         self.master_epoch.store(0, Ordering::Release);
         self.lease_until_ns.store(0, Ordering::Release);
         self.bell.ring();
+    }
+
+    /// A log of this broker takes no writes any more. `at_opening`: acknowledged bytes on its disk cannot be read.
+    pub fn note_failure(&self, at_opening: bool) {
+        let failure = if at_opening {
+            FAILED_AT_OPENING
+        } else {
+            FAILED_RUNNING
+        };
+        self.failure.fetch_max(failure, Ordering::AcqRel);
+        self.bell.ring();
+    }
+
+    /// Whether a log takes no writes any more since the process began.
+    pub fn has_failed(&self) -> bool {
+        self.failure.load(Ordering::Acquire) > 0
+    }
+
+    /// A master whose log has failed resigns, so that another one is elected. If nobody else is in sync it goes on with the
+    /// logs that are left, unless it began with less than it had acknowledged. True from then on.
+    pub fn gives_up(&self) -> bool {
+        if self.has_given_up.load(Ordering::Acquire) {
+            return true;
+        }
+        let has_others = self.sets().committed.len() > 1;
+        let gives_up = self.master_epoch() > 0
+            && match self.failure.load(Ordering::Acquire) {
+                0 => false,
+                FAILED_AT_OPENING => true,
+                _ => has_others,
+            };
+        if gives_up {
+            tracing::error!("this broker resigns as the master: a log of it takes no writes");
+            self.has_given_up.store(true, Ordering::Release);
+            self.resign();
+        }
+        gives_up
     }
 
     /// Whether this broker may acknowledge now: it is the master, and no other one can have been elected yet.

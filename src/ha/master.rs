@@ -16,6 +16,7 @@ use crate::io::net::{NetStream, within, write_all};
 use crate::io::tcp::ReadBuffer;
 use crate::store::CommitLog;
 use crate::store::commit_log::replica::{LogEnd, Relation};
+use crate::store::types::Refusal;
 use crate::wire::ha::{Frame, Trust, data_head};
 
 /// Who weighs what slaves acknowledge.
@@ -120,6 +121,14 @@ async fn begin<E: Env, S: NetStream>(
             "this master has epoch {group_epoch}, the slave has heard of epoch {}: another broker is the master",
             wish.group_epoch
         );
+        write_frame(stream, &Frame::refused(remark.clone())).await?;
+        return Err(StreamError::Refused(remark));
+    }
+    if group_epoch > 0
+        && let Some(refusal @ Refusal::Poisoned { .. }) = log.refusal()
+    {
+        // Whatever this log lacks, the slave may have: it must not be cut back to what is left here.
+        let remark = format!("the master's log cannot be followed: {refusal}");
         write_frame(stream, &Frame::refused(remark.clone())).await?;
         return Err(StreamError::Refused(remark));
     }

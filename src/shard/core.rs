@@ -428,6 +428,7 @@ impl<E: Env> Shard<E> {
     }
 
     fn on_poisoned(&self, log: LogId, reason: &Arc<str>) {
+        self.note_failure(false);
         self.committing.borrow_mut().clear();
         let waiting = self
             .gates

@@ -26,6 +26,7 @@ use crate::shard::core::{Role, Shard};
 use crate::shard::message::{
     Copies, LocalReply, MasterStats, QueueKey, Refusal, ReplicaStats, ShardReply,
 };
+use crate::store::CommitLog;
 
 /// How often slaves and overdue answers are looked at. Only with SYNC_MASTER.
 const TICK: Duration = Duration::from_millis(100);
@@ -143,6 +144,11 @@ impl<E: Env> Shard<E> {
         if !self.replication.waits() {
             return;
         }
+        let is_damaged =
+            |log: &CommitLog<E>| matches!(log.refusal(), Some(Refusal::Poisoned { .. }));
+        if self.logs.values().any(|log| is_damaged(log)) {
+            self.note_failure(true);
+        }
         let ids: Vec<LogId> = self.logs.keys().copied().collect();
         for id in &ids {
             self.settle(*id);
@@ -161,6 +167,13 @@ impl<E: Env> Shard<E> {
                 shard.env.sleep(tick).await;
             }
         });
+    }
+
+    /// Somebody else should be the master, if a controller decides that.
+    pub(super) fn note_failure(&self, at_opening: bool) {
+        if let Some(control) = self.replication.control() {
+            control.note_failure(at_opening);
+        }
     }
 
     pub(super) fn start_slave(self: &Rc<Self>) {

@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod commit_log;
+pub mod compare;
 pub mod control;
 pub mod delayed;
 pub mod group_commit;

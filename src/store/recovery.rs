@@ -182,6 +182,14 @@ impl<'a, E: Env> Scanner<'a, E> {
         ))
     }
 
+    /// After [`Step::End`]: whether there is a batch that cannot be read, and not just the end of the log.
+    pub async fn is_unreadable(&mut self) -> io::Result<bool> {
+        let position = self.position;
+        self.load(position, HEADER_BYTES).await?;
+        let head = BatchHeader::read(self.at(position), Position(position), self.store_id);
+        Ok(head.is_some() || self.damage(false).await?.is_some())
+    }
+
     /// Looks behind a torn place for a batch that was sealed when the log was durable beyond it. Of a log that was a replica
     /// only what lies further behind than one run counts: see `commit_log/replica.rs`.
     pub async fn damage(&mut self, was_replica: bool) -> io::Result<Option<Damage>> {

@@ -53,7 +53,7 @@ enum Shown<'a> {
     Unreadable(String),
 }
 
-async fn manifest_of<E: Env>(env: &E, directory: &Path) -> io::Result<Manifest> {
+pub(super) async fn manifest_of<E: Env>(env: &E, directory: &Path) -> io::Result<Manifest> {
     Manifest::read(env, directory).await?.ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::client::{Command, Connection, Message, Pull, answer, code, sent};
 use crate::ledger::{LedgerFile, message};
-use crate::node::{Node, Setup, knob, signal, store_dir};
+use crate::node::{Node, Setup, binary, knob, signal, store_dir};
 
 const TOPIC: &str = "replicated";
 const QUEUES: i32 = 4;
@@ -435,4 +435,87 @@ fn a_log_that_went_its_own_way_is_refused_with_what_to_do() {
     });
     assert_eq!(raw(&new, 0), before);
     assert!(back.terminate().success());
+}
+
+/// `ringmq store compare`: exit code and a JSON object per log.
+fn compare(one: &Path, other: &Path) -> (Option<i32>, Vec<Value>) {
+    let output = std::process::Command::new(binary())
+        .args(["store", "compare", "-o", "json"])
+        .args([one, other])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let logs = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    (output.status.code(), logs.collect())
+}
+
+/// The file below a directory that holds these bytes, and where.
+fn find_bytes(directory: &Path, wanted: &[u8]) -> Option<(std::path::PathBuf, usize)> {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            if let Some(found) = find_bytes(&path, wanted) {
+                return Some(found);
+            }
+        } else if let Ok(content) = fs::read(&path)
+            && let Some(at) = content.windows(wanted.len()).position(|w| w == wanted)
+        {
+            return Some((path, at));
+        }
+    }
+    None
+}
+
+#[test]
+fn the_stores_of_a_pair_are_equal_and_one_flipped_byte_is_found_and_named() {
+    let (one, other) = (store_dir(), store_dir());
+    let first = master(one.path(), "SYNC_MASTER");
+    let mut master = first.start();
+    prepare(&master);
+    let mut slave = slave(&first, other.path(), 1).start();
+    until_in_sync(&master);
+    let mut connection = master.connect();
+    for number in 0..200 {
+        let body = match number {
+            100 => "a body that is spoilt later".to_owned(),
+            number => format!("body {number}"),
+        };
+        let message = Message::new(TOPIC, number % QUEUES, body);
+        connection.send(&message).unwrap();
+    }
+    until_caught_up(&master, &slave);
+    drop(connection);
+    assert!(master.terminate().success());
+    assert!(slave.terminate().success());
+    let (code, logs) = compare(one.path(), other.path());
+    assert_eq!(code, Some(0), "{logs:#?}");
+    assert_eq!(logs.len(), 2);
+    for log in &logs {
+        assert_eq!(log["result"], "equal", "{log}");
+        assert!(log["segments"][0]["sha256"].is_string(), "{log}");
+    }
+    let (file, at) = find_bytes(other.path(), b"a body that is spoilt later").unwrap();
+    let mut content = fs::read(&file).unwrap();
+    content[at + 3] ^= 1;
+    fs::write(&file, content).unwrap();
+    let (code, logs) = compare(one.path(), other.path());
+    assert_eq!(code, Some(1), "{logs:#?}");
+    let damaged: Vec<&Value> = logs.iter().filter(|l| l["result"] != "equal").collect();
+    assert_eq!(damaged.len(), 1, "{logs:#?}");
+    assert_eq!(damaged[0]["result"], "damaged");
+    assert_eq!(damaged[0]["store"], "B");
+    let position = damaged[0]["position"].as_u64().unwrap();
+    assert!(position <= at as u64 && position > 0, "{position} and {at}");
+    assert!(
+        file.to_string_lossy()
+            .contains(&format!("log-{:03}", damaged[0]["log"].as_u64().unwrap()))
+    );
+    // The other way round the same store is named by its other letter.
+    let (_, logs) = compare(other.path(), one.path());
+    assert!(logs.iter().any(|log| log["store"] == "A"), "{logs:#?}");
+    // A store that another one was never a copy of is refused.
+    let third = store_dir();
+    let mut alone = Setup::new(third.path(), 1).set("logs=2").start();
+    assert!(alone.terminate().success());
+    assert_eq!(compare(one.path(), third.path()).0, Some(1));
 }

@@ -133,8 +133,6 @@ struct Broker {
     ends: RefCell<BTreeMap<LogId, u64>>,
     /// The process has ended by itself.
     has_exited: Cell<bool>,
-    /// Its disk takes no more writes: it has to be started again.
-    is_broken: Cell<bool>,
     rate: Cell<u64>,
 }
 
@@ -239,7 +237,6 @@ impl Group {
         let broker = &self.brokers[at];
         broker.is_up.set(true);
         broker.has_exited.set(false);
-        broker.is_broken.set(false);
         let env = self.process(self.agent_node(at));
         let (clock, rate) = (self.world.clock(), broker.rate.get());
         let control = Control::new(Box::new(move || {
@@ -435,7 +432,7 @@ impl Group {
             self.world.crash(self.core_node(at), Crash::Process);
             match result {
                 Ok(()) => {}
-                Err(_) if heard.is_over(role) => env.sleep(RETRY).await,
+                Err(_) if heard.is_over(role) && !control.has_failed() => env.sleep(RETRY).await,
                 Err(_) => {
                     self.brokers[at].has_exited.set(true);
                     return;
@@ -568,7 +565,11 @@ impl Group {
         // What is under way is answered.
         let pause_us = env.random_u64() % 100_000;
         env.sleep(Duration::from_micros(pause_us)).await;
-        shard.stop().await.map_err(|error| error.to_string())
+        shard.stop().await.map_err(|error| error.to_string())?;
+        match control.has_failed() {
+            true => Err("a log of this broker took no writes any more".to_owned()),
+            false => Ok(()),
+        }
     }
 
     async fn manifest(
@@ -1033,7 +1034,6 @@ impl Group {
                 disk.options.latency.spikes_per_million = 20_000;
             }),
             17 if self.sync_flush => {
-                self.brokers[at].is_broken.set(true);
                 self.world.with_disk(core, |disk| {
                     disk.options.faults.writes_always_fail = true;
                 });
@@ -1090,8 +1090,7 @@ impl Group {
         }
         for at in 0..self.brokers.len() {
             let broker = &self.brokers[at];
-            let is_bad = broker.has_exited.get() || broker.is_broken.get();
-            if broker.is_up.get() && is_bad && (all || self.choose(2) == 0) {
+            if broker.is_up.get() && broker.has_exited.get() && (all || self.choose(2) == 0) {
                 self.crash(at, Crash::Process);
             }
             if !broker.is_up.get() && (all || self.choose(2) == 0) {
@@ -1100,11 +1099,28 @@ impl Group {
             if all || self.choose(2) == 0 {
                 let core = self.core_node(at);
                 self.world.with_disk(core, |disk| {
-                    disk.options.faults.read_eio_per_million = 0;
+                    disk.options.faults = Faults::default();
                     disk.options.latency = Latency::default();
                 });
             }
         }
+    }
+
+    /// Whether a broker has a log that failed and that nobody but a person puts right: a slave's, or that of a master whose
+    /// place nobody can take. Any other master has to give up by itself.
+    fn needs_operator(&self, at: usize) -> bool {
+        let broker = &self.brokers[at];
+        let has_failed = broker
+            .opened
+            .borrow()
+            .as_ref()
+            .is_some_and(|shard| shard.logs().any(|log| log.refusal().is_some()));
+        let own = broker.identity.borrow().0.as_ref().map(|own| own.broker_id);
+        let can_be_replaced = self
+            .parliament
+            .group()
+            .is_some_and(|group| group.master == own && group.in_sync.len() > 1);
+        has_failed && !can_be_replaced
     }
 
     /// The master of the group as the controllers know it, if it runs.
@@ -1138,7 +1154,7 @@ impl Group {
                 from = self.counts.borrow().acknowledged;
             }
             for at in 0..self.brokers.len() {
-                if self.brokers[at].has_exited.get() {
+                if self.brokers[at].has_exited.get() || self.needs_operator(at) {
                     self.crash(at, Crash::Process);
                     self.start(at);
                 }
@@ -1289,10 +1305,9 @@ impl Broker {
             None => Vec::new(),
         };
         format!(
-            "id {id:?}, up {}, exited {}, broken {}, epoch {:?}, logs {logs:?}",
+            "id {id:?}, up {}, exited {}, epoch {:?}, logs {logs:?}",
             self.is_up.get(),
             self.has_exited.get(),
-            self.is_broken.get(),
             self.running.borrow().as_ref().map(|running| running.epoch),
         )
     }
