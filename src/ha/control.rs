@@ -442,6 +442,29 @@ mod tests {
     }
 
     #[test]
+    fn a_master_whose_log_failed_resigns_if_another_one_can_take_its_place() {
+        let (control, _) = control();
+        control.begin_life(3, 1, [1].into(), 1);
+        control.renew(3, 0, 1_000);
+        control.note_failure(false);
+        assert!(!control.gives_up(), "its other logs go on");
+        assert!(control.may_acknowledge());
+        control.on_committed([1, 2].into(), 2);
+        assert!(control.gives_up());
+        assert!(!control.may_acknowledge());
+        assert_eq!(control.master_epoch(), 0);
+    }
+
+    #[test]
+    fn a_master_that_begins_with_less_than_it_acknowledged_resigns_in_any_case() {
+        let (control, _) = control();
+        control.begin_life(3, 1, [1].into(), 1);
+        control.note_failure(true);
+        assert!(control.gives_up());
+        assert_eq!(control.master_epoch(), 0);
+    }
+
+    #[test]
     fn a_slave_is_waited_for_before_it_is_proposed_and_until_its_end_is_agreed() {
         let (control, _) = control();
         control.begin_life(1, 2, [1].into(), 7);
