@@ -356,7 +356,7 @@ impl Driver {
             if self.board.is_over() {
                 agent.end();
             }
-            let result = match agent.next() {
+            let result = match agent.next_step() {
                 Step::Over => return,
                 Step::Wait { until_ns } => {
                     if is_well && !self.told.take().is_empty() {
@@ -504,7 +504,7 @@ impl Driver {
         let mut keeper = SetKeeper::new(control.clone(), self.config.broker.broker_name.clone());
         while !self.board.is_over() {
             let seen = control.bell().rings();
-            let Some((alter, body, proposal)) = keeper.next() else {
+            let Some((alter, body, proposal)) = keeper.next_proposal() else {
                 within(&self.env, LOOK, control.bell().rung(seen)).await;
                 continue;
             };

@@ -24,6 +24,9 @@ pub struct Beat {
     pub has_resigned: bool,
 }
 
+/// Who is elected, what it said last, and why that one.
+pub type Chosen = (u64, Beat, Ground);
+
 /// Why nobody takes a master's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoElection {
@@ -88,7 +91,7 @@ impl Live {
         unclean: bool,
         now_ms: u64,
         until_ms: u64,
-    ) -> Result<(u64, Beat, Ground), NoElection> {
+    ) -> Result<Chosen, NoElection> {
         let is_over = group
             .master()
             .is_none_or(|(id, replica)| self.lease_is_over(name, id, replica.timeout_ms, now_ms));

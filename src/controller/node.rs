@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::controller::agreement::{Agreement, NotLeader};
-use crate::controller::live::{Beat, Live, NoElection};
+use crate::controller::live::{Beat, Chosen, Live, NoElection};
 use crate::controller::state::{Change, Ground, Group, Groups, Outcome, unknown_group};
 use crate::controller::{ControllerOptions, node_name};
 use crate::wire::remoting::code::{request, response};
@@ -518,7 +518,7 @@ impl<A: Agreement> Node<A> {
         &self,
         name: &str,
         group: &Group,
-    ) -> Result<(u64, std::result::Result<(u64, Beat, Ground), NoElection>)> {
+    ) -> Result<(u64, std::result::Result<Chosen, NoElection>)> {
         let now_ms = self.now_ms();
         let until_ms = now_ms + AGREEMENT_LIMIT.as_millis() as u64;
         self.with_live_of_term(|term, live| {

@@ -335,7 +335,7 @@ impl Agent {
     }
 
     /// What to do now.
-    pub fn next(&mut self) -> Step {
+    pub fn next_step(&mut self) -> Step {
         if let Stage::Pause {
             until_ns,
             is_failure,
@@ -674,7 +674,7 @@ impl SetKeeper {
     }
 
     /// What to ask for now, if anything. One at a time; an answer may take [`CHANGE_TIMEOUT`].
-    pub fn next(&mut self) -> Option<(Outgoing, Vec<u8>, Proposal)> {
+    pub fn next_proposal(&mut self) -> Option<(Outgoing, Vec<u8>, Proposal)> {
         let epoch = self.control.master_epoch();
         let (log_epoch, _) = self.control.log_state();
         if epoch == 0 || log_epoch > epoch {
@@ -774,7 +774,7 @@ mod tests {
         }
 
         fn answer(&mut self, ask: Ask, answer: &Command) -> Result<(), Trouble> {
-            assert_eq!(self.agent.next(), Step::Ask(ask));
+            assert_eq!(self.agent.next_step(), Step::Ask(ask));
             let _ = self.agent.request(ask);
             self.agent.on_answer(answer)
         }
@@ -782,7 +782,7 @@ mod tests {
         /// A broker that knows its id and has registered.
         fn registered(own: u64) -> Self {
             let mut bench = bench();
-            assert_eq!(bench.agent.next(), Step::Load);
+            assert_eq!(bench.agent.next_step(), Step::Load);
             let identity = Identity {
                 cluster: "c".into(),
                 broker_name: "b".into(),
@@ -800,11 +800,11 @@ mod tests {
     fn what_a_broker_applies_for_is_stored_before_and_who_it_is_after_the_answer() {
         let mut bench = bench();
         let ok = command(Outgoing::success(), &[]);
-        assert_eq!(bench.agent.next(), Step::Load);
+        assert_eq!(bench.agent.next_step(), Step::Load);
         bench.agent.on_loaded(None, None).unwrap();
         let next = command(Outgoing::success().field("nextBrokerId", 3_i64), &[]);
         bench.answer(Ask::NextId, &next).unwrap();
-        let Step::SaveWish(wish) = bench.agent.next() else {
+        let Step::SaveWish(wish) = bench.agent.next_step() else {
             panic!("a wish is stored first")
         };
         assert_eq!((wish.broker_id, &*wish.check_code), (3, "code"));
@@ -812,19 +812,19 @@ mod tests {
         // Another broker was faster.
         let taken = Outgoing::error(response::CONTROLLER_BROKER_ID_INVALID, "taken");
         bench.answer(Ask::ApplyId, &command(taken, &[])).unwrap();
-        assert_eq!(bench.agent.next(), Step::DropWish);
+        assert_eq!(bench.agent.next_step(), Step::DropWish);
         assert!(bench.agent.on_saved().is_err());
         bench.pass(100);
         let next = command(Outgoing::success().field("nextBrokerId", 4_i64), &[]);
         bench.answer(Ask::NextId, &next).unwrap();
-        assert!(matches!(bench.agent.next(), Step::SaveWish(_)));
+        assert!(matches!(bench.agent.next_step(), Step::SaveWish(_)));
         bench.agent.on_saved().unwrap();
         bench.answer(Ask::ApplyId, &ok).unwrap();
         assert_eq!(bench.control.id(), 0, "not before it is durable");
-        assert!(matches!(bench.agent.next(), Step::SaveOwn(_)));
+        assert!(matches!(bench.agent.next_step(), Step::SaveOwn(_)));
         bench.agent.on_saved().unwrap();
         assert_eq!(bench.control.id(), 4);
-        assert_eq!(bench.agent.next(), Step::Ask(Ask::Register));
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Register));
     }
 
     #[test]
@@ -834,9 +834,9 @@ mod tests {
         bench.answer(Ask::Elect, &word(1, 1, &[1], 1)).unwrap();
         let opening = bench.heard.opening().unwrap();
         assert_eq!(opening.role, Wanted::Master(1));
-        assert!(matches!(bench.agent.next(), Step::Wait { .. }));
+        assert!(matches!(bench.agent.next_step(), Step::Wait { .. }));
         bench.control.begin_life(1, 1, [1].into(), 1);
-        assert_eq!(bench.agent.next(), Step::Ask(Ask::Heartbeat));
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
         let _ = bench.agent.request(Ask::Heartbeat);
         bench.pass(700);
         bench.agent.on_answer(&word(1, 1, &[1], 1)).unwrap();
@@ -848,7 +848,7 @@ mod tests {
     #[test]
     fn a_master_of_an_earlier_life_has_to_be_elected_again() {
         let mut bench = bench();
-        assert_eq!(bench.agent.next(), Step::Load);
+        assert_eq!(bench.agent.next_step(), Step::Load);
         let identity = Identity {
             cluster: "c".into(),
             broker_name: "b".into(),
@@ -866,12 +866,12 @@ mod tests {
     fn what_failed_is_tried_again_after_a_pause_even_if_the_epoch_has_changed() {
         let mut bench = Bench::registered(1);
         bench.pass(1);
-        assert_eq!(bench.agent.next(), Step::Ask(Ask::Heartbeat));
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
         bench.control.begin_life(2, 1, [1].into(), 1);
         assert!(bench.agent.on_failed("no controller").is_err());
-        assert!(matches!(bench.agent.next(), Step::Wait { .. }));
+        assert!(matches!(bench.agent.next_step(), Step::Wait { .. }));
         bench.pass(100);
-        assert_eq!(bench.agent.next(), Step::Ask(Ask::Heartbeat));
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
     }
 
     #[test]
@@ -879,7 +879,7 @@ mod tests {
         let mut bench = Bench::registered(1);
         let nobody = command(Outgoing::success(), &[]);
         bench.answer(Ask::Heartbeat, &nobody).unwrap();
-        assert_eq!(bench.agent.next(), Step::Look);
+        assert_eq!(bench.agent.next_step(), Step::Look);
         assert!(bench.agent.on_looked(true).unwrap_err().is_answer);
     }
 
@@ -888,12 +888,12 @@ mod tests {
         let mut bench = Bench::registered(1);
         bench.agent.end();
         bench.answer(Ask::Heartbeat, &word(1, 2, &[2], 1)).unwrap();
-        assert_eq!(bench.agent.next(), Step::Over);
+        assert_eq!(bench.agent.next_step(), Step::Over);
         let mut bench = Bench::registered(1);
         bench.agent.end();
-        assert_eq!(bench.agent.next(), Step::Ask(Ask::Heartbeat));
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
         assert!(bench.agent.on_failed("it is dead").is_err());
-        assert_eq!(bench.agent.next(), Step::Over);
+        assert_eq!(bench.agent.next_step(), Step::Over);
     }
 
     #[test]

@@ -303,7 +303,7 @@ impl Group {
         let mut agent = Agent::new(options, heard.clone());
         loop {
             let seen = control.bell().rings();
-            let step = agent.next();
+            let step = agent.next_step();
             // A file takes its time, and the machine may die in it.
             if !matches!(step, Step::Wait { .. } | Step::Ask(_)) {
                 let pause_us = env.random_u64() % 2_000;
@@ -396,7 +396,7 @@ impl Group {
         let mut keeper = SetKeeper::new(control.clone(), GROUP.to_owned());
         loop {
             let seen = control.bell().rings();
-            let Some((alter, body, _)) = keeper.next() else {
+            let Some((alter, body, _)) = keeper.next_proposal() else {
                 within(&env, Duration::from_secs(1), control.bell().rung(seen)).await;
                 continue;
             };
