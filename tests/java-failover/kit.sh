@@ -35,7 +35,7 @@ wait "${pids[kit]}"
 result=$?
 unset "pids[kit]"
 cat "$work/kit.out"
-failed=$(awk '$1 == "FAILED" { print $2 }' "$work/kit.out" | sort -u | paste -sd, -)
+failed=$(awk '$1 == "FAILED" { sub(/\[.*/, "", $2); print $2 }' "$work/kit.out" | sort -u | paste -sd, -)
 if [ -n "$failed" ] && [ "${KIT_KILLS:-0}" != 0 ]; then
   await "two brokers in sync" 120 in_sync 2
   echo "second try: $failed"
