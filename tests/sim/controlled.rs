@@ -79,7 +79,6 @@ pub struct Counts {
     pub crashes: u64,
     pub elections: u64,
     pub lives: u64,
-    pub cuts: u64,
     pub checked: u64,
     pub unknown: u64,
 }
@@ -92,7 +91,6 @@ impl Counts {
         self.crashes += other.crashes;
         self.elections += other.elections;
         self.lives += other.lives;
-        self.cuts += other.cuts;
         self.checked += other.checked;
         self.unknown += other.unknown;
     }
