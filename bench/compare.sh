@@ -223,6 +223,9 @@ for side in "${sides[@]}"; do turn "$side" "warm-up" producer -w 64 -t "warm-$si
 rm -f "$results"/*.json "$results"/*.hlog
 
 for row in "${rows[@]}"; do
+  # A row can write ten gigabytes; a full disk is refused, and that is no figure.
+  stop_ours
+  start_ours SYNC_FLUSH
   case $row in
     1) both "1: single sends, 64 in flight" producer -w 64 ;;
     2) both "2: single sends, 1,024 in flight" producer -w 1024 ;;
@@ -249,8 +252,6 @@ for row in "${rows[@]}"; do
       both "10: ours not flushed, 64 in flight" producer -w 64
       both "10: ours not flushed, 1,024 in flight" producer -w 1024
       sides=("${sides_before[@]}")
-      stop_ours
-      start_ours SYNC_FLUSH
       ;;
     11)
       both "11: 1 topic, 64 in flight" producer -w 64 --topics 1 --queues 1
