@@ -1168,22 +1168,28 @@ impl Group {
         }
     }
 
+    /// Asks whoever is the master until one has done it: it may be replaced in between.
     async fn make_topic(&self) {
-        let Some((_, master)) = self.master() else {
-            breach("no master at the beginning".to_owned());
-        };
-        let config = TopicConfig {
-            topic_name: TOPIC.to_owned(),
-            read_queue_nums: QUEUES,
-            write_queue_nums: QUEUES,
-            ..TopicConfig::default()
-        };
-        let command = MetaCommand::CreateTopicIfAbsent(config);
-        let request = ShardRequest::Meta(Box::new(command));
-        let reply = master.shard.handle().ask(0, request).await;
-        if !matches!(reply, ShardReply::Done) {
-            breach(format!("no topic: {reply:?}"));
+        let deadline_ns = self.world.now_ns() + TOGETHER_WITHIN.as_nanos() as u64;
+        let mut said = "no master".to_owned();
+        while self.world.now_ns() <= deadline_ns {
+            if let Some((_, master)) = self.master() {
+                let config = TopicConfig {
+                    topic_name: TOPIC.to_owned(),
+                    read_queue_nums: QUEUES,
+                    write_queue_nums: QUEUES,
+                    ..TopicConfig::default()
+                };
+                let command = MetaCommand::CreateTopicIfAbsent(config);
+                let request = ShardRequest::Meta(Box::new(command));
+                match master.shard.handle().ask(0, request).await {
+                    ShardReply::Done => return,
+                    other => said = format!("{other:?}"),
+                }
+            }
+            self.world.sleep(Duration::from_millis(20)).await;
         }
+        breach(format!("no topic: {said}"));
     }
 
     /// The logs of slaves are the front of the master's.
