@@ -191,11 +191,9 @@ both() { # label verb...
   done
 }
 
-native() { # label verb...: the native protocol, which only ours understands
-  local sides_before=("${sides[@]}")
-  sides=(ours)
-  both "$@" --protocol native
-  sides=("${sides_before[@]}")
+ours_only() { # label verb...
+  local sides=(ours)
+  both "$@"
 }
 
 drain() { # label seconds-of-fill mode
@@ -232,12 +230,12 @@ for row in "${rows[@]}"; do
     3) both "3: single sends, one in flight" producer -w 1 ;;
     4) both "4: batches of 32, 64 in flight" batchproducer -w 64 ;;
     5)
-      native "5: native, 60 records a frame (64 KiB), 16 in flight" batchproducer -b 60 -w 16
-      native "5: native, 240 records a frame (256 KiB), 8 in flight" batchproducer -b 240 -w 8
+      ours_only "5: native, 60 records a frame (64 KiB), 16 in flight" batchproducer -b 60 -w 16 --protocol native
+      ours_only "5: native, 240 records a frame (256 KiB), 8 in flight" batchproducer -b 240 -w 8 --protocol native
       ;;
     6)
-      native "6: native, one record a frame, 1,024 in flight" producer -w 1024
-      native "6: native, one record a frame, one in flight" producer -w 1
+      ours_only "6: native, one record a frame, 1,024 in flight" producer -w 1024 --protocol native
+      ours_only "6: native, one record a frame, one in flight" producer -w 1 --protocol native
       ;;
     7) drain "7: drain, hot" "$secs" catch-up ;;
     8) drain "8: drain, cold" $((12 * secs)) cold ;;
@@ -248,10 +246,8 @@ for row in "${rows[@]}"; do
     10)
       stop_ours
       start_ours ASYNC_FLUSH
-      sides_before=("${sides[@]}") sides=(ours)
-      both "10: ours not flushed, 64 in flight" producer -w 64
-      both "10: ours not flushed, 1,024 in flight" producer -w 1024
-      sides=("${sides_before[@]}")
+      ours_only "10: ours not flushed, 64 in flight" producer -w 64
+      ours_only "10: ours not flushed, 1,024 in flight" producer -w 1024
       ;;
     11)
       both "11: 1 topic, 64 in flight" producer -w 64 --topics 1 --queues 1

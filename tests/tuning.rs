@@ -232,12 +232,15 @@ fn each_knob_is_set_and_set_back() {
         ("/sys/devices/system/cpu/cpu0/cpuidle/state1/latency", "2"),
         ("/sys/class/net/eth0/device/msi_irqs/31", "msi"),
         (IRQ, "0-1"),
+        ("/sys/class/net/eth0/device/msi_irqs/30", "msi"),
         (RPS, "00"),
         (HUGE, "[always] madvise never"),
         ("/proc/sys/vm/swappiness", "60"),
         ("/proc/sys/net/core/somaxconn", "128"),
         ("/proc/sys/net/ipv4/tcp_max_syn_backlog", "512"),
     ]);
+    // One whose core the kernel does not let anybody choose.
+    fs::create_dir_all(machine.path("/proc/irq/30/smp_affinity_list")).unwrap();
     for knob in ["governor", "idle", "hugepages", "swappiness", "backlog"] {
         machine.tuned(&["apply", knob]);
     }

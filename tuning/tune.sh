@@ -15,21 +15,19 @@ root=${TUNE_ROOT:-}                            # tests have a /proc and /sys of 
 saved=${TUNE_STATE:-/var/lib/ringmq-tune}
 die() { echo "tune.sh: $*" >&2; exit 1; }
 
-# file value: keeps what is there (once), then writes.
+# file value: writes it and keeps what was there (of several times the first). 1: the machine does not take it; nothing is kept.
 put() {
-  local file=$root$1 value=$2 keep
-  [ -e "$file" ] || die "$1 is not there: nothing to set on this machine"
-  keep=$saved/$knob
-  mkdir -p "$saved"
+  local file=$root$1 value=$2 keep=$saved/$knob now
+  [ -e "$file" ] || { echo "tune.sh: $1 is not there: nothing to set on this machine" >&2; return 1; }
   # A choice is shown as `none [mq-deadline] kyber`.
-  local now
-  now=$(sed -E 's/.*\[([^]]*)\].*/\1/' "$file")
+  now=$(sed -E 's/.*\[([^]]*)\].*/\1/' "$file") && { printf '%s\n' "$value" >"$file"; } 2>/dev/null \
+    || { echo "tune.sh: $1 does not take '$value'" >&2; return 1; }
+  mkdir -p "$saved"
   grep -qsF "$1"$'\t' "$keep" || printf '%s\t%s\n' "$1" "$now" >>"$keep"
-  printf '%s\n' "$value" >"$file" || die "$1 does not take '$value'"
   echo "$1: $now -> $value"
 }
 
-# One processor of the mask that a file like rps_cpus wants: groups of 32 bits with commas, in hexadecimal.
+# The mask of so many processors as rps_cpus wants it: groups of 32 bits with commas, in hexadecimal.
 all_cpus_mask() {
   local n=$1 mask=
   while [ "$n" -gt 32 ]; do mask=,ffffffff$mask n=$((n - 32)); done
@@ -83,7 +81,8 @@ nic() { # interface
   # One core for each queue's interrupt, in turns.
   for irq in $(ls "$root/sys/class/net/$name/device/msi_irqs" 2>/dev/null | sort -n); do
     [ -e "$root/proc/irq/$irq/smp_affinity_list" ] || continue
-    put "/proc/irq/$irq/smp_affinity_list" "$cpu" || true
+    # The kernel keeps some of them where they are.
+    put "/proc/irq/$irq/smp_affinity_list" "$cpu" || continue
     cpu=$(((cpu + 1) % cpus))
   done
   # Fewer queues than cores: the kernel spreads the packets.
