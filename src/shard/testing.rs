@@ -14,8 +14,8 @@ use crate::shard::message::{NewMessage, ShardReply, ShardRequest};
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::shard::replication::MasterRules;
 use crate::shard::{Role, Shard, ShardHandle, ShardOptions};
-use crate::store::LogOptions;
 use crate::store::manifest::Manifest;
+use crate::store::{self, LogOptions};
 use crate::wire::remoting::body::TopicConfig;
 
 /// The topic of these tests.
@@ -86,16 +86,10 @@ pub async fn topic(core: &ShardHandle, queues: u32) -> Arc<Topic> {
 /// A message with a tag.
 pub fn message(topic: &Topic, queue_id: u32, body: impl Into<Bytes>) -> NewMessage {
     NewMessage {
-        queue: ShardHandle::key(topic, queue_id),
-        topic: topic.name.clone(),
-        body: body.into(),
         properties: b"TAGS\x01a\x02".as_slice().into(),
         tags_code: 97,
         flag: 3,
-        sys_flag: 0,
-        born_timestamp: 5,
-        born_host: ([127, 0, 0, 1], 5555).into(),
         reconsume_times: 1,
-        prepared_transaction_offset: 0,
+        ..store::testing::message(ShardHandle::key(topic, queue_id), &topic.name, body)
     }
 }

@@ -16,6 +16,7 @@ use crate::shard::message::{
 use crate::shard::meta::{MetaCommand, Topic};
 use crate::shard::testing::{self, Store};
 use crate::shard::{Shard, ShardHandle};
+use crate::store;
 use crate::wire::record::{RecordFields, RecordView, SYS_FLAG_MULTI_TAGS};
 
 const SEGMENT_BYTES: u64 = 1 << 20;
@@ -36,17 +37,12 @@ async fn topic(core: &ShardHandle) -> Arc<Topic> {
 
 async fn send(core: &ShardHandle, topic: &Topic, queue_id: u32, keys: &str, unique: &str) {
     let message = NewMessage {
-        queue: ShardHandle::key(topic, queue_id),
-        topic: topic.name.clone(),
-        body: unique.as_bytes().to_vec().into(),
         properties: format!("KEYS\x01{keys}\x02UNIQ_KEY\x01{unique}\x02").into(),
-        tags_code: 0,
-        flag: 0,
-        sys_flag: 0,
-        born_timestamp: 5,
-        born_host: ([127, 0, 0, 1], 5555).into(),
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
+        ..store::testing::message(
+            ShardHandle::key(topic, queue_id),
+            &topic.name,
+            unique.as_bytes().to_vec(),
+        )
     };
     let reply = core.ask(0, ShardRequest::Append(Box::new([message]))).await;
     assert!(matches!(reply, ShardReply::Appended(_)));

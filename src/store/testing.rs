@@ -1,12 +1,14 @@
-//! What the tests of this layer share: the options of a small log in the simulated world, and a listener that expects no failure.
+//! What the tests of this layer share: the options of a small log in the simulated world, a message, and a listener that expects no failure.
 #![allow(clippy::unwrap_used, clippy::panic)] // A test that meets an error it did not plan for is to fail.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::base::offset::{LogId, Position};
-use crate::store::types::QueueKey;
+use crate::store::types::{NewMessage, QueueKey};
 use crate::store::{LogListener, LogOptions};
 
 /// Nothing but the log itself looks at what it has made durable.
@@ -16,6 +18,23 @@ impl LogListener for Quiet {
     fn on_durable(&self, _log: LogId, _end: Position, _touched: &[QueueKey]) {}
     fn on_poisoned(&self, _log: LogId, reason: &Arc<str>) {
         panic!("{reason}");
+    }
+}
+
+/// A message without properties.
+pub fn message(queue: QueueKey, topic: &str, body: impl Into<Bytes>) -> NewMessage {
+    NewMessage {
+        queue,
+        topic: Arc::from(topic),
+        body: body.into(),
+        properties: Bytes::new(),
+        tags_code: 0,
+        flag: 0,
+        sys_flag: 0,
+        born_timestamp: 5,
+        born_host: ([127, 0, 0, 1], 5555).into(),
+        reconsume_times: 0,
+        prepared_transaction_offset: 0,
     }
 }
 

@@ -464,7 +464,7 @@ mod tests {
     use super::*;
     use crate::base::offset::LogId;
     use crate::io::sim::{SimEnv, SimOptions, SimWorld};
-    use crate::store::testing::small_log;
+    use crate::store::testing::{self, small_log};
     use crate::store::types::NewMessage;
 
     const JUNK: u8 = 0xEE;
@@ -476,22 +476,11 @@ mod tests {
     }
 
     fn message() -> NewMessage {
-        NewMessage {
-            queue: QueueKey {
-                topic_id: 1,
-                queue_id: 0,
-            },
-            topic: Arc::from("T"),
-            body: vec![7; 700].into(),
-            properties: Default::default(),
-            tags_code: 0,
-            flag: 0,
-            sys_flag: 0,
-            born_timestamp: 5,
-            born_host: ([127, 0, 0, 1], 5555).into(),
-            reconsume_times: 0,
-            prepared_transaction_offset: 0,
-        }
+        let queue = QueueKey {
+            topic_id: 1,
+            queue_id: 0,
+        };
+        testing::message(queue, "T", vec![7; 700])
     }
 
     /// Bytes of the two sectors from the one that has the log's end, behind that end.

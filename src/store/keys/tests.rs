@@ -5,7 +5,6 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::offset::Position;
@@ -14,7 +13,7 @@ use crate::io::sim::{Crash, SimEnv, SimOptions, SimWorld};
 use crate::store::keys::entry::{self, KeyKind};
 use crate::store::log_reader::CHUNK_BYTES;
 use crate::store::retention::{RetentionRules, clean};
-use crate::store::testing::{Quiet, small_log};
+use crate::store::testing::{self, Quiet, small_log};
 use crate::store::types::{NewMessage, QueueKey};
 use crate::store::{CommitLog, LogOptions};
 use crate::wire::properties::{self, name};
@@ -61,17 +60,9 @@ fn message(env: &SimEnv) -> NewMessage {
         properties += &format!("UNIQ_KEY\x01{}", key(env.random_u64() % KEYS));
     }
     NewMessage {
-        queue: QUEUE,
-        topic: Arc::from(TOPIC),
-        body: vec![7; (env.random_u64() % 2_000) as usize].into(),
         properties: properties.into(),
         tags_code: 97,
-        flag: 0,
-        sys_flag: 0,
-        born_timestamp: 5,
-        born_host: ([127, 0, 0, 1], 5555).into(),
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
+        ..testing::message(QUEUE, TOPIC, vec![7; (env.random_u64() % 2_000) as usize])
     }
 }
 
