@@ -19,21 +19,20 @@ use crate::base::offset::LOG_ID_MAX;
 use crate::broker::registration::{BrokerIdentity, register_request};
 use crate::client::RemotingClient;
 use crate::ha::control::Control;
-use crate::ha::handshake::{Secret, StreamError, check_shape, greet_slave, write_frame};
-use crate::ha::master::{StreamTimes, Wish, serve};
+use crate::ha::handshake::Secret;
+use crate::ha::master::{StreamTimes, let_in, serve};
 use crate::ha::replica_window::ReplicaRules;
 use crate::ha::slave::{SlaveOptions, ask_shape, follow};
 use crate::io::env::Env;
 use crate::io::ring::RingEnv;
-use crate::io::tcp::{Listener, ReadBuffer, RingNet, Stream};
+use crate::io::tcp::{Listener, RingNet};
 use crate::shard::message::{ShardRequest, SlaveConnection};
 use crate::shard::meta::DataVersion;
 use crate::shard::replication::MasterRules;
 use crate::shard::{Role, Shard};
-use crate::store::commit_log::replica::LogEnd;
 use crate::store::manifest::{FORMAT, Manifest};
 use crate::store::retention;
-use crate::wire::ha::{Frame, StoreShape};
+use crate::wire::ha::StoreShape;
 use crate::wire::remoting::code::response;
 
 /// A secret is at least so long.
@@ -246,9 +245,9 @@ pub fn adopt_slaves(env: &RingEnv, config: &Config, shard: &Rc<Shard<RingEnv>>) 
         };
         let own = env.clone();
         env.spawn(async move {
-            let (stream, buffer) = (Rc::new(stream), ReadBuffer::new());
+            let stream = Rc::new(stream);
             let (id, broker_id) = (log.id(), slave.wish.broker_id);
-            let end = serve(own, stream, buffer, slave.wish, log, shard, times).await;
+            let end = serve(own, stream, slave.wish, log, shard, times).await;
             tracing::warn!(log = id, slave = broker_id, reason = %end, "a slave follows this log no more");
         });
     });
@@ -319,64 +318,6 @@ pub fn serve_slaves(
         }
     });
     Ok(())
-}
-
-/// Lets a slave prove itself and answers what can be answered here: the log and wish of one that wants to follow.
-async fn let_in(
-    env: &RingEnv,
-    stream: &Stream,
-    secret: &Secret,
-    own: StoreShape,
-    is_elected: bool,
-) -> Result<Option<(u8, Wish)>, StreamError> {
-    let mut buffer = ReadBuffer::new();
-    match greet_slave(env, stream, &mut buffer, secret).await? {
-        Frame::Describe => {
-            write_frame(stream, &Frame::Description(own)).await?;
-            Ok(None)
-        }
-        Frame::Join {
-            broker_id,
-            shape,
-            log,
-            position,
-            epoch,
-            previous_crc,
-            window_bytes,
-            group_epoch,
-        } => {
-            let checked = match check_shape(shape, own) {
-                Ok(()) if (group_epoch > 0) != is_elected => Err(
-                    "enableControllerMode has to be the same on all brokers of a group".to_owned(),
-                ),
-                Ok(()) if u16::from(log) >= own.logs => Err(format!("there is no log {log} here")),
-                Ok(()) if broker_id == 0 => Err(
-                    "brokerId 0 is the master's: a slave needs a greater one of its own".to_owned(),
-                ),
-                checked => checked,
-            };
-            if let Err(remark) = checked {
-                write_frame(stream, &Frame::refused(remark.clone())).await?;
-                return Err(StreamError::Refused(remark));
-            }
-            if !buffer.bytes.is_empty() {
-                return Err(StreamError::Unexpected("nothing was due before the answer"));
-            }
-            let end = LogEnd {
-                position,
-                epoch,
-                previous_crc,
-            };
-            let wish = Wish {
-                broker_id,
-                end,
-                window_bytes,
-                group_epoch,
-            };
-            Ok(Some((log, wish)))
-        }
-        _ => Err(StreamError::Unexpected("a join was due")),
-    }
 }
 
 /// Lets the logs of a slave's core follow their master, and its retention follow the master's.

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use crate::base::limits::HA_FRAME_BYTES_TARGET;
 use crate::base::offset::LogId;
-use crate::ha::handshake::{StreamError, read_frame, write_frame};
+use crate::ha::handshake::{StreamError, check_shape, greet_slave, read_frame, write_frame};
 use crate::io::env::Env;
 use crate::io::net::{NetStream, within, write_all};
 use crate::io::tcp::ReadBuffer;
 use crate::store::CommitLog;
 use crate::store::commit_log::replica::{LogEnd, Relation};
 use crate::store::types::Refusal;
-use crate::wire::ha::{Frame, Trust, data_head};
+use crate::wire::ha::{Frame, StoreShape, Trust, data_head};
 
 /// Who weighs what slaves acknowledge.
 pub trait Windows {
@@ -52,6 +52,65 @@ pub struct Wish {
     pub group_epoch: u32,
 }
 
+/// Lets a slave prove itself and answers what any core can answer: gives the log and wish of one that wants to follow. `own` is
+/// what the master's store is made of; `is_elected`: a controller made it the master.
+pub async fn let_in<E: Env, S: NetStream>(
+    env: &E,
+    stream: &S,
+    secret: &[u8],
+    own: StoreShape,
+    is_elected: bool,
+) -> Result<Option<(LogId, Wish)>, StreamError> {
+    let mut buffer = ReadBuffer::new();
+    match greet_slave(env, stream, &mut buffer, secret).await? {
+        Frame::Describe => {
+            write_frame(stream, &Frame::Description(own)).await?;
+            Ok(None)
+        }
+        Frame::Join {
+            broker_id,
+            shape,
+            log,
+            position,
+            epoch,
+            previous_crc,
+            window_bytes,
+            group_epoch,
+        } => {
+            let checked = match check_shape(shape, own) {
+                Ok(()) if (group_epoch > 0) != is_elected => Err(
+                    "enableControllerMode has to be the same on all brokers of a group".to_owned(),
+                ),
+                Ok(()) if u16::from(log) >= own.logs => Err(format!("there is no log {log} here")),
+                Ok(()) if broker_id == 0 => Err(
+                    "brokerId 0 is the master's: a slave needs a greater one of its own".to_owned(),
+                ),
+                checked => checked,
+            };
+            if let Err(remark) = checked {
+                write_frame(stream, &Frame::refused(remark.clone())).await?;
+                return Err(StreamError::Refused(remark));
+            }
+            if !buffer.bytes.is_empty() {
+                return Err(StreamError::Unexpected("nothing was due before the answer"));
+            }
+            let end = LogEnd {
+                position,
+                epoch,
+                previous_crc,
+            };
+            let wish = Wish {
+                broker_id,
+                end,
+                window_bytes,
+                group_epoch,
+            };
+            Ok(Some((log, wish)))
+        }
+        _ => Err(StreamError::Unexpected("a join was due")),
+    }
+}
+
 struct Session<W: Windows + ?Sized> {
     windows: Rc<W>,
     log: LogId,
@@ -71,7 +130,6 @@ impl<W: Windows + ?Sized> Drop for Session<W> {
 pub async fn serve<E: Env, S: NetStream, W: Windows + ?Sized + 'static>(
     env: E,
     stream: Rc<S>,
-    buffer: ReadBuffer,
     wish: Wish,
     log: Rc<CommitLog<E>>,
     windows: Rc<W>,
@@ -97,7 +155,7 @@ pub async fn serve<E: Env, S: NetStream, W: Windows + ?Sized + 'static>(
         let (env, stream, session) = (env.clone(), stream.clone(), session.clone());
         let (log, failure) = (log.clone(), failure.clone());
         env.clone().spawn(async move {
-            let error = take_acks(&env, &*stream, buffer, &session, &log, times).await;
+            let error = take_acks(&env, &*stream, &session, &log, times).await;
             failure.set(Some(error));
             session.ended.set(true);
             stream.shutdown();
@@ -173,11 +231,11 @@ async fn begin<E: Env, S: NetStream>(
 async fn take_acks<E: Env, S: NetStream, W: Windows + ?Sized>(
     env: &E,
     stream: &S,
-    mut buffer: ReadBuffer,
     session: &Session<W>,
     log: &CommitLog<E>,
     times: StreamTimes,
 ) -> StreamError {
+    let mut buffer = ReadBuffer::new();
     loop {
         let frame = read_frame(stream, &mut buffer, Trust::None);
         let frame = match within(env, times.silence, frame).await {

@@ -12,7 +12,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,44 +24,35 @@ use ringmq::ha::agent::{
     Agent, AgentOptions, CHANGE_TIMEOUT, Heard, Identity, Opening, PAUSE, SetKeeper, Step, Wanted,
 };
 use ringmq::ha::control::Control;
-use ringmq::ha::handshake::{check_shape, greet_slave, write_frame};
-use ringmq::ha::master::{StreamTimes, Wish, serve};
+use ringmq::ha::master::StreamTimes;
 use ringmq::ha::replica_window::ReplicaRules;
 use ringmq::ha::slave::{SlaveOptions, ask_shape, follow};
 use ringmq::io::env::Env;
 use ringmq::io::sim::{
-    Control as World, Crash, Faults, Latency, SimEnv, SimNetwork, SimOptions, SimStream, SimWorld,
+    Control as World, Crash, Faults, Latency, SimEnv, SimNetwork, SimOptions, SimWorld,
 };
-use ringmq::io::tcp::ReadBuffer;
 use ringmq::shard::message::{
     Copies, MessageFilter, NewMessage, Pull, QueueKey, ShardReply, ShardRequest,
 };
-use ringmq::shard::meta::MetaCommand;
 use ringmq::shard::replication::MasterRules;
-use ringmq::shard::{Role, Shard, ShardHandle, ShardOptions};
-use ringmq::store::LogOptions;
-use ringmq::store::commit_log::replica::LogEnd;
-use ringmq::store::manifest::{FORMAT, Manifest};
-use ringmq::wire::ha::{Frame, StoreShape};
+use ringmq::shard::{Role, Shard, ShardHandle};
+use ringmq::store::manifest::Manifest;
 use ringmq::wire::record::RecordView;
-use ringmq::wire::remoting::body::TopicConfig;
 use ringmq::wire::remoting::code::{request, response};
 use ringmq::wire::remoting::command::Outgoing;
 
+use crate::brokers::{
+    LOGS, QUEUES, SECRET, SEGMENT_BYTES, TOPIC, accept, compare_log, make_topic, manifest_like,
+    message, plant, shape_of, shard_options,
+};
 use crate::controllers::{self, GROUP, Line, Parliament, local_ns};
-use crate::ledger::{Breach, breach};
-use crate::replicas::plant;
+use crate::ledger::{breach, caught};
 use crate::store::Bell;
 use crate::sut::PlantedBug;
 use crate::workload::within;
 
-const TOPIC: &str = "T";
-const QUEUES: u32 = 4;
-const LOGS: u8 = 2;
-const SEGMENT_BYTES: u64 = 1 << 20;
 const PRODUCERS: u64 = 3;
 const DIRECTORY: &str = "/data/store";
-const SECRET: &[u8] = b"a shared secret";
 /// All have found each other again by then, in virtual time.
 const TOGETHER_WITHIN: Duration = Duration::from_secs(60);
 /// How long a node that could not start waits for its next try, as in `app/controlled.rs`.
@@ -475,32 +465,17 @@ impl Group {
             in_sync.0,
             in_sync.1,
         );
-        let options = ShardOptions {
-            index: 0,
-            count: 1,
-            logs: manifest.logs,
-            directory: PathBuf::from(DIRECTORY),
-            log: LogOptions {
-                log: 0,
-                directory: PathBuf::from(DIRECTORY),
-                store_id: manifest.store_id,
-                segment_bytes: manifest.segment_bytes,
-                flush_each_write: self.sync_flush,
-                flush_interval: Duration::from_millis(50),
-                tail_cache_bytes: 64 << 10,
-                read_cache_bytes: 512 << 10,
-                index_cache_bytes: 64 << 10,
-                key_tail_entries: 64,
-                snapshot_bytes: manifest.segment_bytes / 2,
-                store_host: ([127, 0, 0, 1], 10911).into(),
-                replica: is_slave,
-                elected: Some(master_epoch),
-            },
-            role: match is_slave {
-                true => Role::Slave,
-                false => Role::Master(self.rules(control)),
-            },
+        let role_of_shard = match is_slave {
+            true => Role::Slave,
+            false => Role::Master(self.rules(control)),
         };
+        let options = shard_options(
+            PathBuf::from(DIRECTORY),
+            &manifest,
+            self.sync_flush,
+            role_of_shard,
+            Some(master_epoch),
+        );
         let shard = Shard::open(core.clone(), options)
             .await
             .map_err(|error| error.to_string())?;
@@ -525,18 +500,13 @@ impl Group {
         *broker.opened.borrow_mut() = Some(shard.clone());
         self.counts.borrow_mut().lives += 1;
         shard.start();
-        let shape = StoreShape {
-            store_id: manifest.store_id,
-            logs: u16::from(manifest.logs),
-            segment_bytes: manifest.segment_bytes,
-        };
         if is_slave {
-            self.follow_master(core, heard, shape, &shard);
+            self.follow_master(core, heard, &shard);
         } else {
-            let (group, own, weak) = (self.clone(), core.clone(), Rc::downgrade(&shard));
+            let (own, weak, times) = (core.clone(), Rc::downgrade(&shard), self.times);
             self.network.listen(core, &ha_address(at), move |stream| {
                 if let Some(shard) = weak.upgrade() {
-                    group.accept(&own, &shard, shape, stream);
+                    accept(&own, &shard, stream, times, true);
                 }
             });
             let ready = async {
@@ -589,12 +559,7 @@ impl Group {
         while !heard.is_over(role) {
             let address = heard.word().master_address;
             if let Ok(shape) = ask_shape(core, &net, &address, SECRET).await {
-                let manifest = Manifest {
-                    format: FORMAT,
-                    store_id: shape.store_id,
-                    logs: LOGS,
-                    segment_bytes: shape.segment_bytes,
-                };
+                let manifest = manifest_like(shape.store_id, shape.segment_bytes);
                 let made = Manifest::create(core, &directory, manifest).await;
                 return made.map_err(text);
             }
@@ -607,7 +572,6 @@ impl Group {
         self: &Rc<Self>,
         core: &SimEnv,
         heard: &Arc<Heard>,
-        shape: StoreShape,
         shard: &Rc<Shard<SimEnv>>,
     ) {
         let control = heard.control();
@@ -624,7 +588,7 @@ impl Group {
             let ears = heard.clone();
             let options = SlaveOptions {
                 broker_id: control.id(),
-                shape,
+                shape: shape_of(shard),
                 secret: Arc::from(SECRET),
                 times: self.times,
                 master: Rc::new(move || {
@@ -637,56 +601,6 @@ impl Group {
             let net = self.network.of(core);
             core.spawn(follow(core.clone(), net, log.clone(), options, progress));
         }
-    }
-
-    /// What a master does with a connection, as `app/replication.rs`.
-    fn accept(
-        self: &Rc<Self>,
-        env: &SimEnv,
-        shard: &Rc<Shard<SimEnv>>,
-        shape: StoreShape,
-        stream: SimStream,
-    ) {
-        let (own, shard, times) = (env.clone(), shard.clone(), self.times);
-        env.spawn(async move {
-            let mut buffer = ReadBuffer::new();
-            let Ok(frame) = greet_slave(&own, &stream, &mut buffer, SECRET).await else {
-                return;
-            };
-            match frame {
-                Frame::Describe => {
-                    let _ = write_frame(&stream, &Frame::Description(shape)).await;
-                }
-                Frame::Join {
-                    broker_id,
-                    shape: theirs,
-                    log,
-                    position,
-                    epoch,
-                    previous_crc,
-                    window_bytes,
-                    group_epoch,
-                } => {
-                    if let Err(remark) = check_shape(theirs, shape) {
-                        breach(format!("a slave of another store: {remark}"));
-                    }
-                    let end = LogEnd {
-                        position,
-                        epoch,
-                        previous_crc,
-                    };
-                    let wish = Wish {
-                        broker_id,
-                        end,
-                        window_bytes,
-                        group_epoch,
-                    };
-                    let log = shard.logs().find(|own| own.id() == log).cloned().unwrap();
-                    serve(own, Rc::new(stream), buffer, wish, log, shard, times).await;
-                }
-                other => panic!("{other:?}"),
-            }
-        });
     }
 
     // The ledger.
@@ -810,19 +724,7 @@ impl Group {
         };
         let bytes = (self.world.random_u64() % most) as usize;
         body.resize(body.len() + bytes, number as u8);
-        NewMessage {
-            queue,
-            topic,
-            body: body.into(),
-            properties: b"TAGS\x01a\x02".as_slice().into(),
-            tags_code: 97,
-            flag: 0,
-            sys_flag: 0,
-            born_timestamp: 5,
-            born_host: ([127, 0, 0, 1], 5555).into(),
-            reconsume_times: 0,
-            prepared_transaction_offset: 0,
-        }
+        message(body, topic, queue)
     }
 
     fn random_broker(&self) -> usize {
@@ -1171,25 +1073,17 @@ impl Group {
     /// Asks whoever is the master until one has done it: it may be replaced in between.
     async fn make_topic(&self) {
         let deadline_ns = self.world.now_ns() + TOGETHER_WITHIN.as_nanos() as u64;
-        let mut said = "no master".to_owned();
+        let mut said = "no topic: no master".to_owned();
         while self.world.now_ns() <= deadline_ns {
             if let Some((_, master)) = self.master() {
-                let config = TopicConfig {
-                    topic_name: TOPIC.to_owned(),
-                    read_queue_nums: QUEUES,
-                    write_queue_nums: QUEUES,
-                    ..TopicConfig::default()
-                };
-                let command = MetaCommand::CreateTopicIfAbsent(config);
-                let request = ShardRequest::Meta(Box::new(command));
-                match master.shard.handle().ask(0, request).await {
-                    ShardReply::Done => return,
-                    other => said = format!("{other:?}"),
+                match make_topic(&master.shard.handle()).await {
+                    Ok(()) => return,
+                    Err(why) => said = why,
                 }
             }
             self.world.sleep(Duration::from_millis(20)).await;
         }
-        breach(format!("no topic: {said}"));
+        breach(said);
     }
 
     /// The logs of slaves are the front of the master's.
@@ -1202,31 +1096,7 @@ impl Group {
                 continue;
             };
             for (here, there) in master.shard.logs().zip(slave.shard.logs()) {
-                let end = there.durable_here().0;
-                if end > here.durable_here().0 {
-                    breach(format!(
-                        "log {}: broker {at} has more than its master",
-                        here.id()
-                    ));
-                }
-                let mut position = 0;
-                while position < end {
-                    let theirs = there.batches_from(position, 1).await.unwrap();
-                    let ours = here.batches_from(position, 1).await.unwrap();
-                    let is_same = theirs.next == ours.next
-                        && theirs
-                            .slices
-                            .iter()
-                            .flat_map(|slice| slice.iter())
-                            .eq(ours.slices.iter().flat_map(|slice| slice.iter()));
-                    if !is_same {
-                        breach(format!(
-                            "log {}: broker {at} has other bytes at {position} than its master",
-                            here.id()
-                        ));
-                    }
-                    position = theirs.next;
-                }
+                compare_log(here, there, &format!("broker {at}")).await;
             }
         }
     }
@@ -1378,22 +1248,10 @@ fn run(seed: u64, trace: bool) -> Counts {
 
 /// Runs one seed; an error tells how the promise was broken.
 pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<Counts, String> {
-    let result = catch_unwind(AssertUnwindSafe(|| {
+    let result = caught(|| {
         plant(planted);
         run(seed, trace)
-    }));
+    });
     plant(None);
-    result.map_err(|payload| {
-        let breach = payload
-            .downcast_ref::<Breach>()
-            .map(|breach| breach.0.clone());
-        let text = payload.downcast_ref::<String>().cloned().or_else(|| {
-            payload
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-        });
-        breach
-            .or_else(|| text.map(|text| format!("panic: {text}")))
-            .unwrap_or_else(|| "panic without a text".to_owned())
-    })
+    result
 }

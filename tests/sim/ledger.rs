@@ -5,7 +5,7 @@
 //! A breach ends the run by unwinding with a [`Breach`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use ringmq::io::sim::Control;
@@ -20,6 +20,21 @@ pub struct Breach(pub String);
 /// Ends the run.
 pub fn breach(what: String) -> ! {
     resume_unwind(Box::new(Breach(what)))
+}
+
+/// Runs a world; an error tells how the promise was broken, or what else ended it.
+pub fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
+        if let Some(Breach(what)) = payload.downcast_ref() {
+            return what.clone();
+        }
+        let text = match (payload.downcast_ref::<String>(), payload.downcast_ref()) {
+            (Some(text), _) => text,
+            (None, Some(text)) => *text,
+            (None, None) => return "panic without a text".to_owned(),
+        };
+        format!("panic: {text}")
+    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

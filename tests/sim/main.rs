@@ -4,6 +4,7 @@
 //! its seed. See ARCHITECTURE.md, Simulation.
 #![allow(clippy::unwrap_used)] // A test that meets an error it did not plan for is to fail.
 
+mod brokers;
 mod controlled;
 mod controllers;
 mod ledger;

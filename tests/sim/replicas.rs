@@ -6,43 +6,31 @@
 //! slave's log is the front of its master's, byte for byte; after every trouble both find together again.
 
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringmq::ha::handshake::{check_shape, greet_slave, write_frame};
-use ringmq::ha::master::{StreamTimes, Wish, serve};
+use ringmq::ha::master::StreamTimes;
 use ringmq::ha::replica_window::ReplicaRules;
 use ringmq::ha::slave::{SlaveOptions, follow};
 use ringmq::io::env::Env;
-use ringmq::io::sim::{
-    Crash, Faults, Latency, SimEnv, SimNetwork, SimOptions, SimStream, SimWorld,
-};
-use ringmq::io::tcp::ReadBuffer;
-use ringmq::shard::message::{
-    Copies, MessageFilter, NewMessage, Pull, QueueKey, ShardReply, ShardRequest,
-};
-use ringmq::shard::meta::MetaCommand;
+use ringmq::io::sim::{Crash, Faults, Latency, SimEnv, SimNetwork, SimOptions, SimWorld};
+use ringmq::shard::message::{Copies, MessageFilter, Pull, QueueKey, ShardReply, ShardRequest};
 use ringmq::shard::replication::MasterRules;
-use ringmq::shard::{Role, Shard, ShardHandle, ShardOptions};
-use ringmq::store::LogOptions;
-use ringmq::store::commit_log::replica::LogEnd;
-use ringmq::store::manifest::{FORMAT, Manifest};
-use ringmq::wire::ha::{Frame, StoreShape};
+use ringmq::shard::{Role, Shard, ShardHandle};
+use ringmq::store::manifest::Manifest;
 use ringmq::wire::record::RecordView;
-use ringmq::wire::remoting::body::TopicConfig;
 
-use crate::ledger::{Breach, breach};
+use crate::brokers::{
+    LOGS, QUEUES, SECRET, SEGMENT_BYTES, TOPIC, accept, compare_log, make_topic, manifest_like,
+    message, plant, shape_of, shard_options,
+};
+use crate::ledger::{breach, caught};
 use crate::store::Bell;
 use crate::sut::PlantedBug;
 use crate::workload::within;
 
-const TOPIC: &str = "T";
-const QUEUES: u32 = 4;
-const LOGS: u8 = 2;
-const SEGMENT_BYTES: u64 = 1 << 20;
 const PRODUCERS: u64 = 4;
 /// Both sides have found each other again by then, in virtual time.
 const TOGETHER_WITHIN: Duration = Duration::from_secs(120);
@@ -91,23 +79,6 @@ fn address(node: usize) -> String {
     format!("node-{node}")
 }
 
-pub fn plant(bug: Option<PlantedBug>) {
-    #[cfg(feature = "planted-bugs")]
-    {
-        use ringmq::base::planted::PlantedBug;
-        ringmq::base::planted::plant(bug.map(|name| match name {
-            "ReplicaAcksBeforeFlush" => PlantedBug::ReplicaAcksBeforeFlush,
-            "AckBeforeReplica" => PlantedBug::AckBeforeReplica,
-            "ForgetToFence" => PlantedBug::ForgetToFence,
-            "TruncateInMemory" => PlantedBug::TruncateInMemory,
-            "ElectOutside" => PlantedBug::ElectOutside,
-            other => panic!("no planted bug {other}"),
-        }));
-    }
-    #[cfg(not(feature = "planted-bugs"))]
-    assert!(bug.is_none(), "build with --features planted-bugs");
-}
-
 fn master_role() -> Role {
     Role::Master(MasterRules {
         replicas: ReplicaRules {
@@ -121,51 +92,6 @@ fn master_role() -> Role {
         slave_timeout_ms: 500,
         control: None,
     })
-}
-
-/// What a master does with a connection: as `app/replication.rs`, without the way to another core.
-fn accept(env: &SimEnv, shard: &Rc<Shard<SimEnv>>, shape: StoreShape, stream: SimStream) {
-    let (own, shard) = (env.clone(), shard.clone());
-    env.spawn(async move {
-        let mut buffer = ReadBuffer::new();
-        let Ok(frame) = greet_slave(&own, &stream, &mut buffer, b"a shared secret").await else {
-            return;
-        };
-        match frame {
-            Frame::Describe => {
-                let _ = write_frame(&stream, &Frame::Description(shape)).await;
-            }
-            Frame::Join {
-                broker_id,
-                shape: theirs,
-                log,
-                position,
-                epoch,
-                previous_crc,
-                window_bytes,
-                group_epoch,
-            } => {
-                if let Err(remark) = check_shape(theirs, shape) {
-                    let _ = write_frame(&stream, &Frame::refused(remark)).await;
-                    return;
-                }
-                let end = LogEnd {
-                    position,
-                    epoch,
-                    previous_crc,
-                };
-                let wish = Wish {
-                    broker_id,
-                    end,
-                    window_bytes,
-                    group_epoch,
-                };
-                let log = shard.logs().find(|own| own.id() == log).cloned().unwrap();
-                serve(own, Rc::new(stream), buffer, wish, log, shard, TIMES).await;
-            }
-            other => panic!("{other:?}"),
-        }
-    });
 }
 
 impl Pair {
@@ -204,43 +130,16 @@ impl Pair {
                 let manifest = match (found, shape) {
                     (Some(found), _) => found,
                     (None, Some((store_id, segment_bytes))) if !is_master => {
-                        let manifest = Manifest {
-                            format: FORMAT,
-                            store_id,
-                            logs: LOGS,
-                            segment_bytes,
-                        };
+                        let manifest = manifest_like(store_id, segment_bytes);
                         Manifest::create(&env, &directory, manifest).await?
                     }
                     _ => Manifest::open_or_create(&env, &directory, LOGS, SEGMENT_BYTES).await?,
                 };
-                let options = ShardOptions {
-                    index: 0,
-                    count: 1,
-                    logs: manifest.logs,
-                    directory: directory.clone(),
-                    log: LogOptions {
-                        log: 0,
-                        directory,
-                        store_id: manifest.store_id,
-                        segment_bytes: manifest.segment_bytes,
-                        flush_each_write: sync_flush,
-                        flush_interval: Duration::from_millis(50),
-                        tail_cache_bytes: 64 << 10,
-                        read_cache_bytes: 512 << 10,
-                        index_cache_bytes: 64 << 10,
-                        key_tail_entries: 64,
-                        snapshot_bytes: manifest.segment_bytes / 2,
-                        store_host: ([127, 0, 0, 1], 10911).into(),
-                        replica: !is_master,
-                        elected: None,
-                    },
-                    role: if is_master {
-                        master_role()
-                    } else {
-                        Role::Slave
-                    },
+                let role = match is_master {
+                    true => master_role(),
+                    false => Role::Slave,
                 };
+                let options = shard_options(directory, &manifest, sync_flush, role, None);
                 Shard::open(env, options).await
             }
         }));
@@ -257,17 +156,12 @@ impl Pair {
             }
         }
         shard.start();
-        let options = shard.logs().next().unwrap().options().clone();
-        let shape = StoreShape {
-            store_id: options.store_id,
-            logs: u16::from(LOGS),
-            segment_bytes: options.segment_bytes,
-        };
+        let shape = shape_of(&shard);
         if is_master {
             let (own, weak) = (env.clone(), Rc::downgrade(&shard));
             self.network.listen(&env, &address(node), move |stream| {
                 if let Some(shard) = weak.upgrade() {
-                    accept(&own, &shard, shape, stream);
+                    accept(&own, &shard, stream, TIMES, false);
                 }
             });
         } else {
@@ -277,7 +171,7 @@ impl Pair {
                 let options = SlaveOptions {
                     broker_id: 1,
                     shape,
-                    secret: Arc::from(&b"a shared secret"[..]),
+                    secret: Arc::from(SECRET),
                     times: TIMES,
                     master: Rc::new(move || Some(master.clone())),
                     control: None,
@@ -412,31 +306,7 @@ impl Pair {
         let slave = self.running(1 - self.master.get()).unwrap();
         let compare = async {
             for (here, there) in master.logs().zip(slave.logs()) {
-                let end = there.durable_here().0;
-                if end > here.durable_here().0 {
-                    breach(format!(
-                        "log {}: the slave has more than its master",
-                        here.id()
-                    ));
-                }
-                let mut at = 0;
-                while at < end {
-                    let theirs = there.batches_from(at, 1).await.unwrap();
-                    let ours = here.batches_from(at, 1).await.unwrap();
-                    let flat = |slices: &[ringmq::io::aligned_buf::PageSlice]| {
-                        slices.iter().fold(Vec::new(), |mut all, slice| {
-                            all.extend_from_slice(slice);
-                            all
-                        })
-                    };
-                    if theirs.next != ours.next || flat(&theirs.slices) != flat(&ours.slices) {
-                        breach(format!(
-                            "log {}: other bytes at {at} on the slave",
-                            here.id()
-                        ));
-                    }
-                    at = theirs.next;
-                }
+                compare_log(here, there, "the slave").await;
             }
         };
         self.world.block_on(compare);
@@ -445,18 +315,9 @@ impl Pair {
     fn make_topic(&self) {
         let master = self.running(self.master.get()).unwrap();
         let slave = self.running(1 - self.master.get()).unwrap();
-        let config = TopicConfig {
-            topic_name: TOPIC.to_owned(),
-            read_queue_nums: QUEUES,
-            write_queue_nums: QUEUES,
-            ..TopicConfig::default()
-        };
-        let command = MetaCommand::CreateTopicIfAbsent(config);
-        let request = ShardRequest::Meta(Box::new(command));
         self.world.block_on(async {
-            let reply = master.handle().ask(0, request).await;
-            if !matches!(reply, ShardReply::Done) {
-                breach(format!("no topic: {reply:?}"));
+            if let Err(why) = make_topic(&master.handle()).await {
+                breach(why);
             }
             while !slave.handle().meta().topics.contains_key(TOPIC) {
                 self.world.sleep(Duration::from_millis(1)).await;
@@ -493,19 +354,7 @@ impl Pair {
                         body.len() + (control.random_u64() % most) as usize,
                         number as u8,
                     );
-                    let message = NewMessage {
-                        queue,
-                        topic: topic.name.clone(),
-                        body: body.clone().into(),
-                        properties: b"TAGS\x01a\x02".as_slice().into(),
-                        tags_code: 97,
-                        flag: 0,
-                        sys_flag: 0,
-                        born_timestamp: 5,
-                        born_host: ([127, 0, 0, 1], 5555).into(),
-                        reconsume_times: 0,
-                        prepared_transaction_offset: 0,
-                    };
+                    let message = message(body.clone(), topic.name.clone(), queue);
                     let answer = Rc::new(RefCell::new(None));
                     let bell = Rc::new(Bell::default());
                     let (slot, ring) = (answer.clone(), bell.clone());
@@ -703,7 +552,7 @@ impl Pair {
 
 /// Runs one seed; an error tells how the promise was broken.
 pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<Counts, String> {
-    let run = AssertUnwindSafe(|| {
+    let run = || {
         plant(planted);
         let options = SimOptions {
             nodes: 2,
@@ -733,24 +582,8 @@ pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<C
         *pair.target.borrow_mut() = None;
         *pair.running.borrow_mut() = [None, None];
         *pair.counts.borrow()
-    });
-    let result = catch_unwind(run).map_err(|payload| {
-        let breach = payload
-            .downcast_ref::<Breach>()
-            .map(|breach| breach.0.clone());
-        breach
-            .or_else(|| {
-                payload
-                    .downcast_ref::<String>()
-                    .map(|text| format!("panic: {text}"))
-            })
-            .or_else(|| {
-                payload
-                    .downcast_ref::<&str>()
-                    .map(|text| format!("panic: {text}"))
-            })
-            .unwrap_or_else(|| "panic without a text".to_owned())
-    });
+    };
+    let result = caught(run);
     plant(None);
     result
 }

@@ -6,7 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +13,7 @@ use std::time::Duration;
 
 use ringmq::io::sim::{Crash, DiskOptions, Errno, Latency, OpKind, SimOptions, SimWorld};
 
-use crate::ledger::{Breach, Counts, Ledger, Rules, TAGS_CODES, breach};
+use crate::ledger::{Counts, Ledger, Rules, TAGS_CODES, breach, caught};
 use crate::sut::{Broker, PlantedBug, Queue, Refused, Settings, SystemUnderTest};
 use crate::workload::{Clients, Load, check_all, within};
 
@@ -477,7 +476,7 @@ pub fn run_seed<S: SystemUnderTest>(
         retention_min: scenario.settings.retention.unwrap_or_default(),
         wake_slack: Duration::from_millis(if slow { 60_000 } else { 200 }),
     };
-    let run = AssertUnwindSafe(|| {
+    caught(|| {
         let world = SimWorld::new(
             seed,
             SimOptions {
@@ -503,22 +502,6 @@ pub fn run_seed<S: SystemUnderTest>(
             counts,
             trace_hash: run.world.trace_hash(),
         }
-    });
-    catch_unwind(run).map_err(|payload| {
-        payload
-            .downcast_ref::<Breach>()
-            .map(|breach| breach.0.clone())
-            .or_else(|| {
-                payload
-                    .downcast_ref::<String>()
-                    .map(|text| format!("panic: {text}"))
-            })
-            .or_else(|| {
-                payload
-                    .downcast_ref::<&str>()
-                    .map(|text| format!("panic: {text}"))
-            })
-            .unwrap_or_else(|| "panic without a text".to_owned())
     })
 }
 
