@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_lite::future::{block_on, or};
+
 use crate::app::boot;
 use crate::app::controlled::Life;
-use crate::app::replication::{self, MasterAddress};
+use crate::app::replication::{self, MasterAddress, Reopen, ToFollow};
 use crate::app::run::print;
 use crate::app::shutdown::{Phase, Shutdown};
 use crate::app::supervisor;
@@ -121,6 +123,8 @@ struct Node {
     master: MasterAddress,
     /// With a controller.
     life: Option<Life>,
+    /// A slave's logs have to be opened again.
+    reopen: Reopen,
     started_ms: u64,
     serving: Box<Serving>,
 }
@@ -130,7 +134,48 @@ struct Node {
 /// It returns when everything has ended: at [`Phase::Draining`] no new connection and no new request is taken, what is under
 /// way is answered, the broker says good-bye to its name servers; at [`Phase::Now`] all that is dropped.
 pub fn start_node(config: Arc<Config>, roles: Roles, shutdown: Shutdown) -> Result<(), RunError> {
-    start_node_with(config, roles, shutdown, None, announce)
+    if config.broker.role != BrokerRole::Slave {
+        return start_node_with(config, roles, shutdown, None, announce);
+    }
+    let mut is_first = true;
+    loop {
+        let stop = Shutdown::new();
+        let watch = {
+            let (shutdown, stop) = (shutdown.clone(), stop.clone());
+            std::thread::Builder::new()
+                .name("stop".to_owned())
+                .spawn(move || {
+                    let asked = shutdown.reached(Phase::Draining);
+                    block_on(or(asked, stop.reached(Phase::Draining)));
+                    stop.request(Phase::Draining);
+                })
+                .map_err(|error| RunError::Start(error.to_string()))?
+        };
+        let opens_again = Arc::new(AtomicBool::new(false));
+        let reopen = {
+            let (opens_again, stop) = (opens_again.clone(), stop.clone());
+            move || {
+                opens_again.store(true, Ordering::Release);
+                stop.request(Phase::Draining);
+            }
+        };
+        let announces = std::mem::replace(&mut is_first, false);
+        let serving = move |config: &Config, roles| {
+            if announces {
+                announce(config, roles);
+            }
+        };
+        let config = config.clone();
+        let result = run_life(config, roles, stop.clone(), None, Arc::new(reopen), serving);
+        // It may have ended by itself.
+        stop.request(Phase::Draining);
+        let _ = watch.join();
+        let is_over = shutdown.phase() > Phase::Running || !opens_again.load(Ordering::Acquire);
+        if result.is_err() || is_over {
+            return result;
+        }
+        tracing::info!("this slave opens its logs again");
+    }
 }
 
 /// The same in a role that the controller has decided, if there is a `life`; and calls `serving` once when everything answers requests.
@@ -139,6 +184,23 @@ pub fn start_node_with(
     roles: Roles,
     shutdown: Shutdown,
     life: Option<Life>,
+    serving: impl Fn(&Config, Roles) + Send + Sync + 'static,
+) -> Result<(), RunError> {
+    let control = life.as_ref().map(|life| life.control.clone());
+    let reopen = move || {
+        if let Some(control) = &control {
+            control.ask_for_restart();
+        }
+    };
+    run_life(config, roles, shutdown, life, Arc::new(reopen), serving)
+}
+
+fn run_life(
+    config: Arc<Config>,
+    roles: Roles,
+    shutdown: Shutdown,
+    life: Option<Life>,
+    reopen: Reopen,
     serving: impl Fn(&Config, Roles) + Send + Sync + 'static,
 ) -> Result<(), RunError> {
     // The rings need it, whatever the shell's limit is; the preflight has said so where it cannot be raised.
@@ -204,6 +266,7 @@ pub fn start_node_with(
         secret,
         master,
         life,
+        reopen,
         config,
         roles,
         shutdown,
@@ -444,8 +507,14 @@ impl Node {
                 broker.set_master_link(Rc::new(link));
             }
             let (config, secret) = (&self.config, &self.secret);
-            let (master, control) = (&self.master, self.control());
-            replication::follow_master(&env, config, manifest, secret, master, &control, &shard);
+            let to_master = ToFollow {
+                manifest,
+                secret,
+                master: &self.master,
+                control: self.control(),
+                reopen: &self.reopen,
+            };
+            replication::follow_master(&env, config, to_master, &shard);
         } else {
             replication::adopt_slaves(&env, &self.config, &shard);
         }

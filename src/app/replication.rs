@@ -320,17 +320,26 @@ pub fn serve_slaves(
     Ok(())
 }
 
+/// Ends the life of a slave's node and begins another one, for the sake of its logs.
+pub type Reopen = Arc<dyn Fn() + Send + Sync>;
+
+/// What a slave follows its master with.
+pub struct ToFollow<'a> {
+    pub manifest: &'a Manifest,
+    pub secret: &'a Secret,
+    pub master: &'a MasterAddress,
+    pub control: Option<Arc<Control>>,
+    pub reopen: &'a Reopen,
+}
+
 /// Lets the logs of a slave's core follow their master, and its retention follow the master's.
 pub fn follow_master(
     env: &RingEnv,
     config: &Config,
-    manifest: &Manifest,
-    secret: &Secret,
-    master: &MasterAddress,
-    control: &Option<Arc<Control>>,
+    with: ToFollow<'_>,
     shard: &Rc<Shard<RingEnv>>,
 ) {
-    if let Some(control) = control {
+    if let Some(control) = &with.control {
         let (own, shard, control) = (env.clone(), shard.clone(), control.clone());
         env.spawn(async move {
             while shard.logs().any(|log| !log.has_ended()) {
@@ -345,14 +354,15 @@ pub fn follow_master(
         let Some(progress) = shard.slave_progress(log.id()) else {
             continue;
         };
-        let master = master.clone();
+        let (master, reopen) = (with.master.clone(), with.reopen.clone());
         let options = SlaveOptions {
             broker_id: config.broker.broker_id,
-            shape: shape(manifest),
-            secret: secret.clone(),
+            shape: shape(with.manifest),
+            secret: with.secret.clone(),
             times: times(config),
             master: Rc::new(move || master.get()),
-            control: control.clone(),
+            control: with.control.clone(),
+            reopen: Rc::new(move || reopen()),
         };
         let (own, log) = (env.clone(), log.clone());
         let period = Duration::from_millis(config.store.retention_period_ms);

@@ -33,6 +33,10 @@ pub enum StreamError {
         "this log has what the master of a later epoch has not: it is cut back to what both have"
     )]
     Apart,
+    #[error(
+        "this log ends before its master's begins: it begins anew from there, and is a whole copy when it has caught up"
+    )]
+    Seeded,
     #[error("the master has epoch {theirs}, and one of epoch {known} was elected")]
     OldEpoch { theirs: u32, known: u32 },
     #[error("the peer says: {0}")]

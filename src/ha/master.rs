@@ -50,6 +50,8 @@ pub struct Wish {
     pub window_bytes: u64,
     /// The greatest epoch of a master that it has heard of; 0 without a controller.
     pub group_epoch: u32,
+    /// It begins anew if its log ends before this one begins.
+    pub takes_seed: bool,
 }
 
 /// Lets a slave prove itself and answers what any core can answer: gives the log and wish of one that wants to follow. `own` is
@@ -76,6 +78,7 @@ pub async fn let_in<E: Env, S: NetStream>(
             previous_crc,
             window_bytes,
             group_epoch,
+            takes_seed,
         } => {
             let checked = match check_shape(shape, own) {
                 Ok(()) if (group_epoch > 0) != is_elected => Err(
@@ -104,6 +107,7 @@ pub async fn let_in<E: Env, S: NetStream>(
                 end,
                 window_bytes,
                 group_epoch,
+                takes_seed,
             };
             Ok(Some((log, wish)))
         }
@@ -207,9 +211,13 @@ async fn begin<E: Env, S: NetStream>(
             write_frame(stream, &Frame::Apart { epoch, position }).await?;
             return Err(StreamError::Apart);
         }
+        Relation::TooOld { .. } if wish.takes_seed => {
+            give_seed(stream, log).await?;
+            return Err(StreamError::Seeded);
+        }
         Relation::TooOld { start } => format!(
             "log {} begins at position {start} here, this slave has it up to {position}: what lies between was removed by retention. \
-             Copy the store of the stopped master, or of another slave, to this one",
+             Start it with an empty storePathRootDir, and it makes a copy of what is there",
             log.id()
         ),
         Relation::Longer { end } => format!(
@@ -226,6 +234,28 @@ async fn begin<E: Env, S: NetStream>(
     };
     write_frame(stream, &Frame::refused(remark.clone())).await?;
     Err(StreamError::Refused(remark))
+}
+
+/// Sends what a copy of this log begins with.
+async fn give_seed<E: Env, S: NetStream>(
+    stream: &S,
+    log: &CommitLog<E>,
+) -> Result<(), StreamError> {
+    let seed = log.make_seed().await?;
+    let head = Frame::Seed {
+        position: seed.mark.position,
+        epoch: seed.mark.epoch,
+        previous_crc: seed.mark.previous_crc,
+        bytes: seed.payload.len() as u64,
+        crc: crc32c::crc32c(&seed.payload),
+    };
+    write_frame(stream, &head).await?;
+    let payload = bytes::Bytes::from(seed.payload);
+    for from in (0..payload.len()).step_by(HA_FRAME_BYTES_TARGET) {
+        let bytes = payload.slice(from..payload.len().min(from + HA_FRAME_BYTES_TARGET));
+        write_frame(stream, &Frame::SeedPart { bytes }).await?;
+    }
+    Ok(())
 }
 
 async fn take_acks<E: Env, S: NetStream, W: Windows + ?Sized>(

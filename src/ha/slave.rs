@@ -19,6 +19,8 @@ use crate::io::net::{Net, NetStream, within};
 use crate::io::tcp::ReadBuffer;
 use crate::store::CommitLog;
 use crate::store::commit_log::replica::ReplicaError;
+use crate::store::seed::Seed;
+use crate::store::snapshot::Mark;
 use crate::wire::ha::{Frame, StoreShape, Trust};
 
 /// How long a connection may take to come about.
@@ -33,6 +35,9 @@ const ELECTED_HEARTBEAT: Duration = Duration::from_millis(200);
 /// How often space is asked for while the disk of the slave has none.
 const SPACE_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long a log that was given a seed waits for the other ones before all are opened again.
+const SEED_PAUSE: Duration = Duration::from_millis(200);
+
 /// What a slave is started with.
 #[derive(Clone)]
 pub struct SlaveOptions {
@@ -44,6 +49,8 @@ pub struct SlaveOptions {
     pub master: Rc<dyn Fn() -> Option<String>>,
     /// With a controller.
     pub control: Option<Arc<Control>>,
+    /// Has the logs opened again: what was noted in one of them is carried out then.
+    pub reopen: Rc<dyn Fn()>,
 }
 
 impl SlaveOptions {
@@ -146,6 +153,9 @@ async fn session<E: Env, N: Net>(
     let stream = Rc::new(net.connect(address, CONNECT_LIMIT).await?);
     let mut buffer = ReadBuffer::new();
     let end = log.replica_end();
+    // With a controller nothing was ever acknowledged that only a log behind its master's beginning has. Without one a person
+    // decides that, unless it is a copy that was not finished.
+    let takes_seed = options.control.is_some() || end.position == 0 || log.is_seeding();
     let join = Frame::Join {
         broker_id: options.broker_id,
         shape: options.shape,
@@ -155,6 +165,7 @@ async fn session<E: Env, N: Net>(
         previous_crc: end.previous_crc,
         window_bytes: HA_WINDOW_BYTES,
         group_epoch: options.group_epoch(),
+        takes_seed,
     };
     let answer = greet_master(env, &*stream, &mut buffer, &options.secret, &join).await?;
     let (start, end, epoch) = match (answer, &options.control) {
@@ -166,10 +177,33 @@ async fn session<E: Env, N: Net>(
             },
             _,
         ) => (start, end, group_epoch),
-        (Frame::Apart { epoch, position }, Some(control)) => {
+        (Frame::Apart { epoch, position }, Some(_)) => {
             log.ask_for_cut(epoch, position).await?;
-            control.ask_for_restart();
+            (options.reopen)();
             return Err(StreamError::Apart);
+        }
+        (
+            Frame::Seed {
+                position,
+                epoch,
+                previous_crc,
+                bytes,
+                crc,
+            },
+            _,
+        ) if takes_seed => {
+            let mark = Mark {
+                position,
+                previous_crc,
+                epoch,
+                store_id: options.shape.store_id,
+            };
+            let payload = take_seed(env, &*stream, &mut buffer, options, bytes, crc).await?;
+            log.note_seed(&Seed { mark, payload }).await?;
+            // The other logs of a new store get theirs at the same time.
+            env.sleep(SEED_PAUSE).await;
+            (options.reopen)();
+            return Err(StreamError::Seeded);
         }
         _ => return Err(StreamError::Unexpected("an answer to a join was due")),
     };
@@ -196,6 +230,34 @@ async fn session<E: Env, N: Net>(
     stream.shutdown();
     log.look_again();
     result
+}
+
+/// Takes the bytes that a [`Frame::Seed`] has announced; as much memory as has come.
+async fn take_seed<E: Env, S: NetStream>(
+    env: &E,
+    stream: &S,
+    buffer: &mut ReadBuffer,
+    options: &SlaveOptions,
+    bytes: u64,
+    crc: u32,
+) -> Result<Vec<u8>, StreamError> {
+    let silence = options.times.silence;
+    let mut payload = Vec::new();
+    while (payload.len() as u64) < bytes {
+        let frame = read_frame(stream, buffer, Trust::Peer);
+        match within(env, silence, frame).await {
+            Some(Ok(Frame::SeedPart { bytes })) if !bytes.is_empty() => {
+                payload.extend_from_slice(&bytes);
+            }
+            Some(Ok(_)) => return Err(StreamError::Unexpected("the rest of a seed was due")),
+            Some(Err(error)) => return Err(error),
+            None => return Err(StreamError::Silent(silence)),
+        }
+    }
+    if payload.len() as u64 != bytes || crc32c::crc32c(&payload) != crc {
+        return Err(StreamError::Unexpected("the seed is damaged"));
+    }
+    Ok(payload)
 }
 
 /// A master that was deposed is not followed and not answered any more.

@@ -33,6 +33,7 @@ use crate::store::group_commit::GroupCommit;
 use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Recovered};
+use crate::store::seed;
 use crate::store::segment::Segments;
 use crate::store::snapshot::{self, Mark, Writer};
 use crate::store::tables::consume_queue::Lookup;
@@ -43,7 +44,7 @@ use crate::store::types::{
 };
 use crate::wire::record::{MAGIC_V1, MAGIC_V2, Patch, RecordFields};
 
-mod cut;
+pub(super) mod cut;
 pub mod halves;
 pub mod replica;
 
@@ -195,6 +196,10 @@ pub struct CommitLog<E: Env> {
     release_limit: Cell<u64>,
     /// A replica under a controller that was opened with so much does not know how much of it counts. 0: it does.
     unsettled_end: Cell<u64>,
+    /// It was begun from a seed and has not come to its end yet.
+    is_seeding: Cell<bool>,
+    /// The queues begin at the first messages from here on; none while that changes.
+    tables_start: Cell<Option<u64>>,
     /// It is durable further, or takes no writes any more.
     grown: Notify,
     work: Notify,
@@ -221,6 +226,9 @@ impl<E: Env> CommitLog<E> {
     /// Opens or makes a log and recovers it. A log that is damaged before its tail opens for reading only and says why.
     pub async fn open(env: E, options: LogOptions) -> io::Result<Rc<Self>> {
         let flush = options.flush_each_write && !planted(PlantedBug::FlushSkipped);
+        env.create_dir(&options.directory).await?;
+        seed::install(&env, &options.directory, options.store_id).await?;
+        cut::start_over(&env, &options).await?;
         let segments = Rc::new(
             Segments::open(
                 env.clone(),
@@ -274,6 +282,7 @@ impl<E: Env> CommitLog<E> {
             replica::forget_mark(&env, &options.directory, &segments, end, &last_sector).await?;
         }
         tables.queues.forget_assigned();
+        let is_seeding = tables.seeding.is_some();
         let keys = KeyIndexOptions {
             log: options.log,
             store_id: options.store_id,
@@ -318,6 +327,8 @@ impl<E: Env> CommitLog<E> {
                 Some(_) if options.replica => end,
                 _ => 0,
             }),
+            is_seeding: Cell::new(is_seeding),
+            tables_start: Cell::default(),
             release_limit: Cell::new(match options.elected {
                 Some(_) if options.replica => 0,
                 _ => u64::MAX,
@@ -422,7 +433,28 @@ impl<E: Env> CommitLog<E> {
     /// Whether what this log holds may be shown. A replica under a controller has to hear first that everything that it was
     /// opened with is confirmed: what a master had stored and nobody else got is cut off when it returns.
     pub fn is_settled(&self) -> bool {
-        self.unsettled_end.get() == 0
+        self.unsettled_end.get() == 0 && !self.is_seeding.get()
+    }
+
+    /// Whether it was begun from a seed and has not come to its end yet: it is of no use without its master.
+    pub fn is_seeding(&self) -> bool {
+        self.is_seeding.get()
+    }
+
+    /// Where recovery would begin.
+    pub(super) fn snapshot_position(&self) -> u64 {
+        self.last_snapshot.get()
+    }
+
+    /// Where the queues of the tables begin; none while retention moves that.
+    pub(super) fn tables_start(&self) -> Option<u64> {
+        self.tables_start.get()
+    }
+
+    /// Where the tables end, and the CRC field of the batch before.
+    pub(super) fn released(&self) -> (u64, u32) {
+        let state = self.state.borrow();
+        (state.released, state.released_crc)
     }
 
     /// Completes when `done` says so; asked again whenever the log is durable further, and when it takes no more writes.
@@ -1303,7 +1335,8 @@ impl<E: Env> CommitLog<E> {
             });
         }
         let grown = self.durable().0 - self.last_snapshot.get();
-        if grown >= self.options.snapshot_bytes && !self.snapshot_running.get() {
+        let is_due = grown >= self.options.snapshot_bytes && !self.is_seeding.get();
+        if is_due && !self.snapshot_running.get() {
             self.snapshot_running.set(true);
             let log = self.clone();
             self.env.spawn_background(async move {
@@ -1340,6 +1373,11 @@ impl<E: Env> CommitLog<E> {
     }
 
     async fn save_one_snapshot(&self) -> io::Result<()> {
+        if self.is_seeding.get() {
+            return Err(io::Error::other(
+                "this log is an unfinished copy: its seed is its snapshot",
+            ));
+        }
         if self.index_failed.get() {
             return Err(io::Error::other(
                 "an index file could not be flushed: no snapshot may name its blocks before the next start",
@@ -1510,7 +1548,7 @@ impl<E: Env> CommitLog<E> {
         while self.snapshot_running.get() {
             self.env.sleep(Duration::from_millis(5)).await;
         }
-        if self.durable().0 != self.last_snapshot.get() {
+        if self.durable().0 != self.last_snapshot.get() && !self.is_seeding.get() {
             self.save_snapshot().await?;
         }
         Ok(())
@@ -1554,6 +1592,7 @@ impl<E: Env> CommitLog<E> {
     /// The messages' fold follows the log's new start.
     pub(super) async fn trim_tables(&self, start: u64) -> io::Result<()> {
         self.keys.trim(start);
+        self.tables_start.set(None);
         let border = self.tables.borrow_mut().queues.trim(start);
         for queue in border {
             let bounds = self.bounds(queue);
@@ -1567,6 +1606,7 @@ impl<E: Env> CommitLog<E> {
             }
             self.tables.borrow_mut().queues.set_min(queue, low);
         }
+        self.tables_start.set(Some(start));
         Ok(())
     }
 }

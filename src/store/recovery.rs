@@ -18,6 +18,7 @@ use crate::store::commit_log::{LogOptions, replica};
 use crate::store::control::{self, Control};
 use crate::store::delayed;
 use crate::store::half;
+use crate::store::seed;
 use crate::store::segment::Segments;
 use crate::store::snapshot::{self, Reader};
 use crate::store::tables::halves::Half;
@@ -338,7 +339,11 @@ pub async fn recover<E: Env>(
             recovered.epoch = mark.epoch;
             recovered.end = mark.position;
             recovered.snapshot_position = mark.position;
-            if segments.count() == 0 {
+            recovered.tables.seeding = seed::read(&mut reader)
+                .map_err(|short| invalid(format!("snapshot at {}: {short}", mark.position)))?;
+            if segments.count() == 0 && recovered.tables.seeding.is_some() {
+                segments.begin_at(mark.position);
+            } else if segments.count() == 0 {
                 return Err(invalid(format!(
                     "{} has a snapshot at position {} but no segment: files are missing",
                     options.directory.display(),
@@ -362,6 +367,10 @@ pub async fn recover<E: Env>(
         scanner.trust_first().await?;
     }
     let (mut batches, mut records, mut unknown) = (0u64, 0u64, 0u64);
+    let not_of_the_seed = |error| invalid(format!("log {}: {error}", options.log));
+    // Of a seed that was made where the log begins nothing is left to do.
+    let left = recovered.tables.leave_seed(recovered.end);
+    left.map_err(not_of_the_seed)?;
     while pretended_end.is_none_or(|end| scanner.position < end) {
         let begin = scanner.position + HEADER_BYTES as u64;
         let Step::Batch(header, range) = scanner.next().await? else {
@@ -376,20 +385,28 @@ pub async fn recover<E: Env>(
         let mut at = begin;
         for record in raw_records(scanner.records(range)) {
             if let Some(effect) = effect_of(record, at, &recovered.tables) {
-                if !follows(&effect, &recovered.tables) {
-                    return Err(invalid(format!(
-                        "log {}: the record at position {at} does not follow the one before it in its queue",
-                        options.log
-                    )));
-                }
-                recovered.tables.apply(effect);
+                let folded = recovered.tables.fold(at, effect);
+                folded.map_err(|jump| {
+                    invalid(format!("log {}, position {at}: {jump}", options.log))
+                })?;
                 records += 1;
-            } else if !is_control(record) {
+            } else if !is_control(record) && recovered.tables.seeding.is_none() {
                 unknown += 1;
             }
             at += record.len() as u64;
         }
         batches += 1;
+        let left = recovered.tables.leave_seed(scanner.position);
+        left.map_err(not_of_the_seed)?;
+    }
+    if let Some(seeding) = &recovered.tables.seeding
+        && !options.replica
+    {
+        return Err(invalid(format!(
+            "log {} is an unfinished copy of a master's: it ends at position {}, and is of use from {} on. Let this broker follow a \
+             master as its slave first, or start it with an empty storePathRootDir",
+            options.log, scanner.position, seeding.until
+        )));
     }
     if unknown > 0 {
         tracing::error!(
@@ -409,7 +426,16 @@ pub async fn recover<E: Env>(
         let sector = recovered.end - within;
         let (file, at) = segments
             .locate(sector)
-            .ok_or_else(|| invalid(format!("no segment has position {sector}")))?;
+            .ok_or_else(|| {
+                invalid(format!(
+                    "log {}: no segment has position {sector}: there are {} from {} on, {} bytes, and a snapshot at {}",
+                    options.log,
+                    segments.count(),
+                    segments.start(),
+                    segments.allocated_end() - segments.start(),
+                    recovered.snapshot_position
+                ))
+            })?;
         let pages = file.read_at(at, SECTOR_BYTES).await?;
         let mut copy = env.alloc(SECTOR_BYTES);
         copy.as_mut().fill(0);
@@ -427,20 +453,4 @@ pub async fn recover<E: Env>(
         "log recovered"
     );
     Ok(recovered)
-}
-
-/// Whether a message's offset is the next one of its queue: a log that says otherwise must not bring the process down.
-pub(super) fn follows(effect: &Effect, tables: &Tables) -> bool {
-    match effect {
-        Effect::Message {
-            queue,
-            queue_offset,
-            ..
-        } => {
-            let bounds = tables.queues.bounds(*queue);
-            *queue_offset == bounds.max_offset
-                || (bounds.max_offset == bounds.min_offset && *queue_offset > bounds.max_offset)
-        }
-        Effect::Delayed { .. } | Effect::Half { .. } | Effect::Control(_) => true,
-    }
 }

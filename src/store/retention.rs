@@ -121,17 +121,9 @@ pub async fn clean<E: Env>(
         }
         carry_timers(log, first_end).await?;
         carry_halves(log, first_end).await?;
-        // The tables forget it first, and a snapshot holds what the segment said of topics and offsets: a crash in
-        // between leaves a file that the next pass removes.
-        if moved.is_none() {
-            log.save_snapshot().await?;
-        }
-        log.trim_tables(first_end).await?;
-        if segments.remove_first_below(first_end).await?.is_none() {
+        if !remove_first(log, first_end).await? {
             break;
         }
-        log.segment_times.borrow_mut().remove(&first_end);
-        log.reader().forget(0..0, first_end);
         moved = Some(Position(first_end));
         tracing::info!(
             log = log.id(),
@@ -146,23 +138,40 @@ pub async fn clean<E: Env>(
 /// Retention of a replica: removes what lies before `start`, where its master's log begins.
 pub async fn follow<E: Env>(log: &CommitLog<E>, start: u64) -> io::Result<Option<Position>> {
     let mut moved = None;
+    if log.is_seeding() {
+        return Ok(None);
+    }
     loop {
         let segments = log.segments();
         let first_end = segments.segment_end(segments.start());
         if first_end > start || first_end > log.durable().0 {
             return Ok(moved);
         }
-        if moved.is_none() {
-            log.save_snapshot().await?;
-        }
-        log.trim_tables(first_end).await?;
-        if segments.remove_first_below(first_end).await?.is_none() {
+        if !remove_first(log, first_end).await? {
             return Ok(moved);
         }
-        log.segment_times.borrow_mut().remove(&first_end);
-        log.reader().forget(0..0, first_end);
         moved = Some(Position(first_end));
     }
+}
+
+/// Removes the first segment, which ends at `first_end`. The log may have got further since the last one of the same pass went, so
+/// each needs a snapshot of its end or later: recovery begins there, and it holds what the segment said of topics and offsets. The
+/// tables forget the segment first: a crash in between leaves a file that the next pass removes.
+async fn remove_first<E: Env>(log: &CommitLog<E>, first_end: u64) -> io::Result<bool> {
+    if log.snapshot_position() < first_end {
+        log.save_snapshot().await?;
+    }
+    if log.snapshot_position() < first_end {
+        return Ok(false);
+    }
+    log.trim_tables(first_end).await?;
+    let segments = log.segments();
+    if segments.remove_first_below(first_end).await?.is_none() {
+        return Ok(false);
+    }
+    log.segment_times.borrow_mut().remove(&first_end);
+    log.reader().forget(0..0, first_end);
+    Ok(true)
 }
 
 /// Segments that one pass removes before their time (`deleteFileBatchMax`).

@@ -22,6 +22,11 @@ const ZERO_WRITE_BYTES: u64 = 256 << 10;
 const SUFFIX: &str = ".seg";
 const SPARE_NAME: &str = "spare";
 
+/// Whether a file of a log's directory is a segment, and where it begins.
+pub fn start_of(name: &str) -> Option<u64> {
+    name.strip_suffix(SUFFIX)?.parse().ok()
+}
+
 /// The segment files of one log. See the module's page.
 pub struct Segments<E: Env> {
     env: E,
@@ -60,10 +65,7 @@ impl<E: Env> Segments<E> {
             if name == SPARE_NAME {
                 has_spare = bytes == segment_bytes;
             }
-            let Some(start) = name
-                .strip_suffix(SUFFIX)
-                .and_then(|n| n.parse::<u64>().ok())
-            else {
+            let Some(start) = start_of(&name) else {
                 continue;
             };
             if !start.is_multiple_of(segment_bytes) {
@@ -133,7 +135,7 @@ impl<E: Env> Segments<E> {
             .borrow()
             .keys()
             .next()
-            .map_or(0, |index| index * self.segment_bytes)
+            .map_or(self.allocated_end.get(), |index| index * self.segment_bytes)
     }
 
     /// Position up to which space is reserved.

@@ -106,12 +106,34 @@ pub struct Mark {
     pub store_id: u64,
 }
 
-fn path_of(directory: &Path, position: u64) -> PathBuf {
+/// Whether a file of a log's directory is a snapshot, and of which position.
+pub fn position_of(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX)?.parse().ok()
+}
+
+pub(super) fn path_of(directory: &Path, position: u64) -> PathBuf {
     directory.join(format!("{PREFIX}{position:020}"))
 }
 
 /// Writes a snapshot durably, then removes the older ones.
 pub async fn save<E: Env>(env: &E, directory: &Path, mark: Mark, payload: &[u8]) -> io::Result<()> {
+    write(env, &path_of(directory, mark.position), mark, payload).await?;
+    for (name, _) in env.list(directory).await? {
+        if position_of(&name).is_some_and(|position| position < mark.position) {
+            env.remove(&directory.join(name)).await?;
+        }
+    }
+    env.sync_dir(directory).await
+}
+
+/// Writes a snapshot durably under a name of its own.
+pub(super) async fn write<E: Env>(
+    env: &E,
+    path: &Path,
+    mark: Mark,
+    payload: &[u8],
+) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
     let mut image = Vec::with_capacity(HEADER_BYTES + payload.len());
     image.extend_from_slice(&MAGIC.to_le_bytes());
     image.extend_from_slice(&VERSION.to_le_bytes());
@@ -143,29 +165,14 @@ pub async fn save<E: Env>(env: &E, directory: &Path, mark: Mark, payload: &[u8])
             .await?;
     }
     file.sync().await?;
-    env.rename(&temporary, &path_of(directory, mark.position))
-        .await?;
-    env.sync_dir(directory).await?;
-    for (name, _) in env.list(directory).await? {
-        let older = name
-            .strip_prefix(PREFIX)
-            .and_then(|position| position.parse::<u64>().ok())
-            .is_some_and(|position| position < mark.position);
-        if older {
-            env.remove(&directory.join(name)).await?;
-        }
-    }
+    env.rename(&temporary, path).await?;
     env.sync_dir(directory).await
 }
 
 /// Removes the snapshots of positions behind `position`, durably: the log is about to be cut there.
 pub async fn remove_beyond<E: Env>(env: &E, directory: &Path, position: u64) -> io::Result<()> {
     for (name, _) in env.list(directory).await? {
-        let is_later = name
-            .strip_prefix(PREFIX)
-            .and_then(|at| at.parse::<u64>().ok())
-            .is_some_and(|at| at > position);
-        if is_later {
+        if position_of(&name).is_some_and(|at| at > position) {
             env.remove(&directory.join(name)).await?;
         }
     }
@@ -185,12 +192,12 @@ pub async fn load<E: Env>(
         .list(directory)
         .await?
         .into_iter()
-        .filter_map(|(name, _)| name.strip_prefix(PREFIX)?.parse().ok())
+        .filter_map(|(name, _)| position_of(&name))
         .collect();
     positions.sort_unstable();
     while let Some(position) = positions.pop() {
         let path = path_of(directory, position);
-        match read(env, &path, position, store_id).await {
+        match read(env, &path, Some(position), store_id).await {
             Ok(found) => return Ok(Some(found)),
             Err(error) if error.kind() != io::ErrorKind::InvalidData => {
                 return Err(io::Error::new(
@@ -216,10 +223,11 @@ pub async fn load<E: Env>(
     Ok(None)
 }
 
-async fn read<E: Env>(
+/// Reads a snapshot, of any position or this one. `InvalidData`: it is not whole, or of another store.
+pub(super) async fn read<E: Env>(
     env: &E,
     path: &Path,
-    position: u64,
+    position: Option<u64>,
     store_id: u64,
 ) -> io::Result<(Mark, Vec<u8>)> {
     let file = env.open(path, OpenMode::default()).await?;
@@ -253,7 +261,8 @@ async fn read<E: Env>(
     if magic != MAGIC || version != VERSION {
         return Err(damaged("it is not a snapshot of this version"));
     }
-    if mark.position != position || mark.store_id != store_id {
+    let is_there = position.is_none_or(|position| position == mark.position);
+    if !is_there || mark.store_id != store_id {
         return Err(damaged("it belongs to another store or position"));
     }
     let payload = image

@@ -5,14 +5,15 @@
 //! | at | bytes | field |
 //! |---|---|---|
 //! | 0 | 4 | magic `RMQH`: anything else is dropped at once |
-//! | 4 | 1 | version of the stream, 2 |
+//! | 4 | 1 | version of the stream, 3 |
 //! | 5 | 1 | kind of the frame |
 //! | 6 | 2 | zero |
 //! | 8 | 4 | bytes of the payload, checked against the limit of the moment before anything is reserved |
 //!
 //! A conversation: the slave's [`Frame::Hello`], the master's [`Frame::Challenge`] with its proof, the slave's
 //! [`Frame::Proof`]; then [`Frame::Describe`] (a slave without a store asks what to make) or [`Frame::Join`] for one log,
-//! and from there [`Frame::Data`] down and [`Frame::Ack`] up. The master proves itself first, so a slave tells a stranger
+//! and from there [`Frame::Data`] down and [`Frame::Ack`] up. A slave whose log ends before the master's begins gets a
+//! [`Frame::Seed`] and its [`Frame::SeedPart`]s instead, opens its log with it, and joins again. The master proves itself first, so a slave tells a stranger
 //! nothing. Nonces need not be secret, only new. Batches travel as they are stored; their CRC and chain are checked by
 //! the store. What follows the handshake is neither signed nor encrypted.
 
@@ -27,7 +28,7 @@ pub const HEAD_BYTES: usize = 12;
 /// Bytes of [`Frame::Data`]'s payload in front of the batches.
 pub const DATA_FIXED_BYTES: usize = 32;
 /// Version of the stream.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 const MAGIC: [u8; 4] = *b"RMQH";
 
 pub type Nonce = [u8; 16];
@@ -136,6 +137,8 @@ pub enum Frame {
         window_bytes: u64,
         /// The greatest epoch of a master that the slave has heard of; 0 without a controller.
         group_epoch: u32,
+        /// If the log begins later at the master, the slave begins anew from a seed.
+        takes_seed: bool,
     },
     /// The slave's log is a prefix of the master's.
     Joined {
@@ -153,6 +156,19 @@ pub enum Frame {
     /// The peer will not go on, and what to do about it.
     Refused {
         remark: String,
+    },
+    /// What the slave's log has to begin with, since the master's log begins at `position` by now. `bytes` of it follow.
+    Seed {
+        position: u64,
+        /// Epoch and CRC field of the batch before.
+        epoch: u32,
+        previous_crc: u32,
+        bytes: u64,
+        /// CRC-32C of them all.
+        crc: u32,
+    },
+    SeedPart {
+        bytes: Bytes,
     },
     /// Whole batches, the first at `position`; none is a heartbeat.
     Data {
@@ -183,6 +199,8 @@ const REFUSED: u8 = 8;
 const DATA: u8 = 9;
 const ACK: u8 = 10;
 const APART: u8 = 11;
+const SEED: u8 = 12;
+const SEED_PART: u8 = 13;
 
 /// What may come now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,7 +227,7 @@ pub fn next_frame(buffer: &mut BytesMut, trust: Trust) -> Result<Option<Frame>, 
     }
     let bytes = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
     let limit = match (kind, trust) {
-        (DATA, Trust::Peer) => DATA_FIXED_BYTES + HA_BATCHES_BYTES_MAX,
+        (DATA | SEED_PART, Trust::Peer) => DATA_FIXED_BYTES + HA_BATCHES_BYTES_MAX,
         _ => HA_CONTROL_BYTES_MAX,
     };
     if bytes as usize > limit {
@@ -274,6 +292,11 @@ fn parse(kind: u8, mut from: Bytes) -> Option<Frame> {
             previous_crc: from.try_get_u32_le().ok()?,
             window_bytes: from.try_get_u64_le().ok()?,
             group_epoch: from.try_get_u32_le().ok()?,
+            takes_seed: match from.try_get_u8().ok()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
         },
         JOINED => Frame::Joined {
             start: from.try_get_u64_le().ok()?,
@@ -283,6 +306,16 @@ fn parse(kind: u8, mut from: Bytes) -> Option<Frame> {
         APART => Frame::Apart {
             epoch: from.try_get_u32_le().ok()?,
             position: from.try_get_u64_le().ok()?,
+        },
+        SEED => Frame::Seed {
+            position: from.try_get_u64_le().ok()?,
+            epoch: from.try_get_u32_le().ok()?,
+            previous_crc: from.try_get_u32_le().ok()?,
+            bytes: from.try_get_u64_le().ok()?,
+            crc: from.try_get_u32_le().ok()?,
+        },
+        SEED_PART => Frame::SeedPart {
+            bytes: std::mem::take(&mut from),
         },
         REFUSED => Frame::Refused {
             remark: String::from_utf8(std::mem::take(&mut from).into()).ok()?,
@@ -370,6 +403,7 @@ impl Frame {
                 previous_crc,
                 window_bytes,
                 group_epoch,
+                takes_seed,
             } => {
                 payload.put_u64_le(*broker_id);
                 put_shape(&mut payload, shape);
@@ -379,6 +413,7 @@ impl Frame {
                 payload.put_u32_le(*previous_crc);
                 payload.put_u64_le(*window_bytes);
                 payload.put_u32_le(*group_epoch);
+                payload.put_u8(u8::from(*takes_seed));
                 JOIN
             }
             Self::Joined {
@@ -395,6 +430,24 @@ impl Frame {
                 payload.put_u32_le(*epoch);
                 payload.put_u64_le(*position);
                 APART
+            }
+            Self::Seed {
+                position,
+                epoch,
+                previous_crc,
+                bytes,
+                crc,
+            } => {
+                payload.put_u64_le(*position);
+                payload.put_u32_le(*epoch);
+                payload.put_u32_le(*previous_crc);
+                payload.put_u64_le(*bytes);
+                payload.put_u32_le(*crc);
+                SEED
+            }
+            Self::SeedPart { bytes } => {
+                payload.put_slice(bytes);
+                SEED_PART
             }
             Self::Refused { remark } => {
                 payload.put_slice(remark.as_bytes());
@@ -455,7 +508,8 @@ mod tests {
                 any_shape(),
                 any::<u8>(),
                 any::<[u64; 3]>(),
-                any::<[u32; 3]>()
+                any::<[u32; 3]>(),
+                any::<bool>()
             )
                 .prop_map(
                     |(
@@ -463,6 +517,7 @@ mod tests {
                         log,
                         [broker_id, position, window_bytes],
                         [epoch, previous_crc, group_epoch],
+                        takes_seed,
                     )| {
                         Frame::Join {
                             broker_id,
@@ -473,6 +528,7 @@ mod tests {
                             previous_crc,
                             window_bytes,
                             group_epoch,
+                            takes_seed,
                         }
                     }
                 ),
@@ -485,6 +541,18 @@ mod tests {
             }),
             (any::<u64>(), any::<u32>())
                 .prop_map(|(position, epoch)| Frame::Apart { epoch, position }),
+            (any::<[u64; 2]>(), any::<[u32; 3]>()).prop_map(
+                |([position, bytes], [epoch, previous_crc, crc])| Frame::Seed {
+                    position,
+                    epoch,
+                    previous_crc,
+                    bytes,
+                    crc
+                }
+            ),
+            proptest::collection::vec(any::<u8>(), 0..300).prop_map(|bytes| Frame::SeedPart {
+                bytes: bytes.into()
+            }),
             ".{0,100}".prop_map(Frame::refused),
             (
                 any::<[u64; 4]>(),
@@ -518,7 +586,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..13) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..15) {
             let _ = next_frame(&mut BytesMut::from(&bytes[..]), Trust::Peer);
             let mut framed = Vec::new();
             put_head(&mut framed, kind, bytes.len());

@@ -117,6 +117,10 @@ struct Cluster {
 
 impl Cluster {
     fn new(brokers: usize, controllers: usize, settings: &[&str]) -> Self {
+        Self::with(brokers, controllers, settings, &[])
+    }
+
+    fn with(brokers: usize, controllers: usize, settings: &[&str], of_brokers: &[&str]) -> Self {
         let files = store_dir();
         let path = |name: &str| files.path().join(name);
         let port = free_ports().0;
@@ -168,6 +172,9 @@ impl Cluster {
                     .set(&format!("brokerName={GROUP}"))
                     .set("enableControllerMode=true")
                     .set(&format!("controllerAddr={}", addresses.join(";")));
+                for setting in of_brokers {
+                    setup = setup.set(setting);
+                }
                 setup.namesrv_port = port;
                 setup.broker_only = true;
                 Broker {
@@ -805,4 +812,61 @@ fn an_operator_moves_the_master_and_nothing_is_lost() {
     let ledger = producer.end();
     cluster.check_all(&ledger);
     say_silences("a master moved by hand", silences, &ledger);
+}
+
+#[test]
+fn a_broker_that_was_away_for_longer_than_the_retention_begins_anew_and_can_be_elected() {
+    let retention = [
+        "mappedFileSizeCommitLog=1048576",
+        "storeBytesMax=6291456",
+        "cleanResourceInterval=100",
+    ];
+    let mut cluster = Cluster::with(2, 1, &[], &retention);
+    let mut connection = cluster.connect_master();
+    connection.send(&Message::new(TOPIC, 0, "first")).unwrap();
+    connection
+        .commit_offset("blackbox-consumer", TOPIC, 0, 1)
+        .unwrap();
+    let away = cluster.slave();
+    cluster.kill(away);
+    cluster.until_in_sync(1);
+    // Several times what is kept.
+    for number in 0..400u32 {
+        let body = vec![number as u8; 64 << 10];
+        let message = Message::new(TOPIC, number as i32 % QUEUES, body);
+        connection.send(&message).unwrap();
+    }
+    until("retention has removed the beginning of both logs", || {
+        (0..QUEUES).all(|queue| {
+            let first = connection.min_offset(TOPIC, queue);
+            first.is_ok_and(|first| first > 1)
+        })
+    });
+    cluster.spawn(away);
+    cluster.until_in_sync(2);
+    connection
+        .send(&Message::new(TOPIC, 1, "both have it"))
+        .unwrap();
+    let wanted = ends(cluster.said().unwrap().master);
+    let other = cluster.master();
+    cluster.kill(other);
+    until("the other one is the master", || {
+        cluster
+            .said()
+            .is_some_and(|said| said.master == cluster.address(away))
+            && cluster.route_master() == Some(cluster.address(away))
+    });
+    let mut connection = cluster.connect_master();
+    assert_eq!(ends(cluster.address(away)), wanted);
+    let offset = connection.consumer_offset("blackbox-consumer", TOPIC, 0);
+    assert_eq!(offset.unwrap(), Some(1));
+    for queue in 0..QUEUES {
+        let first = connection.min_offset(TOPIC, queue).unwrap();
+        let records = connection.read_queue(TOPIC, queue, first).unwrap();
+        let end = wanted[queue as usize].unwrap();
+        assert_eq!(records.len() as i64, end - first, "queue {queue}");
+    }
+    until("it takes messages alone", || {
+        connection.send(&Message::new(TOPIC, 2, "alone")).is_ok()
+    });
 }

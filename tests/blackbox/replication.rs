@@ -67,7 +67,10 @@ fn until_in_sync(master: &Node) {
 
 /// The ends of all queues, or nothing while the topic is not known.
 fn ends(node: &Node) -> Vec<Option<i64>> {
-    let mut connection = node.connect();
+    // A new slave opens its logs again before it follows.
+    let Ok(mut connection) = Connection::open(node.broker) else {
+        return Vec::new();
+    };
     let queues = 0..QUEUES;
     queues
         .map(|queue| connection.max_offset(TOPIC, queue).ok())
@@ -76,6 +79,7 @@ fn ends(node: &Node) -> Vec<Option<i64>> {
 
 fn until_caught_up(master: &Node, slave: &Node) {
     let wanted = ends(master);
+    assert!(!wanted.is_empty(), "the master answers");
     until("the slave has all queues", || ends(slave) == wanted);
 }
 
@@ -435,6 +439,146 @@ fn a_log_that_went_its_own_way_is_refused_with_what_to_do() {
     });
     assert_eq!(raw(&new, 0), before);
     assert!(back.terminate().success());
+}
+
+/// Keeps the last segments of 1 MiB only.
+fn short_retention(setup: Setup) -> Setup {
+    setup
+        .set("mappedFileSizeCommitLog=1048576")
+        .set("storeBytesMax=6291456")
+        .set("cleanResourceInterval=100")
+}
+
+/// Sends until retention has removed the beginning of both logs, and what was new in between with it.
+fn outlive_retention(connection: &mut Connection) {
+    let before: Vec<i64> = (0..QUEUES)
+        .map(|queue| connection.max_offset(TOPIC, queue).unwrap())
+        .collect();
+    for number in 0..400u32 {
+        let body = vec![number as u8; 64 << 10];
+        let message = Message::new(TOPIC, number as i32 % QUEUES, body);
+        connection.send(&message).unwrap();
+    }
+    until("retention has removed the beginning", || {
+        (0..QUEUES).all(|queue| {
+            let first = connection.min_offset(TOPIC, queue).unwrap();
+            first > before[queue as usize]
+        })
+    });
+    let mut known = Vec::new();
+    until("retention has come to rest", || {
+        std::thread::sleep(Duration::from_millis(300));
+        let now: Vec<i64> = (0..QUEUES)
+            .map(|queue| connection.min_offset(TOPIC, queue).unwrap())
+            .collect();
+        std::mem::replace(&mut known, now.clone()) == now
+    });
+}
+
+/// What a queue still has, from the first offset that this node has.
+fn records_of(node: &Node, queue: i32) -> BTreeMap<i64, Vec<u8>> {
+    let mut connection = node.connect();
+    let first = connection.min_offset(TOPIC, queue).unwrap();
+    let records = connection.read_queue(TOPIC, queue, first).unwrap();
+    records
+        .into_iter()
+        .map(|record| (record.queue_offset, record.body))
+        .collect()
+}
+
+#[test]
+fn a_new_slave_of_an_old_master_begins_where_that_one_begins_and_can_take_its_place() {
+    let (one, other) = (store_dir(), store_dir());
+    let first = short_retention(master(one.path(), "ASYNC_MASTER"));
+    let mut old = first.start();
+    prepare(&old);
+    let mut connection = old.connect();
+    // What only the removed part of the log says.
+    connection.create_topic("quiet", 2).unwrap();
+    connection.send(&Message::new("quiet", 1, "gone")).unwrap();
+    connection.commit_offset(GROUP, TOPIC, 1, 3).unwrap();
+    let delayed = Message::new(TOPIC, 0, "much later").property("TIMER_DELAY_SEC", "3600");
+    connection.send(&delayed).unwrap();
+    outlive_retention(&mut connection);
+    let second = slave(&first, other.path(), 1);
+    let mut new = second.start();
+    until_caught_up(&old, &new);
+    connection
+        .send(&Message::new(TOPIC, 2, "while it follows"))
+        .unwrap();
+    until_caught_up(&old, &new);
+    let mut reader = new.connect();
+    until("it shows what it has", || {
+        reader
+            .read_queue(TOPIC, 2, connection.min_offset(TOPIC, 2).unwrap())
+            .is_ok()
+    });
+    for queue in 0..QUEUES {
+        let (here, there) = (records_of(&old, queue), records_of(&new, queue));
+        let from = *here
+            .keys()
+            .next()
+            .unwrap()
+            .max(there.keys().next().unwrap());
+        let (mut here, mut there) = (here, there);
+        assert_eq!(
+            here.split_off(&from),
+            there.split_off(&from),
+            "queue {queue}"
+        );
+    }
+    assert_eq!(reader.consumer_offset(GROUP, TOPIC, 1).unwrap(), Some(3));
+    assert_eq!(reader.max_offset("quiet", 1).unwrap(), 1);
+    // Killed, it goes on where it was.
+    new.kill();
+    connection
+        .send(&Message::new(TOPIC, 3, "while it was gone"))
+        .unwrap();
+    let mut new = second.start();
+    until_caught_up(&old, &new);
+    assert_eq!(new.output().matches("begins anew").count(), 0);
+    let wanted = ends(&old);
+    old.kill();
+    assert!(new.terminate().success());
+    let promoted = Setup {
+        broker_only: false,
+        ..second.clone()
+    };
+    let promoted = promoted.set("brokerRole=ASYNC_MASTER").set("brokerId=0");
+    let new = promoted.start();
+    assert_eq!(ends(&new), wanted);
+    let sent = new.connect().send(&Message::new(TOPIC, 3, "its own"));
+    assert_eq!(Some(sent.unwrap().queue_offset), wanted[3]);
+    let sent = new.connect().send(&Message::new("quiet", 1, "again"));
+    assert_eq!(sent.unwrap().queue_offset, 1);
+}
+
+#[test]
+fn a_slave_with_fixed_roles_that_was_away_for_longer_than_the_retention_is_refused_with_what_to_do()
+{
+    let (one, other, third) = (store_dir(), store_dir(), store_dir());
+    let first = short_retention(master(one.path(), "ASYNC_MASTER"));
+    let master = first.start();
+    prepare(&master);
+    let mut connection = master.connect();
+    connection.send(&Message::new(TOPIC, 0, "common")).unwrap();
+    let second = slave(&first, other.path(), 1);
+    let mut away = second.start();
+    until_caught_up(&master, &away);
+    away.kill();
+    outlive_retention(&mut connection);
+    let mut away = second.start();
+    until("the refusal says what to do", || {
+        let said = away.output();
+        said.contains("removed by retention") && said.contains("empty storePathRootDir")
+    });
+    assert!(away.terminate().success());
+    let anew = Setup {
+        store: third.path().to_path_buf(),
+        ..second
+    };
+    let anew = anew.start();
+    until_caught_up(&master, &anew);
 }
 
 /// `ringmq store compare`: exit code and a JSON object per log.

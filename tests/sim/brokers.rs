@@ -6,25 +6,30 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringmq::base::offset::PhysicalOffset;
 use ringmq::ha::handshake::StreamError;
 use ringmq::ha::master::{StreamTimes, let_in, serve};
+use ringmq::ha::slave::SlaveProgress;
 use ringmq::io::env::Env;
 use ringmq::io::sim::{SimEnv, SimStream};
 use ringmq::shard::message::{NewMessage, QueueKey, ShardReply, ShardRequest};
 use ringmq::shard::meta::MetaCommand;
 use ringmq::shard::{Role, Shard, ShardHandle, ShardOptions};
 use ringmq::store::manifest::{FORMAT, Manifest};
+use ringmq::store::retention::{self, RetentionRules};
 use ringmq::store::{CommitLog, LogOptions};
 use ringmq::wire::ha::StoreShape;
 use ringmq::wire::remoting::body::TopicConfig;
 
 use crate::ledger::breach;
 use crate::sut::PlantedBug;
+use crate::workload::within;
 
 pub const TOPIC: &str = "T";
 pub const QUEUES: u32 = 4;
 pub const LOGS: u8 = 2;
-pub const SEGMENT_BYTES: u64 = 1 << 20;
+/// Segments that a run does not fill, and some that it fills, so that retention can remove them.
+pub const SEGMENT_BYTES: [u64; 2] = [1 << 20, 128 << 10];
 pub const SECRET: &[u8] = b"a shared secret";
 
 pub fn plant(bug: Option<PlantedBug>) {
@@ -152,13 +157,60 @@ pub fn message(body: Vec<u8>, topic: Arc<str>, queue: QueueKey) -> NewMessage {
     }
 }
 
+/// Removes the oldest segments of a master but for about `bytes_max`.
+pub async fn retain(shard: &Shard<SimEnv>, bytes_max: u64) {
+    for log in shard.logs() {
+        let rules = RetentionRules {
+            bytes_max: Some(bytes_max),
+            ..RetentionRules::default()
+        };
+        // A log that fails meanwhile is found elsewhere.
+        let _ = retention::clean(log, rules).await;
+    }
+}
+
+/// A slave's segments go when its master's have gone, as in production.
+pub async fn follow_retention(
+    env: SimEnv,
+    log: Rc<CommitLog<SimEnv>>,
+    progress: Rc<SlaveProgress>,
+) {
+    while !log.has_ended() {
+        env.sleep(Duration::from_millis(50)).await;
+        let (start, end) = (progress.master_start.get(), progress.master_end.get());
+        if log.durable().0 >= end {
+            let _ = retention::follow(&log, start).await;
+        }
+    }
+}
+
+/// Whether retention has removed the message at this place here.
+pub fn was_removed(shard: &Shard<SimEnv>, at: PhysicalOffset) -> bool {
+    let Some((id, position)) = at.split() else {
+        breach(format!("{at:?} is no place"));
+    };
+    let log = shard.logs().find(|log| log.id() == id).unwrap();
+    position < log.start_position()
+}
+
+/// The same, or is just doing so.
+pub async fn is_removed(env: &SimEnv, shard: &Shard<SimEnv>, at: PhysicalOffset) -> bool {
+    let removed = async {
+        // The tables forget a segment before it goes.
+        while !was_removed(shard, at) {
+            env.sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(env, Duration::from_secs(1), removed).await.is_some()
+}
+
 /// What a slave has durably is the front of its master's log, byte for byte.
 pub async fn compare_log(master: &CommitLog<SimEnv>, slave: &CommitLog<SimEnv>, who: &str) {
     let (log, end) = (master.id(), slave.durable_here().0);
     if end > master.durable_here().0 {
         breach(format!("log {log}: {who} has more than its master"));
     }
-    let mut position = 0;
+    let mut position = master.start_position().max(slave.start_position()).0;
     while position < end {
         let theirs = slave.batches_from(position, 1).await.unwrap();
         let ours = master.batches_from(position, 1).await.unwrap();

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use futures_lite::future::or;
 use ringmq::base::offset::LogId;
+use ringmq::base::offset::PhysicalOffset;
 use ringmq::ha::agent::{
     Agent, AgentOptions, CHANGE_TIMEOUT, Heard, Identity, Opening, PAUSE, SetKeeper, Step, Wanted,
 };
@@ -42,8 +43,8 @@ use ringmq::wire::remoting::code::{request, response};
 use ringmq::wire::remoting::command::Outgoing;
 
 use crate::brokers::{
-    LOGS, QUEUES, SECRET, SEGMENT_BYTES, TOPIC, accept, compare_log, make_topic, manifest_like,
-    message, plant, shape_of, shard_options,
+    LOGS, QUEUES, SECRET, SEGMENT_BYTES, TOPIC, accept, compare_log, follow_retention, is_removed,
+    make_topic, manifest_like, message, plant, retain, shape_of, shard_options,
 };
 use crate::controllers::{self, GROUP, Line, Parliament, local_ns};
 use crate::ledger::{breach, caught};
@@ -71,6 +72,8 @@ pub struct Counts {
     pub lives: u64,
     pub checked: u64,
     pub unknown: u64,
+    /// Logs that began from a seed.
+    pub seeded: u64,
 }
 
 impl Counts {
@@ -83,6 +86,7 @@ impl Counts {
         self.lives += other.lives;
         self.checked += other.checked;
         self.unknown += other.unknown;
+        self.seeded += other.seeded;
     }
 }
 
@@ -91,6 +95,8 @@ impl Counts {
 struct Promise {
     epoch: u32,
     digest: u64,
+    /// Where its record lies.
+    stored_at: PhysicalOffset,
 }
 
 /// A message that somebody has shown, first by whom: its broker, the epoch of a master or 0, and when.
@@ -135,6 +141,7 @@ struct Group {
     ever_started: RefCell<Vec<bool>>,
     random: RefCell<fastrand::Rng>,
     sync_flush: bool,
+    segment_bytes: u64,
     timeout_ms: u64,
     min_in_sync: u32,
     times: StreamTimes,
@@ -486,11 +493,14 @@ impl Group {
                     log.id()
                 ));
             }
+            self.counts.borrow_mut().seeded += u64::from(log.is_seeding());
             let (end, before) = (
                 log.durable_here().0,
                 broker.ends.borrow().get(&log.id()).copied(),
             );
-            if before.is_some_and(|before| end > before) {
+            // A log that begins where its master's begins is longer than the one that it was.
+            let is_cut = before.is_some_and(|before| log.start_position().0 <= before);
+            if is_cut && before.is_some_and(|before| end > before) {
                 breach(format!(
                     "log {} of broker {at} comes back with {end} bytes, and had {before:?}: what was cut off is there again",
                     log.id()
@@ -552,7 +562,7 @@ impl Group {
             return Ok(found);
         }
         if role != Wanted::Slave {
-            let made = Manifest::open_or_create(core, &directory, LOGS, SEGMENT_BYTES).await;
+            let made = Manifest::open_or_create(core, &directory, LOGS, self.segment_bytes).await;
             return made.map_err(text);
         }
         let net = self.network.of(core);
@@ -585,7 +595,7 @@ impl Group {
             }
         });
         for log in shard.logs() {
-            let ears = heard.clone();
+            let (ears, asked) = (heard.clone(), control.clone());
             let options = SlaveOptions {
                 broker_id: control.id(),
                 shape: shape_of(shard),
@@ -596,9 +606,12 @@ impl Group {
                     (!word.master_address.is_empty()).then_some(word.master_address)
                 }),
                 control: Some(control.clone()),
+                reopen: Rc::new(move || asked.ask_for_restart()),
             };
             let progress = shard.slave_progress(log.id()).unwrap();
             let net = self.network.of(core);
+            let (own, followed) = (core.clone(), progress.clone());
+            core.spawn_background(follow_retention(own, log.clone(), followed));
             core.spawn(follow(core.clone(), net, log.clone(), options, progress));
         }
     }
@@ -643,12 +656,12 @@ impl Group {
 
     /// Everything that was acknowledged before this epoch is here.
     async fn check_promises(&self, at: usize, env: &SimEnv, shard: &Rc<Shard<SimEnv>>, epoch: u32) {
-        let due: Vec<(Place, u64)> = self
+        let due: Vec<(Place, u64, PhysicalOffset)> = self
             .promises
             .borrow()
             .iter()
             .filter(|(_, promise)| promise.epoch < epoch)
-            .map(|(place, promise)| (*place, promise.digest))
+            .map(|(place, promise)| (*place, promise.digest, promise.stored_at))
             .collect();
         if due.is_empty() {
             return;
@@ -661,9 +674,10 @@ impl Group {
         };
         let mut here = BTreeMap::new();
         for queue in 0..QUEUES {
-            let mut next = 0;
+            let key = ShardHandle::key(&topic, queue);
+            let bounds = shard.logs().map(|log| log.bounds(key));
+            let mut next = bounds.map(|bounds| bounds.min_offset).max().unwrap_or(0);
             loop {
-                let key = ShardHandle::key(&topic, queue);
                 let Some(found) = self.read(env, &handle, key, next, 64).await else {
                     // The disk does not let itself be read at the moment.
                     env.sleep(Duration::from_millis(10)).await;
@@ -679,8 +693,8 @@ impl Group {
             }
         }
         self.counts.borrow_mut().checked += due.len() as u64;
-        for (place, digest) in due {
-            if here.get(&place) != Some(&digest) {
+        for (place, digest, at_there) in due {
+            if here.get(&place) != Some(&digest) && !is_removed(env, shard, at_there).await {
                 let what = match here.contains_key(&place) {
                     true => "has another message",
                     false => "has nothing",
@@ -695,7 +709,8 @@ impl Group {
         }
     }
 
-    fn on_acknowledged(&self, at: usize, epoch: u32, place: Place, digest: u64) {
+    fn on_acknowledged(&self, at: usize, place: Place, promise: Promise) {
+        let epoch = promise.epoch;
         let master = *self.masters.borrow_mut().entry(epoch).or_insert(at);
         if master != at {
             breach(format!(
@@ -710,7 +725,6 @@ impl Group {
         }
         self.newest_epoch.set(epoch);
         self.counts.borrow_mut().acknowledged += 1;
-        let promise = Promise { epoch, digest };
         if self.promises.borrow_mut().insert(place, promise).is_some() {
             breach(format!("two messages were acknowledged at {place:?}"));
         }
@@ -763,7 +777,16 @@ impl Group {
                     match appended.copies {
                         Copies::Enough => {
                             let place = (queue_id, appended.queue_offset);
-                            group.on_acknowledged(at, epoch, place, digest);
+                            let stored_at = appended.physical_offsets[0];
+                            group.on_acknowledged(
+                                at,
+                                place,
+                                Promise {
+                                    epoch,
+                                    digest,
+                                    stored_at,
+                                },
+                            );
                         }
                         Copies::NoSlave | Copies::Late => group.counts.borrow_mut().late += 1,
                     }
@@ -883,7 +906,7 @@ impl Group {
         let at = self.choose(self.brokers.len());
         let (one, other) = (self.choose(self.machines()), self.choose(self.machines()));
         let core = self.core_node(at);
-        match self.choose(20) {
+        match self.choose(23) {
             0 | 1 => self.set_cut(&self.machine(one), &self.machine(other), true),
             2 | 3 => {
                 self.set_cut(&self.machine(one), &self.machine(other), true);
@@ -941,6 +964,13 @@ impl Group {
             18 => {
                 let by_ms = self.range(0..20_000) as i64 - 10_000;
                 self.world.jump_clock(core, by_ms);
+            }
+            19..=21 => {
+                if let Some((at, master)) = self.master() {
+                    let bytes_max = self.segment_bytes;
+                    let retained = async move { retain(&master.shard, bytes_max).await };
+                    self.world.core(self.core_node(at)).spawn(retained);
+                }
             }
             _ => self.move_master(at),
         }
@@ -1212,6 +1242,7 @@ fn run(seed: u64, trace: bool) -> Counts {
         controller_rates: (0..controllers).map(|_| rate(&mut random)).collect(),
         ever_started: RefCell::new(vec![false; nodes]),
         sync_flush: random.u8(..4) > 0,
+        segment_bytes: SEGMENT_BYTES[random.usize(..SEGMENT_BYTES.len())],
         timeout_ms: if random.bool() { 300 } else { 1_000 },
         min_in_sync: random.u32(1..3),
         times: StreamTimes {

@@ -85,6 +85,7 @@ fn a_pair_keeps_the_promise() {
                 sum.promotions += counts.promotions;
                 sum.refused_joins += counts.refused_joins;
                 sum.checked += counts.checked;
+                sum.seeded += counts.seeded;
             }
             Err(why) => panic!("RINGMQ_SEED={seed} breaks the promise: {why}"),
         }

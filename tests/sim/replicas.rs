@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringmq::base::offset::PhysicalOffset;
 use ringmq::ha::master::StreamTimes;
 use ringmq::ha::replica_window::ReplicaRules;
 use ringmq::ha::slave::{SlaveOptions, follow};
@@ -23,8 +24,8 @@ use ringmq::store::manifest::Manifest;
 use ringmq::wire::record::RecordView;
 
 use crate::brokers::{
-    LOGS, QUEUES, SECRET, SEGMENT_BYTES, TOPIC, accept, compare_log, make_topic, manifest_like,
-    message, plant, shape_of, shard_options,
+    LOGS, QUEUES, SECRET, SEGMENT_BYTES, TOPIC, accept, compare_log, follow_retention, is_removed,
+    make_topic, manifest_like, message, plant, retain, shape_of, shard_options, was_removed,
 };
 use crate::ledger::{breach, caught};
 use crate::store::Bell;
@@ -44,6 +45,7 @@ const TIMES: StreamTimes = StreamTimes {
 struct Promise {
     queue: QueueKey,
     offset: i64,
+    place: PhysicalOffset,
     body: Vec<u8>,
 }
 
@@ -56,6 +58,15 @@ pub struct Counts {
     pub promotions: u64,
     pub refused_joins: u64,
     pub checked: u64,
+    /// Slaves that began from a seed.
+    pub seeded: u64,
+}
+
+/// How a slave came to its master.
+enum Joined {
+    InSync,
+    Refused(String),
+    Reopens,
 }
 
 struct Pair {
@@ -67,6 +78,9 @@ struct Pair {
     ever_started: Cell<[bool; 2]>,
     master: Cell<usize>,
     sync_flush: bool,
+    segment_bytes: u64,
+    /// The slave's logs have to be opened again.
+    reopens: Rc<Cell<bool>>,
     /// A machine whose disk takes no more writes: it has to be started again.
     broken: Cell<Option<usize>>,
     promises: Rc<RefCell<Vec<Promise>>>,
@@ -122,7 +136,8 @@ impl Pair {
             let options = other.logs().next().unwrap().options();
             (options.store_id, options.segment_bytes)
         });
-        let sync_flush = self.sync_flush;
+        let (sync_flush, segment_bytes) = (self.sync_flush, self.segment_bytes);
+        self.reopens.set(false);
         let opened = self.world.block_on(within(&env.clone(), TOGETHER_WITHIN, {
             let env = env.clone();
             async move {
@@ -133,7 +148,7 @@ impl Pair {
                         let manifest = manifest_like(store_id, segment_bytes);
                         Manifest::create(&env, &directory, manifest).await?
                     }
-                    _ => Manifest::open_or_create(&env, &directory, LOGS, SEGMENT_BYTES).await?,
+                    _ => Manifest::open_or_create(&env, &directory, LOGS, segment_bytes).await?,
                 };
                 let role = match is_master {
                     true => master_role(),
@@ -167,7 +182,7 @@ impl Pair {
         } else {
             let master = address(self.master.get());
             for log in shard.logs() {
-                let master = master.clone();
+                let (master, reopens) = (master.clone(), self.reopens.clone());
                 let options = SlaveOptions {
                     broker_id: 1,
                     shape,
@@ -175,9 +190,12 @@ impl Pair {
                     times: TIMES,
                     master: Rc::new(move || Some(master.clone())),
                     control: None,
+                    reopen: Rc::new(move || reopens.set(true)),
                 };
                 let progress = shard.slave_progress(log.id()).unwrap();
                 let net = self.network.of(&env);
+                let (own, followed) = (env.clone(), progress.clone());
+                env.spawn_background(follow_retention(own, log.clone(), followed));
                 env.spawn(follow(env.clone(), net, log.clone(), options, progress));
             }
         }
@@ -213,8 +231,35 @@ impl Pair {
         self.network.set_cut(1, 0, is_cut);
     }
 
-    /// Both run and the slave is in sync in every log; false if the master refuses it for good.
-    fn together(&self) -> bool {
+    /// Both run and the slave is in sync in every log; why not, if the master refuses it for good.
+    fn together(&self) -> Result<(), String> {
+        loop {
+            match self.joined() {
+                Joined::InSync => return Ok(()),
+                Joined::Refused(why) => return Err(why),
+                Joined::Reopens => self.reopen_slave(),
+            }
+        }
+    }
+
+    /// The slave begins anew with the seed that it was given.
+    fn reopen_slave(&self) {
+        let slave = 1 - self.master.get();
+        if self.random.borrow_mut().bool()
+            && let Some(shard) = self.running(slave)
+        {
+            let env = self.world.core(slave);
+            let stopped = within(&env, TOGETHER_WITHIN, shard.stop());
+            if !matches!(self.world.block_on(stopped), Some(Ok(()))) {
+                breach("a slave does not stop".to_owned());
+            }
+        }
+        self.counts.borrow_mut().seeded += 1;
+        self.crash(slave);
+        self.start(slave);
+    }
+
+    fn joined(&self) -> Joined {
         let master = self.running(self.master.get()).unwrap();
         let slave = self.running(1 - self.master.get()).unwrap();
         let world = &self.world;
@@ -228,15 +273,19 @@ impl Pair {
                     .logs
                     .iter()
                     .all(|log| log.replicas.iter().any(|r| r.is_in_sync));
-                if in_sync {
-                    return true;
+                if self.reopens.get() {
+                    return Joined::Reopens;
                 }
-                let is_refused = slave.logs().any(|log| {
+                if in_sync {
+                    return Joined::InSync;
+                }
+                let refusal = slave.logs().find_map(|log| {
                     let progress = slave.slave_progress(log.id()).unwrap();
-                    progress.last_error().contains("empty storePathRootDir")
+                    let error = progress.last_error();
+                    error.contains("empty storePathRootDir").then_some(error)
                 });
-                if is_refused {
-                    return false;
+                if let Some(error) = refusal {
+                    return Joined::Refused(error);
                 }
                 world.sleep(Duration::from_millis(20)).await;
             }
@@ -264,6 +313,9 @@ impl Pair {
         self.counts.borrow_mut().checked += promises.len() as u64;
         self.world.block_on(async {
             for promise in promises {
+                if was_removed(&shard, promise.place) {
+                    continue;
+                }
                 let pull = Pull {
                     queue: promise.queue,
                     offset: promise.offset,
@@ -290,7 +342,9 @@ impl Pair {
                     let record = RecordView::parse_checked(&bytes).ok()?;
                     (record.queue_offset() == promise.offset).then(|| record.body().to_vec())
                 });
-                if body.as_deref() != Some(&promise.body[..]) {
+                if body.as_deref() != Some(&promise.body[..])
+                    && !is_removed(&env, &shard, promise.place).await
+                {
                     breach(format!(
                         "{when}: machine {node} does not have what was acknowledged at {:?} offset {}",
                         promise.queue, promise.offset
@@ -379,6 +433,7 @@ impl Pair {
                                 promises.borrow_mut().push(Promise {
                                     queue,
                                     offset: appended.queue_offset,
+                                    place: appended.physical_offsets[0],
                                     body,
                                 });
                             }
@@ -397,7 +452,7 @@ impl Pair {
         for _ in 0..troubles {
             let (kind, node, pause_us, steps) = {
                 let mut random = self.random.borrow_mut();
-                let (kind, node) = (random.u8(..9), random.usize(..2));
+                let (kind, node) = (random.u8(..11), random.usize(..2));
                 (kind, node, random.u64(..40_000), random.u64(100..4_000))
             };
             self.world.block_on(self.world.after_steps(steps));
@@ -412,6 +467,13 @@ impl Pair {
                 5 => self.world.with_disk(node, |disk| {
                     disk.options.latency.spikes_per_million = 20_000;
                 }),
+                9 | 10 => {
+                    let master = self.running(self.master.get()).unwrap();
+                    let limit = Duration::from_secs(5);
+                    let env = self.world.core(self.master.get());
+                    let retained = retain(&master, self.segment_bytes);
+                    self.world.block_on(within(&env, limit, retained));
+                }
                 // With ASYNC_FLUSH a failed flush may take what was acknowledged before.
                 6 if self.sync_flush && self.broken.get().is_none() => {
                     self.broken.set(Some(node));
@@ -464,14 +526,22 @@ impl Pair {
         let steps = self.random.borrow_mut().u64(10..3_000);
         self.world.block_on(self.world.after_steps(steps));
         self.start(old);
-        if !self.together() {
-            // What the operator is told to do.
-            self.counts.borrow_mut().refused_joins += 1;
-            self.crash(old);
-            self.directories.borrow_mut()[old] += 1;
-            self.start(old);
-            self.caught_up();
+        if self.together().is_err() {
+            self.wipe_slave();
         }
+    }
+
+    /// What the operator is told to do.
+    fn wipe_slave(&self) {
+        let slave = 1 - self.master.get();
+        self.counts.borrow_mut().refused_joins += 1;
+        self.crash(slave);
+        self.directories.borrow_mut()[slave] += 1;
+        self.start(slave);
+        if let Err(why) = self.together() {
+            breach(format!("a slave that was wiped is refused: {why}"));
+        }
+        self.caught_up();
     }
 
     /// The slave has all that its master has at this moment: one that was wiped is in sync a little before, and lacks what
@@ -504,7 +574,7 @@ impl Pair {
     fn go(&self) {
         self.start(0);
         self.start(1);
-        self.together();
+        let _ = self.together();
         self.make_topic();
         self.start_producers();
         let lives = self.random.borrow_mut().u32(2..6);
@@ -536,8 +606,12 @@ impl Pair {
                 }
                 _ => self.promote(),
             }
-            if !self.together() {
-                breach("a slave that was never on its own is refused".to_owned());
+            match self.together() {
+                Ok(()) => {}
+                Err(why) if why.contains("removed by retention") => self.wipe_slave(),
+                Err(why) => breach(format!(
+                    "a slave that was never on its own is refused: {why}"
+                )),
             }
             self.compare_logs();
         }
@@ -545,7 +619,7 @@ impl Pair {
         self.check_promises(0, "at the end");
         let steps = 2_000;
         self.world.block_on(self.world.after_steps(steps));
-        self.together();
+        let _ = self.together();
         self.compare_logs();
     }
 }
@@ -564,6 +638,7 @@ pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<C
         let network = SimNetwork::new((*world).clone());
         let mut random = fastrand::Rng::with_seed(seed ^ 0x5eed);
         let sync_flush = random.u8(..4) > 0;
+        let random_segment = random.usize(..SEGMENT_BYTES.len());
         let pair = Pair {
             world,
             network,
@@ -573,6 +648,8 @@ pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<C
             ever_started: Cell::default(),
             master: Cell::new(0),
             sync_flush,
+            segment_bytes: SEGMENT_BYTES[random_segment],
+            reopens: Rc::default(),
             broken: Cell::default(),
             promises: Rc::default(),
             target: Rc::default(),

@@ -16,12 +16,17 @@ use crate::io::env::{DiskFile, Env, OpenMode};
 use crate::store::batch::{BatchHeader, HEADER_BYTES};
 use crate::store::commit_log::{CommitLog, LogOptions};
 use crate::store::recovery::EVIDENCE_BYTES;
-use crate::store::segment::{Segments, zero_pages};
-use crate::store::snapshot;
+use crate::store::segment::{self, Segments, zero_pages};
+use crate::store::{seed, snapshot};
 
 const NOTE: &str = "cut-";
 /// Bytes looked at, and written if they are not zeros, at once.
 const PIECE_BYTES: u64 = 256 << 10;
+
+/// Whether a file of a log's directory is the note of a cut, and where.
+pub fn position_of(name: &str) -> Option<u64> {
+    name.strip_prefix(NOTE)?.parse().ok()
+}
 
 fn note_of(directory: &Path, position: u64) -> PathBuf {
     directory.join(format!("{NOTE}{position:020}"))
@@ -67,13 +72,8 @@ impl<E: Env> CommitLog<E> {
         let (own_epoch, own_end) = self.end_of_epoch(epoch).await?;
         let cut = position.min(own_end);
         let (start, end) = (self.start_position().0, self.replica_end().position);
-        if cut < start {
-            return Err(io::Error::other(format!(
-                "log {} begins at position {start} here and has nothing in common with its master's: start this broker with an \
-                 empty storePathRootDir",
-                self.id()
-            )));
-        }
+        // Retention has left nothing that both have.
+        let cut = if cut < start { 0 } else { cut };
         tracing::warn!(
             log = self.id(),
             cut,
@@ -93,6 +93,31 @@ impl<E: Env> CommitLog<E> {
     }
 }
 
+/// Where a cut leaves nothing that the tables could be made from, the whole log goes: its beginning, and every snapshot from
+/// before the cut, are gone. The slave stream brings a seed then.
+pub(super) async fn start_over<E: Env>(env: &E, options: &LogOptions) -> io::Result<()> {
+    let directory = &options.directory;
+    let entries = env.list(directory).await?;
+    let names = || entries.iter().map(|(name, _)| &**name);
+    let Some(cut) = names().filter_map(position_of).min() else {
+        return Ok(());
+    };
+    let start = names().filter_map(segment::start_of).min().unwrap_or(0);
+    let has_snapshot = names()
+        .filter_map(snapshot::position_of)
+        .any(|position| position <= cut);
+    if start == 0 || cut >= start && has_snapshot {
+        return Ok(());
+    }
+    tracing::warn!(
+        log = options.log,
+        cut,
+        start,
+        "what is left of this log cannot be built upon: it begins anew"
+    );
+    seed::empty(env, directory).await
+}
+
 /// Carries out what [`CommitLog::ask_for_cut`] has noted, durably. Gives where recovery has to end, for a planted fault that only
 /// pretends to.
 pub(super) async fn carry_out<E: Env>(
@@ -105,7 +130,7 @@ pub(super) async fn carry_out<E: Env>(
         .list(directory)
         .await?
         .iter()
-        .filter_map(|(name, _)| name.strip_prefix(NOTE)?.parse().ok())
+        .filter_map(|(name, _)| position_of(name))
         .collect();
     let Some(cut) = notes.iter().copied().min() else {
         return Ok(None);

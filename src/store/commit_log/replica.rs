@@ -24,7 +24,7 @@ use crate::io::aligned_buf::{PageBuf, PageSlice};
 use crate::io::env::{DiskFile, Env, OpenMode};
 use crate::store::batch::{BatchHeader, HEADER_BYTES};
 use crate::store::commit_log::{CommitLog, OpenBatch, SealedBatch, State};
-use crate::store::recovery::{effect_of, follows, raw_records};
+use crate::store::recovery::{effect_of, raw_records};
 use crate::store::segment::{Segments, zero_pages};
 use crate::store::tables::Effect;
 use crate::store::types::{QueueKey, Refusal};
@@ -303,6 +303,16 @@ impl<E: Env> CommitLog<E> {
                 }
                 at = next;
                 self.state.borrow_mut().applied = at;
+                let is_whole = self.tables.borrow_mut().leave_seed(at)?;
+                if is_whole {
+                    self.is_seeding.set(false);
+                    tracing::info!(
+                        log = self.options.log,
+                        start = self.segments.start(),
+                        end = at,
+                        "this log is a whole copy of its master's"
+                    );
+                }
             }
             self.state.borrow_mut().unapplied.pop_front();
         }
@@ -317,11 +327,6 @@ impl<E: Env> CommitLog<E> {
         let mut tables = self.tables.borrow_mut();
         for record in raw_records(records) {
             if let Some(effect) = effect_of(record, at, &tables) {
-                if !follows(&effect, &tables) {
-                    return Err(format!(
-                        "the replicated record at position {at} does not follow the one before it in its queue"
-                    ));
-                }
                 if let Effect::Message {
                     store_timestamp, ..
                 } = &effect
@@ -330,7 +335,9 @@ impl<E: Env> CommitLog<E> {
                     self.keys
                         .stage(at, *store_timestamp as u64, view.topic(), view.properties());
                 }
-                if let Some(queue) = tables.apply(effect)
+                let folded = tables.fold(at, effect);
+                let folded = folded.map_err(|jump| format!("position {at}: {jump}"))?;
+                if let Some(queue) = folded
                     && touched.last() != Some(&queue)
                 {
                     touched.push(queue);
@@ -381,7 +388,10 @@ impl<E: Env> CommitLog<E> {
         self.state.borrow().epoch
     }
 
-    pub(super) async fn header_at(&self, position: u64) -> io::Result<Option<BatchHeader>> {
+    pub(in crate::store) async fn header_at(
+        &self,
+        position: u64,
+    ) -> io::Result<Option<BatchHeader>> {
         let head = self.reader.read_whole(position, HEADER_BYTES).await?;
         Ok(BatchHeader::read(
             &head,

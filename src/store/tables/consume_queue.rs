@@ -225,6 +225,8 @@ impl ConsumeQueues {
                 }
             }
         }
+        // The order in which they are read is the same in every run of a seed.
+        border.sort_unstable();
         border
     }
 
@@ -299,6 +301,42 @@ impl ConsumeQueues {
                 out.u32(entry.size);
                 out.u64(entry.tags_code as u64);
             }
+        }
+    }
+
+    /// As [`ConsumeQueues::write`], of queues without entries that begin where these begin.
+    pub(super) fn write_beginnings(&self, out: &mut Writer, is_open: impl Fn(u32) -> bool) {
+        // No block, and none to be used again.
+        out.u32(0);
+        out.u32(0);
+        let queues = || self.queues.iter().filter(|(key, _)| is_open(key.topic_id));
+        out.u32(queues().count() as u32);
+        for (key, queue) in queues() {
+            out.u32(key.topic_id);
+            out.u32(key.queue_id);
+            out.u64(queue.min as u64);
+            out.u64(queue.min as u64);
+            out.u64(queue.last_store_timestamp as u64);
+            out.u32(0);
+            out.u32(0);
+        }
+    }
+
+    /// A topic incarnation is opened here: its queues have no entry before.
+    pub(super) fn begin_topic(&mut self, topic_id: u32) {
+        let timestamps: Vec<(QueueKey, i64)> = self
+            .queues
+            .iter()
+            .filter(|(key, _)| key.topic_id == topic_id)
+            .map(|(key, queue)| (*key, queue.last_store_timestamp))
+            .collect();
+        self.drop_topic(topic_id);
+        for (key, last_store_timestamp) in timestamps {
+            let queue = Queue {
+                last_store_timestamp,
+                ..Queue::default()
+            };
+            self.queues.insert(key, queue);
         }
     }
 

@@ -38,6 +38,11 @@ impl OpenTopics {
         self.ids.get(name).copied()
     }
 
+    /// Whether messages of an incarnation can be stored here.
+    pub fn is_open(&self, topic_id: u32) -> bool {
+        self.names.contains_key(&topic_id)
+    }
+
     /// All incarnations with their names.
     pub fn all(&self) -> impl Iterator<Item = (u32, &Arc<str>)> {
         self.names.iter().map(|(&id, name)| (id, name))

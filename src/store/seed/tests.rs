@@ -1,0 +1,436 @@
+//! A copy that was begun from a seed against its original: whatever the original does meanwhile, and whenever the copy crashes, both
+//! say the same in the end.
+#![allow(clippy::unwrap_used, clippy::panic)] // A test that meets an error it did not plan for is to fail.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::offset::Position;
+use crate::io::env::Env;
+use crate::io::sim::{Crash, SimEnv, SimOptions, SimWorld};
+use crate::store::commit_log::replica::{Relation, ReplicaError};
+use crate::store::control::Control;
+use crate::store::retention::{RetentionRules, clean, follow};
+use crate::store::tables::halves::Outcome;
+use crate::store::tables::pop::InFlight;
+use crate::store::testing::{self, Quiet, small_log};
+use crate::store::types::{NewMessage, QueueKey, Refusal};
+use crate::store::{CommitLog, LogOptions};
+
+const SEGMENT_BYTES: u64 = 128 << 10;
+const ORIGINAL: usize = 0;
+const COPY: usize = 1;
+const TOPICS: u64 = 3;
+const GROUPS: u64 = 3;
+const SEEDS: u64 = 300;
+
+type Log = Rc<CommitLog<SimEnv>>;
+
+async fn try_open(env: &SimEnv, replica: bool) -> std::io::Result<Log> {
+    let directory = PathBuf::from("/data/log");
+    env.create_dir(&directory).await.unwrap();
+    env.sync_dir(&PathBuf::from("/")).await.unwrap();
+    env.sync_dir(&PathBuf::from("/data")).await.unwrap();
+    let options = LogOptions {
+        replica,
+        key_tail_entries: 16,
+        snapshot_bytes: SEGMENT_BYTES / 2,
+        ..small_log(&directory, SEGMENT_BYTES)
+    };
+    CommitLog::open(env.clone(), options).await
+}
+
+async fn open(env: &SimEnv, replica: bool) -> Log {
+    let log = try_open(env, replica).await.unwrap();
+    assert_eq!(log.refusal(), None);
+    log.start(Rc::new(Quiet));
+    log
+}
+
+/// What clients of the original do, without the broker: any record that a log may have.
+struct Life {
+    env: SimEnv,
+    log: Log,
+    random: RefCell<fastrand::Rng>,
+    /// Incarnation of each topic.
+    incarnations: RefCell<[u32; TOPICS as usize]>,
+    last_id: Cell<u32>,
+    next_due_ms: Cell<u64>,
+    body_bytes_max: u64,
+}
+
+impl Life {
+    fn below(&self, limit: u64) -> u64 {
+        self.random.borrow_mut().u64(..limit)
+    }
+
+    fn name(topic: u64) -> Arc<str> {
+        format!("T{topic}").into()
+    }
+
+    fn group(&self) -> Arc<str> {
+        format!("G{}", self.below(GROUPS)).into()
+    }
+
+    fn queue(&self, topic: u64) -> QueueKey {
+        QueueKey {
+            topic_id: self.incarnations.borrow()[topic as usize],
+            queue_id: self.below(2) as u32,
+        }
+    }
+
+    fn message(&self) -> NewMessage {
+        let topic = self.below(TOPICS);
+        let body = vec![topic as u8; self.below(self.body_bytes_max) as usize];
+        let properties = format!("KEYS\x01k{}\x02", self.below(9));
+        NewMessage {
+            properties: properties.into(),
+            ..testing::message(self.queue(topic), &Self::name(topic), body)
+        }
+    }
+
+    async fn patiently<T>(&self, append: impl Fn() -> Result<T, Refusal>) -> T {
+        loop {
+            match append() {
+                Ok(done) => return done,
+                Err(Refusal::SpaceOnItsWay { .. } | Refusal::Busy { .. }) => {
+                    self.env.sleep(Duration::from_millis(1)).await;
+                }
+                Err(refusal) => panic!("{refusal}"),
+            }
+        }
+    }
+
+    async fn control(&self, control: Control) -> Position {
+        let controls = [control];
+        self.patiently(|| self.log.append_control(&controls)).await
+    }
+
+    async fn step(&self) {
+        let group = self.group();
+        let topic = self.below(TOPICS);
+        let queue = self.queue(topic);
+        let max = self.log.bounds(queue).max_offset;
+        let is_open =
+            self.log.tables().borrow().topic_id(&Self::name(topic)) == Some(queue.topic_id);
+        match self.below(40) {
+            // Long queues need topics that last.
+            0 if self.body_bytes_max > 100 || self.below(40) == 0 => {
+                let topic_id = queue.topic_id;
+                self.last_id.set(self.last_id.get() + 1);
+                self.incarnations.borrow_mut()[topic as usize] = self.last_id.get();
+                self.control(Control::TopicDropped { topic_id }).await;
+            }
+            1..=4 if is_open => {
+                let offset = self.below(max as u64 + 1) as i64;
+                self.control(Control::OffsetCommitted {
+                    group,
+                    queue,
+                    offset,
+                })
+                .await;
+            }
+            5 => {
+                self.control(Control::OffsetsDropped { group }).await;
+            }
+            6 => {
+                let value =
+                    (self.below(3) > 0).then(|| Arc::from(&self.below(9).to_le_bytes()[..]));
+                let key = format!("k{}", self.below(5)).into();
+                self.control(Control::Metadata { key, value }).await;
+            }
+            7..=9 => {
+                let message = self.message();
+                let due_ms = self.next_due_ms.get() + 1 + self.below(1_000);
+                self.next_due_ms.set(due_ms);
+                self.patiently(|| self.log.append_delayed(&message, due_ms))
+                    .await;
+            }
+            10..=11 => {
+                let timer = {
+                    let tables = self.log.tables().borrow();
+                    tables.timers.all().next().map(|(key, _)| *key)
+                };
+                if let Some(key) = timer {
+                    self.patiently(|| self.log.append_moved(&[], &[], &[key]))
+                        .await;
+                }
+            }
+            12..=13 => {
+                let message = self.message();
+                self.patiently(|| self.log.append_half(&message, 77)).await;
+            }
+            14 => {
+                let half = self.log.tables().borrow().halves.all().next();
+                if let Some((origin, _)) = half {
+                    let halves = Arc::from([(origin, Outcome::RolledBack)]);
+                    self.control(Control::HalvesEnded { halves }).await;
+                }
+            }
+            15..=18 if is_open && max > 0 => {
+                let state = InFlight {
+                    pop_ms: self.below(99),
+                    visible_ms: self.below(99),
+                    deliveries: 1,
+                };
+                let offset = self.below(max as u64) as i64;
+                let pop = match self.below(3) {
+                    0 => Control::Popped {
+                        group,
+                        queue,
+                        next: offset + 1,
+                        min: self.log.bounds(queue).min_offset,
+                        messages: Arc::from([(offset, state)]),
+                    },
+                    1 => Control::PopAcked {
+                        group,
+                        queue,
+                        offsets: Arc::from([offset]),
+                    },
+                    _ => Control::PopChanged {
+                        group,
+                        queue,
+                        offset,
+                        state,
+                    },
+                };
+                self.control(pop).await;
+            }
+            19 => {
+                let rules = RetentionRules {
+                    bytes_max: Some(SEGMENT_BYTES * self.below(3)),
+                    ..RetentionRules::default()
+                };
+                clean(&self.log, rules).await.unwrap();
+            }
+            _ => {
+                let message = self.message();
+                let messages = vec![message; 1 + self.below(4) as usize];
+                self.patiently(|| self.log.append(&messages)).await;
+            }
+        }
+    }
+
+    async fn settle(&self) {
+        let end = self.log.replica_end().position;
+        while self.log.durable().0 < end {
+            self.env.sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// All that a log's tables say, and the index of its queues from `start` on.
+async fn described(log: &Log, start: u64) -> BTreeSet<String> {
+    let mut said = BTreeSet::new();
+    let queues: Vec<QueueKey> = log.tables().borrow().queues.keys().collect();
+    for queue in queues {
+        let bounds = log.bounds(queue);
+        said.insert(format!("{queue:?} ends at {}", bounds.max_offset));
+        for offset in bounds.min_offset..bounds.max_offset {
+            let entry = log.entry(queue, offset).await.unwrap().unwrap();
+            if entry.position >= start {
+                said.insert(format!("{queue:?} {offset} {entry:?}"));
+            }
+        }
+    }
+    let tables = log.tables().borrow();
+    said.extend(tables.open_topics.all().map(|topic| format!("{topic:?}")));
+    said.extend(tables.offsets.all().map(|offset| format!("{offset:?}")));
+    said.extend(
+        tables
+            .metadata
+            .with_prefix("")
+            .map(|pair| format!("{pair:?}")),
+    );
+    said.extend(tables.timers.all().map(|timer| format!("{timer:?}")));
+    said.extend(tables.halves.all().map(|half| format!("{half:?}")));
+    said.extend(tables.pop.all().map(|queue| format!("{queue:?}")));
+    said
+}
+
+/// Lets the copy follow for `steps`: a seed, or batches. Returns whether it has to be opened again.
+async fn follow_for(original: &Log, copy: &Log, env: &SimEnv, mut steps: u64) -> bool {
+    while steps > 0 {
+        steps -= 1;
+        let end = copy.replica_end();
+        match original.relation_of(end).await.unwrap() {
+            Relation::TooOld { .. } => {
+                if let Ok(seed) = original.make_seed().await {
+                    copy.note_seed(&seed).await.unwrap();
+                    return true;
+                }
+            }
+            Relation::Prefix if end.position < original.durable_here().0 => {
+                let batches = original.batches_from(end.position, 1).await.unwrap();
+                let bytes: Vec<u8> = batches
+                    .slices
+                    .iter()
+                    .flat_map(|s| s.iter())
+                    .copied()
+                    .collect();
+                match copy.append_replicated(&bytes) {
+                    Ok(taken) => assert_eq!(taken, bytes.len()),
+                    Err(ReplicaError::NoSpace) => copy.space_beyond(copy.allocated_end()).await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Relation::Prefix => env.sleep(Duration::from_millis(1)).await,
+            other => panic!("{other:?}"),
+        }
+    }
+    false
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    seeded: u64,
+    crashed_on_the_way: u64,
+    refused_as_its_own: u64,
+}
+
+fn one(seed: u64, counts: &mut Counts) {
+    let options = SimOptions {
+        nodes: 2,
+        ..SimOptions::default()
+    };
+    let world = SimWorld::new(seed, options);
+    let env = world.core(ORIGINAL);
+    let log = world.block_on(open(&env, false));
+    // Small bodies: the queues have blocks in the index files.
+    let (body_bytes_max, steps) = match seed % 4 {
+        0 => (40, 2_500),
+        _ => (6_000, 300),
+    };
+    let life = Life {
+        env,
+        log,
+        random: RefCell::new(fastrand::Rng::with_seed(seed)),
+        incarnations: RefCell::new([1, 2, 3]),
+        last_id: Cell::new(3),
+        next_due_ms: Cell::new(1 << 40),
+        body_bytes_max,
+    };
+    world.block_on(async {
+        for _ in 0..life.below(steps) {
+            life.step().await;
+        }
+        life.settle().await;
+    });
+    let mut env = world.core(COPY);
+    let mut copy = world.block_on(open(&env, true));
+    let mut lives = 1 + life.below(12);
+    let mut was_seeded = false;
+    loop {
+        let reopens = world.block_on(async {
+            let steps = match lives {
+                0 => 50_000,
+                _ => life.below(60),
+            };
+            let reopens = follow_for(&life.log, &copy, &env, steps.min(3_000)).await;
+            if lives > 0 {
+                for _ in 0..life.below(40) {
+                    life.step().await;
+                }
+                life.settle().await;
+            }
+            reopens
+        });
+        counts.seeded += u64::from(reopens);
+        was_seeded |= reopens;
+        if copy.is_seeding() {
+            assert!(!copy.is_settled(), "an unfinished copy is not shown");
+        }
+        if lives == 0 && !reopens && copy.durable() == life.log.durable() {
+            break;
+        }
+        // Now and then it stops as it should, else it dies.
+        if reopens || life.below(3) == 0 {
+            counts.crashed_on_the_way += u64::from(copy.is_seeding());
+            if life.below(3) == 0 {
+                world.block_on(copy.stop()).unwrap();
+                drop(copy);
+                world.crash(COPY, Crash::Process);
+            } else {
+                drop(copy);
+                world.crash(COPY, Crash::Power);
+            }
+            env = world.restart(COPY);
+            let is_unfinished = world.block_on(async {
+                let copy = open(&env, true).await;
+                copy.is_seeding()
+            });
+            if is_unfinished && life.below(2) == 0 {
+                world.crash(COPY, Crash::Process);
+                env = world.restart(COPY);
+                match world.block_on(try_open(&env, false)) {
+                    Ok(_) => panic!("an unfinished copy is opened as a master's log"),
+                    Err(error) => assert!(error.to_string().contains("unfinished"), "{error}"),
+                }
+                counts.refused_as_its_own += 1;
+            }
+            world.crash(COPY, Crash::Process);
+            env = world.restart(COPY);
+            copy = world.block_on(open(&env, true));
+        }
+        lives = lives.saturating_sub(1);
+    }
+    assert!(!copy.is_seeding() && copy.is_settled());
+    let start = life.log.start_position().0.max(copy.start_position().0);
+    world.block_on(async {
+        let (here, there) = (
+            described(&life.log, start).await,
+            described(&copy, start).await,
+        );
+        let lacks: Vec<_> = here.difference(&there).collect();
+        let invents: Vec<_> = there.difference(&here).collect();
+        assert!(
+            lacks.is_empty() && invents.is_empty(),
+            "seed {seed}: lacks {lacks:#?}, invents {invents:#?}"
+        );
+        if was_seeded {
+            follow(&copy, life.log.start_position().0).await.unwrap();
+        }
+    });
+    // What it has folded so far is what it folds when it is opened as a master's.
+    world.block_on(copy.stop()).unwrap();
+    drop(copy);
+    world.crash(COPY, Crash::Process);
+    let env = world.restart(COPY);
+    world.block_on(async {
+        let copy = open(&env, false).await;
+        let start = start.max(copy.start_position().0);
+        let (here, there) = (
+            described(&life.log, start).await,
+            described(&copy, start).await,
+        );
+        assert_eq!(here, there, "seed {seed}, opened again as a master");
+    });
+    // And the original, whose retention went on while it was written to.
+    let start = life.log.start_position().0;
+    let before = world.block_on(described(&life.log, start));
+    drop(life);
+    world.crash(ORIGINAL, Crash::Power);
+    let env = world.restart(ORIGINAL);
+    world.block_on(async {
+        let original = open(&env, false).await;
+        let after = described(&original, start).await;
+        assert_eq!(before, after, "seed {seed}, the original opened again");
+    });
+}
+
+#[test]
+fn a_copy_that_was_begun_from_a_seed_says_what_its_original_says() {
+    let mut counts = Counts::default();
+    let first = std::env::var("RINGMQ_SEED").ok();
+    let first: u64 = first.map_or(0, |seed| seed.parse().unwrap());
+    for seed in first..first + SEEDS {
+        one(seed, &mut counts);
+    }
+    println!("{counts:?}");
+    assert!(counts.seeded > SEEDS / 2 && counts.crashed_on_the_way > SEEDS / 8);
+    assert!(counts.refused_as_its_own > 3);
+}
