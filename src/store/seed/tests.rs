@@ -434,3 +434,46 @@ fn a_copy_that_was_begun_from_a_seed_says_what_its_original_says() {
     assert!(counts.seeded > SEEDS / 2 && counts.crashed_on_the_way > SEEDS / 8);
     assert!(counts.refused_as_its_own > 3);
 }
+
+/// A log that retention has shortened, cut at `position`, and opened again as a replica.
+fn cut_at(position: impl Fn(&Log) -> u64) -> (u64, u64) {
+    let world = SimWorld::new(7, SimOptions::default());
+    let env = world.core(ORIGINAL);
+    world.block_on(async {
+        let log = open(&env, false).await;
+        let queue = QueueKey {
+            topic_id: 1,
+            queue_id: 0,
+        };
+        let message = testing::message(queue, "T", vec![7; 5_000]);
+        while log.durable().0 < 5 * SEGMENT_BYTES {
+            let _ = log.append(std::slice::from_ref(&message));
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        let rules = RetentionRules {
+            bytes_max: Some(2 * SEGMENT_BYTES),
+            ..RetentionRules::default()
+        };
+        clean(&log, rules).await.unwrap();
+        log.save_snapshot().await.unwrap();
+        assert!(log.start_position().0 > 0);
+        log.ask_for_cut(9, position(&log)).await.unwrap();
+        log.stop().await.unwrap();
+    });
+    world.crash(ORIGINAL, Crash::Process);
+    let env = world.restart(ORIGINAL);
+    world.block_on(async {
+        let log = open(&env, true).await;
+        assert_eq!(log.tables().borrow().open_topics.all().count(), 0);
+        (log.start_position().0, log.replica_end().position)
+    })
+}
+
+#[test]
+fn a_cut_that_leaves_nothing_to_build_upon_empties_the_log() {
+    let before_its_beginning = cut_at(|log| log.start_position().0 - 64);
+    assert_eq!(before_its_beginning, (0, 0));
+    // The only snapshot is of later, and what came before it is gone.
+    let before_its_snapshot = cut_at(|log| log.start_position().0);
+    assert_eq!(before_its_snapshot, (0, 0));
+}
