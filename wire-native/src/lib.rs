@@ -29,3 +29,19 @@ pub mod record;
 
 /// The newest version of the protocol that this crate speaks.
 pub const VERSION: u16 = 1;
+
+/// Optional features, the bits of Hello and its answer. Both sides use those that both name.
+pub mod feature {
+    /// Consumer groups whose queues the broker shares out.
+    pub const GROUPS: u64 = 1;
+    /// All that this crate knows.
+    pub const ALL: u64 = GROUPS;
+}
+
+/// Response codes that RocketMQ does not have.
+pub mod code {
+    /// The broker does not know the member: it joins again.
+    pub const UNKNOWN_MEMBER: i32 = 31_002;
+    /// The member does not own the queue that it commits, or did not in that generation: nothing was committed.
+    pub const STALE_MEMBER: i32 = 31_003;
+}

@@ -145,6 +145,8 @@ pub struct QueueOffset<'a> {
 pub struct OffsetCommit<'a> {
     pub group: &'a str,
     pub queues: Vec<QueueOffset<'a>>,
+    pub member_id: &'a str,
+    pub generation: i64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -176,6 +178,44 @@ pub struct QueueOffsets<'a> {
     pub at_timestamp: i64,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicQueues<'a> {
+    pub topic: &'a str,
+    pub queue_ids: Vec<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupJoin<'a> {
+    pub group: &'a str,
+    pub member_id: &'a str,
+    pub topics: Vec<&'a str>,
+    pub generation: i64,
+    pub owned: Vec<TopicQueues<'a>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupHeartbeat<'a> {
+    pub group: &'a str,
+    pub member_id: &'a str,
+    pub generation: i64,
+    pub owned: Vec<TopicQueues<'a>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupLeave<'a> {
+    pub group: &'a str,
+    pub member_id: &'a str,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assignment<'a> {
+    pub member_id: &'a str,
+    pub generation: i64,
+    pub queues: Vec<TopicQueues<'a>>,
+    pub heartbeat_interval_ms: u32,
+    pub session_timeout_ms: u32,
+}
+
 /// Body of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message<'a> {
@@ -199,6 +239,10 @@ pub enum Message<'a> {
     OffsetCommitReply(Vec<QueueResult<'a>>),
     OffsetQuery(OffsetQuery<'a>),
     OffsetQueryReply(Vec<QueueOffsets<'a>>),
+    GroupJoin(GroupJoin<'a>),
+    GroupHeartbeat(GroupHeartbeat<'a>),
+    GroupLeave(GroupLeave<'a>),
+    Assignment(Assignment<'a>),
     /// A member of the union that a newer peer knows; 0: there is none.
     Unknown(u8),
 }
@@ -220,6 +264,13 @@ where
     items
         .map(|items| items.iter().map(convert).collect())
         .unwrap_or_default()
+}
+
+fn topic_queues_of<'a>(queues: fb::TopicQueues<'a>) -> TopicQueues<'a> {
+    TopicQueues {
+        topic: queues.topic().unwrap_or_default(),
+        queue_ids: queues.queue_ids().into_iter().flatten().collect(),
+    }
 }
 
 impl<'a> Envelope<'a> {
@@ -373,6 +424,8 @@ impl<'a> Message<'a> {
                         queue_id: queue.queue_id(),
                         offset: queue.offset(),
                     }),
+                    member_id: body.member_id().unwrap_or_default(),
+                    generation: body.generation(),
                 })
             }),
             fb::Body::OffsetCommitReply => header.body_as_offset_commit_reply().map(|body| {
@@ -400,6 +453,38 @@ impl<'a> Message<'a> {
                     max_offset: queue.max_offset(),
                     at_timestamp: queue.at_timestamp(),
                 }))
+            }),
+            fb::Body::GroupJoin => header.body_as_group_join().map(|body| {
+                Self::GroupJoin(GroupJoin {
+                    group: body.group().unwrap_or_default(),
+                    member_id: body.member_id().unwrap_or_default(),
+                    topics: list(body.topics(), |topic| topic),
+                    generation: body.generation(),
+                    owned: list(body.owned(), topic_queues_of),
+                })
+            }),
+            fb::Body::GroupHeartbeat => header.body_as_group_heartbeat().map(|body| {
+                Self::GroupHeartbeat(GroupHeartbeat {
+                    group: body.group().unwrap_or_default(),
+                    member_id: body.member_id().unwrap_or_default(),
+                    generation: body.generation(),
+                    owned: list(body.owned(), topic_queues_of),
+                })
+            }),
+            fb::Body::GroupLeave => header.body_as_group_leave().map(|body| {
+                Self::GroupLeave(GroupLeave {
+                    group: body.group().unwrap_or_default(),
+                    member_id: body.member_id().unwrap_or_default(),
+                })
+            }),
+            fb::Body::Assignment => header.body_as_assignment().map(|body| {
+                Self::Assignment(Assignment {
+                    member_id: body.member_id().unwrap_or_default(),
+                    generation: body.generation(),
+                    queues: list(body.queues(), topic_queues_of),
+                    heartbeat_interval_ms: body.heartbeat_interval_ms(),
+                    session_timeout_ms: body.session_timeout_ms(),
+                })
             }),
             _ => None,
         };
@@ -676,6 +761,8 @@ fn body(
                     };
                     fb::QueueOffset::create(builder, &args)
                 }),
+                member_id: text(builder, commit.member_id),
+                generation: commit.generation,
             };
             let commit = fb::OffsetCommit::create(builder, &args);
             (fb::Body::OffsetCommit, union(commit))
@@ -726,9 +813,66 @@ fn body(
             let reply = fb::OffsetQueryReply::create(builder, &args);
             (fb::Body::OffsetQueryReply, union(reply))
         }
+        Message::GroupJoin(join) => {
+            let topics: Vec<_> = join
+                .topics
+                .iter()
+                .map(|topic| builder.create_string(topic))
+                .collect();
+            let args = fb::GroupJoinArgs {
+                group: text(builder, join.group),
+                member_id: text(builder, join.member_id),
+                topics: (!topics.is_empty()).then(|| builder.create_vector(&topics)),
+                generation: join.generation,
+                owned: tables(builder, &join.owned, topic_queues),
+            };
+            let join = fb::GroupJoin::create(builder, &args);
+            (fb::Body::GroupJoin, union(join))
+        }
+        Message::GroupHeartbeat(heartbeat) => {
+            let args = fb::GroupHeartbeatArgs {
+                group: text(builder, heartbeat.group),
+                member_id: text(builder, heartbeat.member_id),
+                generation: heartbeat.generation,
+                owned: tables(builder, &heartbeat.owned, topic_queues),
+            };
+            let heartbeat = fb::GroupHeartbeat::create(builder, &args);
+            (fb::Body::GroupHeartbeat, union(heartbeat))
+        }
+        Message::GroupLeave(leave) => {
+            let args = fb::GroupLeaveArgs {
+                group: text(builder, leave.group),
+                member_id: text(builder, leave.member_id),
+            };
+            let leave = fb::GroupLeave::create(builder, &args);
+            (fb::Body::GroupLeave, union(leave))
+        }
+        Message::Assignment(assignment) => {
+            let args = fb::AssignmentArgs {
+                member_id: text(builder, assignment.member_id),
+                generation: assignment.generation,
+                queues: tables(builder, &assignment.queues, topic_queues),
+                heartbeat_interval_ms: assignment.heartbeat_interval_ms,
+                session_timeout_ms: assignment.session_timeout_ms,
+            };
+            let assignment = fb::Assignment::create(builder, &args);
+            (fb::Body::Assignment, union(assignment))
+        }
         // Nothing is sent that nobody knows: only that it is nothing.
         Message::Unknown(_) => (fb::Body::NONE, None),
     }
+}
+
+fn topic_queues(
+    builder: &mut Builder,
+    queues: &TopicQueues<'_>,
+) -> Table<fb::TopicQueues<'static>> {
+    let args = fb::TopicQueuesArgs {
+        topic: text(builder, queues.topic),
+        queue_ids: (!queues.queue_ids.is_empty())
+            .then(|| builder.create_vector(&queues.queue_ids)),
+    };
+    fb::TopicQueues::create(builder, &args)
 }
 
 fn topic_metadata(

@@ -1,13 +1,17 @@
 //! The codec from outside: what is encoded is decoded, bytes of any kind never panic, and older peers are understood.
 //!
-//! `older/` has an earlier schema, the code that flatc made of it, and frames that were written with it once. They stay as
-//! they are: whatever is changed, they have to mean the same.
+//! `older/` and `older_2/` have earlier schemas, the code that flatc made of them, and frames that were written with it once.
+//! They stay as they are: whatever is changed, they have to mean the same. The second is the last one without groups.
 #![allow(clippy::unwrap_used)] // a test may panic
 
 #[allow(warnings, clippy::all, clippy::unwrap_used)]
 #[rustfmt::skip]
 #[path = "older/generated.rs"]
 mod older;
+#[allow(warnings, clippy::all, clippy::unwrap_used)]
+#[rustfmt::skip]
+#[path = "older_2/generated.rs"]
+mod older_2;
 
 use std::path::PathBuf;
 
@@ -50,6 +54,14 @@ fn messages(parts: &Parts) -> Vec<Message<'_>> {
     let kind = |at: usize| match word(at) % 2 {
         0 => FilterKind::Tags,
         _ => FilterKind::Sql92,
+    };
+    let owned = |from: usize| -> Vec<TopicQueues<'_>> {
+        each.clone()
+            .map(|at| TopicQueues {
+                topic: text(at + from),
+                queue_ids: (0..at).map(word).collect(),
+            })
+            .collect()
     };
     let ack = if word(0).is_multiple_of(2) {
         Ack::None
@@ -184,6 +196,8 @@ fn messages(parts: &Parts) -> Vec<Message<'_>> {
                     offset: long(at),
                 })
                 .collect(),
+            member_id: text(1),
+            generation: long(2),
         }),
         Message::OffsetCommitReply(
             each.clone()
@@ -203,6 +217,30 @@ fn messages(parts: &Parts) -> Vec<Message<'_>> {
                     timestamp_ms: long(at),
                 })
                 .collect(),
+        }),
+        Message::GroupJoin(GroupJoin {
+            group: text(0),
+            member_id: text(1),
+            topics: each.clone().map(text).collect(),
+            generation: long(1),
+            owned: owned(2),
+        }),
+        Message::GroupHeartbeat(GroupHeartbeat {
+            group: text(0),
+            member_id: text(1),
+            generation: long(3),
+            owned: owned(3),
+        }),
+        Message::GroupLeave(GroupLeave {
+            group: text(0),
+            member_id: text(1),
+        }),
+        Message::Assignment(Assignment {
+            member_id: text(0),
+            generation: long(4),
+            queues: owned(4),
+            heartbeat_interval_ms: word(5),
+            session_timeout_ms: word(6),
         }),
         Message::OffsetQueryReply(
             each.map(|at| QueueOffsets {
@@ -280,7 +318,7 @@ proptest! {
     #[test]
     fn flipped_bits_never_panic(
         parts in parts(),
-        which in 0usize..15,
+        which in 0usize..19,
         flips in prop::collection::vec((any::<u16>(), 0u8..8), 1..12),
     ) {
         let messages = messages(&parts);
@@ -412,7 +450,12 @@ fn older_frame(
         },
     );
     older::finish_header_buffer(builder, header);
-    let mut header = builder.finished_data().to_vec();
+    whole(builder.finished_data(), payload)
+}
+
+/// The frame around a header.
+fn whole(header: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut header = header.to_vec();
     header.resize(padded(header.len()), 0);
     let mut payload = payload.to_vec();
     payload.resize(padded(payload.len()), 0);
@@ -635,4 +678,101 @@ fn an_older_client_reads_what_this_one_says() {
             _ => {}
         }
     }
+}
+
+/// The frames of a client that knows nothing of groups.
+fn frames_without_groups() -> Vec<(&'static str, Vec<u8>)> {
+    let mut builder = FlatBufferBuilder::new();
+    let mut frame = |name, body: fn(&mut FlatBufferBuilder<'static>) -> (older_2::Body, Union)| {
+        builder.reset();
+        let (body_type, body) = body(&mut builder);
+        let header = older_2::Header::create(
+            &mut builder,
+            &older_2::HeaderArgs {
+                id: 78,
+                body_type,
+                body: Some(body),
+            },
+        );
+        older_2::finish_header_buffer(&mut builder, header);
+        (name, whole(builder.finished_data(), b""))
+    };
+    vec![
+        frame("hello", |builder| {
+            let client_id = Some(builder.create_string("no groups"));
+            let credentials = Some(builder.create_vector(&[1u8, 2, 3]));
+            let args = older_2::HelloArgs {
+                version: 1,
+                client_id,
+                credentials,
+                ..Default::default()
+            };
+            let hello = older_2::Hello::create(builder, &args);
+            (older_2::Body::Hello, hello.as_union_value())
+        }),
+        frame("commit", |builder| {
+            let group = Some(builder.create_string("older-readers"));
+            let topic = Some(builder.create_string("older"));
+            let args = older_2::QueueOffsetArgs {
+                topic,
+                queue_id: 1,
+                offset: 2,
+            };
+            let queue = older_2::QueueOffset::create(builder, &args);
+            let queues = Some(builder.create_vector(&[queue]));
+            let args = older_2::OffsetCommitArgs { group, queues };
+            let commit = older_2::OffsetCommit::create(builder, &args);
+            (older_2::Body::OffsetCommit, commit.as_union_value())
+        }),
+    ]
+}
+
+#[test]
+fn a_commit_of_a_client_without_groups_is_one_of_no_member() {
+    for (name, frame) in frames_without_groups() {
+        let path = format!("{}/tests/older_2/{name}.bin", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("RINGMQ_WRITE_OLDER").is_some() {
+            std::fs::write(&path, &frame).unwrap();
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), frame, "{name}");
+        let frame = next_frame(&mut BytesMut::from(&frame[..])).unwrap().unwrap();
+        let read = Envelope::read(&frame.header).unwrap();
+        assert_eq!(read.id, 78);
+        match read.message {
+            Message::Hello(hello) => assert_eq!((hello.features, hello.credentials), (0, &[1, 2, 3][..])),
+            Message::OffsetCommit(commit) => {
+                assert_eq!((commit.member_id, commit.generation), ("", 0));
+                assert_eq!((commit.queues[0].queue_id, commit.queues[0].offset), (1, 2));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_peer_without_groups_reads_a_commit_of_a_member_and_does_not_know_a_join() {
+    let parts = Parts {
+        texts: vec!["text".into(); 8],
+        numbers: (1..13).collect(),
+        count: 3,
+    };
+    let (mut commits, mut unknown) = (0, 0);
+    for message in messages(&parts) {
+        let bytes = Encoder::new().encode(9, &message, 0).to_vec();
+        let header = older_2::root_as_header(&bytes[PREFIX_BYTES..]).unwrap();
+        match message {
+            Message::OffsetCommit(commit) => {
+                let read = header.body_as_offset_commit().unwrap();
+                assert_eq!(read.group(), Some(commit.group));
+                assert_eq!(read.queues().unwrap().get(2).offset(), commit.queues[2].offset);
+                commits += 1;
+            }
+            Message::GroupJoin(_) | Message::GroupHeartbeat(_) | Message::GroupLeave(_) | Message::Assignment(_) => {
+                assert!(older_2::Body::ENUM_MAX < header.body_type().0);
+                unknown += 1;
+            }
+            _ => assert!(header.body_type().0 <= older_2::Body::ENUM_MAX),
+        }
+    }
+    assert_eq!((commits, unknown), (1, 4));
 }

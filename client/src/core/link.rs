@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
-use ringmq_wire_native::VERSION;
+use ringmq_wire_native::{VERSION, feature};
 use ringmq_wire_native::frame::{Frame, FrameError, frame_bytes_wanted, next_frame, padded};
 use ringmq_wire_native::message::{Encoder, Envelope, Hello, Message};
 
@@ -13,6 +13,8 @@ use ringmq_wire_native::message::{Encoder, Envelope, Hello, Message};
 pub struct Welcome {
     /// Version of the protocol that both speak.
     pub version: u16,
+    /// Bits of the features that both speak.
+    pub features: u64,
     /// Name of the broker's cluster.
     pub cluster: String,
     /// Name of the broker.
@@ -79,7 +81,7 @@ impl Link {
         link.request(
             &Message::Hello(Hello {
                 version: VERSION,
-                features: 0,
+                features: feature::ALL,
                 client_id,
                 software: concat!("ringmq-client/", env!("CARGO_PKG_VERSION")),
                 credentials,
@@ -137,6 +139,7 @@ impl Link {
                 };
                 Welcome {
                     version: reply.version,
+                    features: reply.features & feature::ALL,
                     cluster: reply.cluster.to_owned(),
                     broker: reply.broker.to_owned(),
                     shard: reply.shard,

@@ -232,6 +232,8 @@ impl Client {
                     offset: *offset,
                 })
                 .collect(),
+            member_id: "",
+            generation: 0,
         };
         let frame = self
             .ask(None, &Message::OffsetCommit(commit), Vec::new())

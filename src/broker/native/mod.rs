@@ -4,7 +4,9 @@
 //! `produce.rs` stores records, `fetch.rs` reads them (`session.rs` is its pure part), `offsets.rs` has the offsets of
 //! queues and groups. Here are the entrance, hello, metadata and ping. Layout and meaning of frames: `wire-native/`.
 
+mod assignor;
 mod fetch;
+mod membership;
 mod offsets;
 mod produce;
 pub mod session;
@@ -104,7 +106,9 @@ impl Broker {
             | Message::ProduceReply(_)
             | Message::FetchReply(_)
             | Message::OffsetCommitReply(_)
-            | Message::OffsetQueryReply(_) => {
+            | Message::OffsetQueryReply(_)
+            | Message::GroupJoin(_) | Message::GroupHeartbeat(_) | Message::GroupLeave(_)
+            | Message::Assignment(_) => {
                 self.statistics.borrow_mut().refused("not_supported");
                 let remark = "this broker does not know the request; its version of the protocol is in the answer to Hello";
                 let error = Message::Error {
