@@ -593,6 +593,7 @@ impl Node {
         BrokerOptions {
             native_host: keys.advertised_host.clone(),
             native_ports: config.native_ports(),
+            native_session_ms: keys.native_session_ms,
             key_index: config.store.key_index,
             broker_id: keys.broker_id as i64,
             slave_read: keys.slave_read,

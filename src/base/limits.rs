@@ -76,6 +76,10 @@ pub const NATIVE_SESSIONS_MAX: usize = 16;
 pub const NATIVE_FETCH_QUEUES_MAX: usize = 8192;
 /// Bytes of records in the answer to one native fetch, unless its first records alone are larger.
 pub const NATIVE_FETCH_BYTES_MAX: usize = 8 << 20;
+/// Members of one native consumer group.
+pub const NATIVE_MEMBERS_MAX: usize = 1024;
+/// Topics that one of them subscribes to. Every change of a group looks at all of its topics and queues.
+pub const NATIVE_MEMBER_TOPICS_MAX: usize = 64;
 /// Response bytes of one connection that may wait for the peer to read, likewise.
 pub const CONNECTION_RESPONSE_BYTES_MAX: usize = 32 << 20;
 /// Open transactions of one log, each with about 100 bytes of memory, before half messages are refused with SYSTEM_BUSY.

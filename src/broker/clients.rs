@@ -79,6 +79,7 @@ impl ConsumerGroup {
             message_model: self.message_model.clone(),
             consume_from_where: self.consume_from_where.clone(),
             differ: self.differ.clone(),
+            is_native: false,
         })
     }
 
@@ -276,6 +277,11 @@ impl ClientTable {
             report,
             refused: false,
         }
+    }
+
+    /// How many members a consumer group has.
+    pub fn consumers_of(&self, group: &str) -> usize {
+        self.consumers.get(group).map_or(0, |group| group.members.len())
     }
 
     /// One producer group of a heartbeat.

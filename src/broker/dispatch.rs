@@ -32,6 +32,7 @@ use crate::server::connection::{Connection, NativeResponder, Responder};
 use crate::shard::ShardHandle;
 use crate::shard::message::{LocalReply, QueueBounds, QueueKey, Refusal, ShardReply, ShardRequest};
 use crate::shard::meta::{MetaCommand, Topic};
+use crate::wire::native;
 use crate::wire::native::frame::Frame;
 use crate::wire::remoting::body::SubscriptionGroupConfig;
 use crate::wire::remoting::code::{request, request_name, response};
@@ -123,6 +124,7 @@ impl Broker {
     pub fn start(shard: ShardHandle, options: BrokerOptions) -> Self {
         let distinction = (shard.random_u64() as u32) << 8 | (shard.index() as u32 & 0xFF);
         let keys = UniqueKeys::new(options.store_host.ip(), std::process::id(), distinction);
+        let native = Native::new(shard.monotonic_ms());
         let properties = BrokerProperties::new(&options.cluster, &options.region, options.trace_on);
         let broker = Self {
             shard,
@@ -136,7 +138,7 @@ impl Broker {
             clients: Rc::default(),
             resets: Rc::default(),
             underway: Rc::default(),
-            native: Rc::default(),
+            native: Rc::new(native),
             connections: Rc::default(),
         };
         broker.serve_groups();
@@ -515,7 +517,11 @@ pub(super) fn code_of(error: &BrokerError) -> i32 {
         BrokerError::NoSubscription { .. } => response::SUBSCRIPTION_NOT_EXIST,
         BrokerError::SubscriptionNotLatest { .. } => response::SUBSCRIPTION_NOT_LATEST,
         BrokerError::NoFilter { .. } => response::FILTER_DATA_NOT_EXIST,
-        BrokerError::NoPermission(_) | BrokerError::SubscriptionDiffers => response::NO_PERMISSION,
+        BrokerError::NoPermission(_)
+        | BrokerError::OtherProtocol { .. }
+        | BrokerError::SubscriptionDiffers => response::NO_PERMISSION,
+        BrokerError::UnknownMember { .. } => native::code::UNKNOWN_MEMBER,
+        BrokerError::StaleMember { .. } => native::code::STALE_MEMBER,
         BrokerError::MessageIllegal(_) => response::MESSAGE_ILLEGAL,
         BrokerError::Unavailable(_) => response::SERVICE_NOT_AVAILABLE,
         BrokerError::IllegalOperation(_) => response::ILLEGAL_OPERATION,

@@ -60,6 +60,23 @@ pub enum BrokerError {
         reason: ExpressionError,
     },
     /// Code 16.
+    #[error(
+        "members of the group '{group}' are connected by the other protocol, and each side would consume everything; use another group, or stop them first"
+    )]
+    OtherProtocol { group: String },
+    #[error(
+        "the group '{group}' has no member '{member}' (any more): join again with what is still owned"
+    )]
+    UnknownMember { group: String, member: String },
+    #[error(
+        "the member '{member}' of the group '{group}' does not own this queue, or did not in the generation {generation}: nothing was committed"
+    )]
+    StaleMember {
+        group: String,
+        member: String,
+        generation: i64,
+    },
+    /// Code 16.
     #[error("{0}")]
     NoPermission(String),
     /// Code 29.
@@ -110,7 +127,9 @@ impl BrokerError {
             Self::NoTopic { .. } => "no_topic",
             Self::NoGroup { .. } => "no_group",
             Self::NoSubscription { .. } | Self::SubscriptionNotLatest { .. } => "no_subscription",
-            Self::NoPermission(_) => "permission",
+            Self::NoPermission(_) | Self::OtherProtocol { .. } => "permission",
+            Self::UnknownMember { .. } => "unknown_member",
+            Self::StaleMember { .. } => "stale_member",
             Self::SubscriptionDiffers => "subscription_differs",
             Self::MessageIllegal(_) => "message_illegal",
             Self::NotFound(_) => "not_found",

@@ -23,7 +23,7 @@ use crate::broker::filters;
 use crate::broker::subscription::is_tag_type;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::server::connection::Responder;
-use crate::shard::message::{ClientInfo, GroupCommand, LocalReply, ShardReply, ShardRequest};
+use crate::shard::message::{ClientInfo, GroupCommand, LocalReply, MemberReply, ShardReply, ShardRequest};
 use crate::shard::meta::{MetaChange, MetaCommand, Topic};
 use crate::wire::remoting::body::{
     CheckClientRequestBody, ConsumerData, GetConsumerListByGroupResponseBody, HeartbeatData,
@@ -54,6 +54,7 @@ impl Broker {
                     .borrow_mut()
                     .expire(now_ms, |group| broker.notifies(group));
                 broker.publish_changes(consumers, producers);
+                broker.expire_members();
             }
         });
     }
@@ -148,11 +149,20 @@ impl Broker {
         if !self.connections.borrow().contains_key(&connection) {
             return Ok(());
         }
+        let name = match &command {
+            GroupCommand::ConsumerHeartbeat { data, .. } => data.group_name.clone(),
+            _ => String::new(),
+        };
         match self
             .ask(home, ShardRequest::Group(Box::new(command)))
             .await?
         {
             ShardReply::Flag(false) => Err(BrokerError::SubscriptionDiffers),
+            ShardReply::Member(reply) if matches!(*reply, MemberReply::OtherProtocol) => {
+                Err(BrokerError::OtherProtocol {
+                    group: name.to_string(),
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -281,6 +291,9 @@ impl Broker {
         if let GroupCommand::Figures = &command {
             return ShardReply::BrokerFigures(Box::new(self.figures_here()));
         }
+        if let GroupCommand::Member(command) = command {
+            return LocalReply::Member(Box::new(self.member_command(command)));
+        }
         if let GroupCommand::OffsetsReset { group, queues } = command {
             let mut resets = self.resets.borrow_mut();
             for queue in queues {
@@ -299,6 +312,9 @@ impl Broker {
                 data,
             } => {
                 let group = data.group_name.clone();
+                if self.has_native_members(&group) {
+                    return LocalReply::Member(Box::new(MemberReply::OtherProtocol));
+                }
                 let rules = HeartbeatRules {
                     notify: self.notifies(&group),
                     strict: self.options.strict_subscriptions,
@@ -312,6 +328,7 @@ impl Broker {
             }
             GroupCommand::Statistics { .. }
             | GroupCommand::Figures
+            | GroupCommand::Member(_)
             | GroupCommand::OffsetsReset { .. } => (Vec::new(), Vec::new()),
             GroupCommand::ProducerHeartbeat {
                 connection,

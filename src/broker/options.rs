@@ -25,6 +25,8 @@ pub struct BrokerOptions {
     /// What native clients connect to, `brokerIP1`; and the port of each core (`nativePort`), none: any port is any core's.
     pub native_host: String,
     pub native_ports: Vec<u16>,
+    /// `nativeSessionTimeoutMillis`: a member of a native group that was silent for so long owns nothing.
+    pub native_session_ms: u64,
     /// `regionId`.
     pub region: Arc<str>,
     /// `traceOn`: tells clients that they may send trace messages.
@@ -94,6 +96,7 @@ impl BrokerOptions {
             store_host,
             native_host: store_host.ip().to_string(),
             native_ports: Vec::new(),
+            native_session_ms: 10_000,
             region: Arc::from("DefaultRegion"),
             trace_on: true,
             trace_topic: false,

@@ -378,7 +378,9 @@ impl Broker {
         let meta = self.shard.meta();
         let online = meta.consumers.get(group);
         online.is_some_and(|online| {
-            !online.members.is_empty() && online.consume_type != "CONSUME_POP"
+            !online.members.is_empty()
+                && !online.is_native
+                && online.consume_type != "CONSUME_POP"
         })
     }
 

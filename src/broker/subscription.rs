@@ -76,7 +76,6 @@ pub fn filter_of(subscription: &SubscriptionData) -> MessageFilter {
 }
 
 /// `FilterAPI.buildSubscriptionData` with a tag expression, as clients do.
-#[cfg(test)]
 pub fn subscription(
     topic: &str,
     expression: &str,

@@ -365,6 +365,14 @@ impl<E: Env> CoreApi for Shard<E> {
         self.env.now_ms()
     }
 
+    fn now_ns(&self) -> u64 {
+        self.env.now_ns()
+    }
+
+    fn may_acknowledge(&self) -> bool {
+        Self::may_acknowledge(self)
+    }
+
     fn sleep(&self, duration: Duration) -> Task {
         Box::pin(self.env.sleep(duration))
     }

@@ -55,6 +55,8 @@ pub(super) trait CoreApi {
     fn call(&self, shard: usize, request: ShardRequest, done: Done);
     fn spawn(&self, task: Task);
     fn now_ms(&self) -> u64;
+    fn now_ns(&self) -> u64;
+    fn may_acknowledge(&self) -> bool;
     fn sleep(&self, duration: Duration) -> Task;
     fn random_u64(&self) -> u64;
     fn handlers(&self) -> &Handlers;
@@ -174,6 +176,16 @@ impl ShardHandle {
     /// Wall clock in milliseconds.
     pub fn now_ms(&self) -> u64 {
         self.core.now_ms()
+    }
+
+    /// Monotonic clock in milliseconds, since an arbitrary start.
+    pub fn monotonic_ms(&self) -> u64 {
+        self.core.now_ns() / 1_000_000
+    }
+
+    /// Whether this broker may speak for its group: under a controller only while it has a lease.
+    pub fn may_acknowledge(&self) -> bool {
+        self.core.may_acknowledge()
     }
 
     /// Completes after `duration`.

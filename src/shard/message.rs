@@ -471,6 +471,62 @@ pub enum GroupCommand {
     },
     /// To every core: a connection is gone.
     ConnectionClosed { connection: ConnectionId },
+    /// A member of a group of the native protocol.
+    Member(MemberCommand),
+}
+
+/// Queues by the names of their topics.
+pub type NamedQueues = Vec<(Arc<str>, Vec<u32>)>;
+
+/// What a member of a native consumer group says to the home core of the group.
+#[derive(Debug)]
+pub struct MemberCommand {
+    pub group: Arc<str>,
+    pub member_id: Arc<str>,
+    /// Of its last assignment.
+    pub generation: i64,
+    pub ask: MemberAsk,
+}
+
+#[derive(Debug)]
+pub enum MemberAsk {
+    Join {
+        connection: ConnectionId,
+        client: ClientInfo,
+        topics: Vec<Arc<str>>,
+        owned: NamedQueues,
+        /// The group existed before this join, so a former life of this broker may have had members of it.
+        existed: bool,
+    },
+    Heartbeat {
+        owned: NamedQueues,
+    },
+    Leave,
+    /// Offsets of these queues are to be committed, and then [`MemberAsk::EndCommit`] follows for those that may.
+    BeginCommit {
+        queues: Vec<(Arc<str>, u32)>,
+    },
+    EndCommit {
+        queues: Vec<(Arc<str>, u32)>,
+    },
+}
+
+/// What the home core of a native consumer group says.
+#[derive(Debug)]
+pub enum MemberReply {
+    /// To a join, a heartbeat and, with nothing in it, a leave.
+    Assigned {
+        generation: i64,
+        queues: NamedQueues,
+        heartbeat_ms: u64,
+    },
+    Unknown,
+    /// The group has members of the other protocol: to a join, and to a heartbeat of remoting.
+    OtherProtocol,
+    /// There are so many members, which is the limit.
+    Full(usize),
+    /// Which queues may be committed.
+    MayCommit(Vec<bool>),
 }
 
 /// Who sent a heartbeat.
@@ -513,6 +569,7 @@ pub enum ShardReply<B> {
     BrokerFigures(Box<BrokerFigures>),
     Called(ClientAnswer),
     Orphans(Vec<Orphan>),
+    Member(Box<MemberReply>),
     Done,
     Refused(Refusal),
 }
@@ -571,6 +628,7 @@ impl<B> ShardReply<B> {
             Self::BrokerFigures(figures) => ShardReply::BrokerFigures(figures),
             Self::Called(answer) => ShardReply::Called(answer),
             Self::Orphans(orphans) => ShardReply::Orphans(orphans),
+            Self::Member(reply) => ShardReply::Member(reply),
             Self::Done => ShardReply::Done,
             Self::Refused(refusal) => ShardReply::Refused(refusal),
         }

@@ -52,6 +52,8 @@ pub struct OnlineGroup {
     pub consume_from_where: String,
     /// Two members that subscribe differently, if any do.
     pub differ: Option<Arc<SubscriptionsDiffer>>,
+    /// Its members speak the native protocol.
+    pub is_native: bool,
 }
 
 /// A change that every core applies. Cheap to clone.

@@ -140,6 +140,11 @@ settings! {
         /// Retried messages reach POP consumers under the name of the retry topic.
         "popResponseReturnActualRetryTopic" pop_actual_retry_topic: bool = false, Bounds::Any, "";
 
+        /// A member of a consumer group of the native protocol that was silent for so long owns no queue any more. Members send
+        /// a heartbeat five times as often. After a start no queue moves in such groups for as long: lower it by restarts
+        /// while no members are connected.
+        "nativeSessionTimeoutMillis" native_session_ms: u64 = 10_000, Bounds::Range(1_000, 300_000), "ms";
+
         /// Transactional sends are refused.
         "rejectTransactionMessage" reject_transactions: bool = false, Bounds::Any, "";
         /// Age at which an open transaction is checked first.

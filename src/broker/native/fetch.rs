@@ -112,7 +112,7 @@ impl Broker {
         });
     }
 
-    async fn create_group_of_session(&self, group: &str) -> Result<(), BrokerError> {
+    pub(super) async fn create_group_of_session(&self, group: &str) -> Result<(), BrokerError> {
         crate::base::names::check_group(group)?;
         if !self.options.auto_create_group {
             return Err(BrokerError::NoGroup {

@@ -2,10 +2,12 @@
 //! are bound by the same permissions, limits and refusals.
 //!
 //! `produce.rs` stores records, `fetch.rs` reads them (`session.rs` is its pure part), `offsets.rs` has the offsets of
-//! queues and groups. Here are the entrance, hello, metadata and ping. Layout and meaning of frames: `wire-native/`.
+//! queues and groups, `groups.rs` the members of groups (`membership.rs` and `assignor.rs` are its pure parts). Here are the
+//! entrance, hello, metadata and ping. Layout and meaning of frames: `wire-native/`.
 
 mod assignor;
 mod fetch;
+mod groups;
 mod membership;
 mod offsets;
 mod produce;
@@ -25,7 +27,7 @@ use crate::broker::error::BrokerError;
 use crate::broker::send_plan::{Plan, SendHeader, plan};
 use crate::server::connection::NativeResponder;
 use crate::shard::meta::Topic;
-use crate::wire::native::VERSION;
+use crate::wire::native::{VERSION, feature};
 use crate::wire::native::frame::{FRAME_BYTES_MAX, Frame};
 use crate::wire::native::message::{
     Encoder, Envelope, Hello, HelloReply, Message, Metadata, MetadataReply, QueueMetadata,
@@ -33,19 +35,34 @@ use crate::wire::native::message::{
 };
 use crate::wire::remoting::code::response;
 use fetch::FetchSession;
+use groups::Groups;
 
 /// What the replies call this software.
 const SOFTWARE: &str = concat!("ringmq/", env!("CARGO_PKG_VERSION"));
 
 /// What a core keeps for its native connections.
-#[derive(Default)]
 pub(super) struct Native {
     encoder: RefCell<Encoder>,
     clients: RefCell<AHashMap<ConnectionId, Rc<NativeClient>>>,
+    /// Groups whose home is this core.
+    groups: RefCell<Groups>,
+}
+
+impl Native {
+    /// At this time of the monotonic clock the broker started: who was there before had a session until then at most.
+    pub fn new(started_ms: u64) -> Self {
+        Self {
+            encoder: RefCell::default(),
+            clients: RefCell::default(),
+            groups: RefCell::new(Groups::new(started_ms)),
+        }
+    }
 }
 
 /// A connection that has said hello.
 pub(super) struct NativeClient {
+    /// As it named itself.
+    client_id: Arc<str>,
     /// Fetch sessions by the client's numbers.
     sessions: RefCell<AHashMap<u32, Rc<FetchSession>>>,
 }
@@ -92,6 +109,9 @@ impl Broker {
             Message::Metadata(metadata) => self.native_metadata(id, &metadata, responder),
             Message::OffsetCommit(commit) => self.native_commit(id, &commit, responder),
             Message::OffsetQuery(query) => self.native_offsets(id, &query, responder),
+            Message::GroupJoin(join) => self.native_join(id, &client, &join, responder),
+            Message::GroupHeartbeat(heartbeat) => self.native_heartbeat(id, &heartbeat, responder),
+            Message::GroupLeave(leave) => self.native_leave(id, &leave, responder),
             Message::Hello(_) => {
                 let error = BrokerError::InvalidParameter(
                     "this connection has said hello already".to_owned(),
@@ -107,7 +127,6 @@ impl Broker {
             | Message::FetchReply(_)
             | Message::OffsetCommitReply(_)
             | Message::OffsetQueryReply(_)
-            | Message::GroupJoin(_) | Message::GroupHeartbeat(_) | Message::GroupLeave(_)
             | Message::Assignment(_) => {
                 self.statistics.borrow_mut().refused("not_supported");
                 let remark = "this broker does not know the request; its version of the protocol is in the answer to Hello";
@@ -164,6 +183,7 @@ impl Broker {
         tracing::debug!(peer = %connection.peer(), client = hello.client_id, software = hello.software,
             version = hello.version, "a native client");
         let client = Rc::new(NativeClient {
+            client_id: Arc::from(hello.client_id),
             sessions: RefCell::default(),
         });
         self.native
@@ -175,7 +195,7 @@ impl Broker {
         let store_host = canonical(options.store_host).to_string();
         let reply = HelloReply {
             version: hello.version.min(VERSION),
-            features: 0,
+            features: hello.features & feature::ALL,
             cluster: &options.cluster,
             broker: &options.broker,
             shard: self.shard.index() as u16,

@@ -17,6 +17,13 @@ use crate::wire::remoting::code::response;
 /// One queue of a request for offsets: where it is asked, or what is wrong with it.
 type Placed = Result<(usize, QueueKey), Fault>;
 
+/// A member of a group that commits, and the queues that it names.
+struct CommittingMember {
+    id: Arc<str>,
+    generation: i64,
+    queues: Vec<(Arc<str>, u32)>,
+}
+
 /// What is known of one queue.
 struct Known {
     committed: i64,
@@ -55,8 +62,25 @@ impl Broker {
             })
             .collect();
         let offsets: Vec<i64> = commit.queues.iter().map(|queue| queue.offset).collect();
+        let member = (!commit.member_id.is_empty()).then(|| CommittingMember {
+            id: Arc::from(commit.member_id),
+            generation: commit.generation,
+            queues: commit
+                .queues
+                .iter()
+                .map(|queue| (Arc::from(queue.topic), queue.queue_id))
+                .collect(),
+        });
         let broker = self.clone();
         self.shard.spawn(async move {
+            let mut placed = placed;
+            let mut begun = Vec::new();
+            if let Some(member) = &member {
+                match broker.refuse_strangers(&group, member, &mut placed).await {
+                    Ok(allowed) => begun = allowed,
+                    Err(error) => return broker.native_error(responder, id, &error),
+                }
+            }
             let requests = placed
                 .iter()
                 .zip(offsets)
@@ -72,6 +96,9 @@ impl Broker {
                 })
                 .collect();
             let mut answers = broker.ask_all(requests).await.into_iter();
+            if let Some(member) = &member {
+                broker.end_commit(&group, &member.id, begun).await;
+            }
             let faults: Vec<Option<Fault>> = placed
                 .into_iter()
                 .map(|placed| match placed {
@@ -95,6 +122,33 @@ impl Broker {
                 .collect();
             broker.native_answer(responder, id, &Message::OffsetCommitReply(results));
         });
+    }
+
+    /// Puts a fault in the place of each queue that the member may not commit; gives those that it may.
+    async fn refuse_strangers(
+        &self,
+        group: &Arc<str>,
+        member: &CommittingMember,
+        placed: &mut [Placed],
+    ) -> Result<Vec<(Arc<str>, u32)>, BrokerError> {
+        let (id, generation) = (&member.id, member.generation);
+        let allowed = self
+            .begin_commit(group, id, generation, member.queues.clone())
+            .await?;
+        let mut begun = Vec::new();
+        for ((queue, placed), may) in member.queues.iter().zip(placed).zip(allowed) {
+            match may {
+                true => begun.push(queue.clone()),
+                false => {
+                    *placed = Err(self.fault(&BrokerError::StaleMember {
+                        group: group.to_string(),
+                        member: id.to_string(),
+                        generation,
+                    }));
+                }
+            }
+        }
+        Ok(begun)
     }
 
     fn check_offsets(&self, group: &str, queues: usize) -> Result<(), BrokerError> {
