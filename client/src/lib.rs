@@ -35,5 +35,5 @@ pub use crate::core::routes::{Queue, TopicError};
 #[cfg(feature = "tokio")]
 pub use shell::{
     Client, ClientBuilder, Consumer, ConsumerOptions, Delivery, Error, Producer, ProducerOptions,
-    QueueOffsets, Receipt, RecordStream, StartAt,
+    QueueOffsets, Rebalance, Receipt, RecordStream, StartAt,
 };

@@ -281,7 +281,9 @@ impl ClientTable {
 
     /// How many members a consumer group has.
     pub fn consumers_of(&self, group: &str) -> usize {
-        self.consumers.get(group).map_or(0, |group| group.members.len())
+        self.consumers
+            .get(group)
+            .map_or(0, |group| group.members.len())
     }
 
     /// One producer group of a heartbeat.

@@ -23,7 +23,9 @@ use crate::broker::filters;
 use crate::broker::subscription::is_tag_type;
 use crate::broker::topics::{self, PERM_READ, PERM_WRITE};
 use crate::server::connection::Responder;
-use crate::shard::message::{ClientInfo, GroupCommand, LocalReply, MemberReply, ShardReply, ShardRequest};
+use crate::shard::message::{
+    ClientInfo, GroupCommand, LocalReply, MemberReply, ShardReply, ShardRequest,
+};
 use crate::shard::meta::{MetaChange, MetaCommand, Topic};
 use crate::wire::remoting::body::{
     CheckClientRequestBody, ConsumerData, GetConsumerListByGroupResponseBody, HeartbeatData,

@@ -378,9 +378,7 @@ impl Broker {
         let meta = self.shard.meta();
         let online = meta.consumers.get(group);
         online.is_some_and(|online| {
-            !online.members.is_empty()
-                && !online.is_native
-                && online.consume_type != "CONSUME_POP"
+            !online.members.is_empty() && !online.is_native && online.consume_type != "CONSUME_POP"
         })
     }
 

@@ -351,7 +351,7 @@ fn the_examples_of_the_client_run() {
 }
 
 /// A native connection byte by byte.
-struct Raw {
+pub struct Raw {
     socket: TcpStream,
     input: bytes::BytesMut,
 }
@@ -368,7 +368,7 @@ impl Raw {
         }
     }
 
-    fn hello(broker: SocketAddr) -> Self {
+    pub fn hello(broker: SocketAddr) -> Self {
         let mut raw = Self::open(broker);
         raw.say(
             1,
@@ -381,13 +381,13 @@ impl Raw {
         raw
     }
 
-    fn say(&mut self, id: u64, message: &Body<'_>) {
+    pub fn say(&mut self, id: u64, message: &Body<'_>) {
         let frame = Encoder::new().encode(id, message, 0).to_vec();
         self.socket.write_all(&frame).unwrap();
     }
 
     /// The next frame: its id and length.
-    fn hear(&mut self, look: impl FnOnce(Body<'_>)) -> (u64, usize) {
+    pub fn hear(&mut self, look: impl FnOnce(Body<'_>)) -> (u64, usize) {
         loop {
             let before = self.input.len();
             if let Some(frame) = next_frame(&mut self.input).unwrap() {
@@ -459,6 +459,30 @@ fn the_stored_frames_of_an_older_client_are_still_understood() {
         Body::Error { code: 3, .. } => {}
         other => panic!("{other:?}"),
     });
+}
+
+/// And those of a client that knows nothing of groups: it commits as it ever did, also where a group has members.
+#[test]
+fn a_client_without_groups_commits_as_before() {
+    let store = store_dir();
+    let node = Setup::new(store.path(), 2).start();
+    node.connect().create_topic("older", 2).unwrap();
+    node.connect().create_group("older-readers").unwrap();
+    let mut raw = Raw::open(node.broker);
+    for name in ["hello", "commit"] {
+        let path = format!(
+            "{}/wire-native/tests/older_2/{name}.bin",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        raw.socket.write_all(&std::fs::read(path).unwrap()).unwrap();
+        raw.hear(|reply| match reply {
+            Body::HelloReply(reply) => assert_eq!((reply.version, reply.features), (1, 0)),
+            Body::OffsetCommitReply(results) => assert_eq!(results[0].code, 0),
+            other => panic!("{other:?}"),
+        });
+    }
+    let committed = node.connect().consumer_offset("older-readers", "older", 1);
+    assert_eq!(committed.unwrap(), Some(2));
 }
 
 /// One broken native frame.

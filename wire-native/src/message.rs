@@ -869,8 +869,7 @@ fn topic_queues(
 ) -> Table<fb::TopicQueues<'static>> {
     let args = fb::TopicQueuesArgs {
         topic: text(builder, queues.topic),
-        queue_ids: (!queues.queue_ids.is_empty())
-            .then(|| builder.create_vector(&queues.queue_ids)),
+        queue_ids: (!queues.queue_ids.is_empty()).then(|| builder.create_vector(&queues.queue_ids)),
     };
     fb::TopicQueues::create(builder, &args)
 }

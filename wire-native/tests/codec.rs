@@ -735,11 +735,15 @@ fn a_commit_of_a_client_without_groups_is_one_of_no_member() {
             std::fs::write(&path, &frame).unwrap();
         }
         assert_eq!(std::fs::read(&path).unwrap(), frame, "{name}");
-        let frame = next_frame(&mut BytesMut::from(&frame[..])).unwrap().unwrap();
+        let frame = next_frame(&mut BytesMut::from(&frame[..]))
+            .unwrap()
+            .unwrap();
         let read = Envelope::read(&frame.header).unwrap();
         assert_eq!(read.id, 78);
         match read.message {
-            Message::Hello(hello) => assert_eq!((hello.features, hello.credentials), (0, &[1, 2, 3][..])),
+            Message::Hello(hello) => {
+                assert_eq!((hello.features, hello.credentials), (0, &[1, 2, 3][..]))
+            }
             Message::OffsetCommit(commit) => {
                 assert_eq!((commit.member_id, commit.generation), ("", 0));
                 assert_eq!((commit.queues[0].queue_id, commit.queues[0].offset), (1, 2));
@@ -764,10 +768,16 @@ fn a_peer_without_groups_reads_a_commit_of_a_member_and_does_not_know_a_join() {
             Message::OffsetCommit(commit) => {
                 let read = header.body_as_offset_commit().unwrap();
                 assert_eq!(read.group(), Some(commit.group));
-                assert_eq!(read.queues().unwrap().get(2).offset(), commit.queues[2].offset);
+                assert_eq!(
+                    read.queues().unwrap().get(2).offset(),
+                    commit.queues[2].offset
+                );
                 commits += 1;
             }
-            Message::GroupJoin(_) | Message::GroupHeartbeat(_) | Message::GroupLeave(_) | Message::Assignment(_) => {
+            Message::GroupJoin(_)
+            | Message::GroupHeartbeat(_)
+            | Message::GroupLeave(_)
+            | Message::Assignment(_) => {
                 assert!(older_2::Body::ENUM_MAX < header.body_type().0);
                 unknown += 1;
             }

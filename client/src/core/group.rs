@@ -104,7 +104,11 @@ pub struct Membership {
 
 impl Membership {
     /// A membership that begins. The id is unique in the group.
-    pub fn new(group: impl Into<String>, member_id: impl Into<String>, topics: Vec<String>) -> Self {
+    pub fn new(
+        group: impl Into<String>,
+        member_id: impl Into<String>,
+        topics: Vec<String>,
+    ) -> Self {
         Self {
             group: group.into(),
             member_id: member_id.into(),
@@ -330,8 +334,14 @@ impl Membership {
 
     /// Queues that are ours and not yet read, with the generation that [`Membership::taken`] asks for.
     pub fn new_queues(&self) -> (i64, Vec<Queue>) {
-        let new = self.queues.iter().filter(|(_, step)| matches!(step, Step::New(_)));
-        (self.generation, new.map(|(queue, _)| queue.clone()).collect())
+        let new = self
+            .queues
+            .iter()
+            .filter(|(_, step)| matches!(step, Step::New(_)));
+        (
+            self.generation,
+            new.map(|(queue, _)| queue.clone()).collect(),
+        )
     }
 
     /// What was new in that generation is read now. Those come back that are not ours any more, or went away and came
@@ -356,7 +366,10 @@ impl Membership {
                 *step = Step::Leaving;
             }
         }
-        let leaving = self.queues.iter().filter(|(_, step)| **step == Step::Leaving);
+        let leaving = self
+            .queues
+            .iter()
+            .filter(|(_, step)| **step == Step::Leaving);
         leaving.map(|(queue, _)| queue.clone()).collect()
     }
 

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
-use ringmq_wire_native::{VERSION, feature};
 use ringmq_wire_native::frame::{Frame, FrameError, frame_bytes_wanted, next_frame, padded};
 use ringmq_wire_native::message::{Encoder, Envelope, Hello, Message};
+use ringmq_wire_native::{VERSION, feature};
 
 /// What a broker said of itself and of this connection.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -220,8 +220,27 @@ impl Client {
             .collect()
     }
 
-    /// Commits where a group goes on, durably.
+    /// A consumer that shares the queues of these topics with the other members of its group: [`Consumer::subscribe`].
+    pub fn subscribe(&self, group: impl Into<String>, topics: &[&str]) -> Consumer {
+        let mut consumer = self.consumer(group);
+        consumer.subscribe(topics);
+        consumer
+    }
+
+    /// Commits where a group goes on, durably. This is for queues that were assigned by hand, and for tools: it asks no member
+    /// of the group.
     pub async fn commit(&self, group: &str, offsets: &[(Queue, i64)]) -> Result<(), Error> {
+        let refused = self.commit_as(group, offsets, ("", 0)).await?;
+        refused.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// The same for a member of the group in its generation; the queues that are refused.
+    pub(super) async fn commit_as(
+        &self,
+        group: &str,
+        offsets: &[(Queue, i64)],
+        (member_id, generation): (&str, i64),
+    ) -> Result<Vec<Error>, Error> {
         let commit = OffsetCommit {
             group,
             queues: offsets
@@ -232,28 +251,30 @@ impl Client {
                     offset: *offset,
                 })
                 .collect(),
-            member_id: "",
-            generation: 0,
+            member_id,
+            generation,
         };
         let frame = self
             .ask(None, &Message::OffsetCommit(commit), Vec::new())
             .await?;
         match read(&frame)? {
-            Message::OffsetCommitReply(results) => {
-                for ((queue, _), result) in offsets.iter().zip(results) {
-                    if result.code != 0 {
-                        return Err(Error::Queue {
-                            topic: queue.topic.clone(),
-                            queue_id: queue.queue_id,
-                            code: result.code,
-                            remark: result.remark.to_owned(),
-                        });
-                    }
-                }
-                Ok(())
-            }
+            Message::OffsetCommitReply(results) => Ok(offsets
+                .iter()
+                .zip(results)
+                .filter(|(_, result)| result.code != 0)
+                .map(|((queue, _), result)| Error::Queue {
+                    topic: queue.topic.clone(),
+                    queue_id: queue.queue_id,
+                    code: result.code,
+                    remark: result.remark.to_owned(),
+                })
+                .collect()),
             other => Err(unexpected(&other)),
         }
+    }
+
+    pub(super) fn client_id(&self) -> &str {
+        &self.inner.options.client_id
     }
 
     pub(super) fn request_timeout(&self) -> Duration {

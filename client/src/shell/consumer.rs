@@ -1,4 +1,5 @@
-//! A consumer: queues that were assigned to it, read over one fetch session for each core of the broker.
+//! A consumer: queues that were assigned to it, by hand or by the broker, read over one fetch session for each core of the
+//! broker.
 //!
 //! While the application looks at what one fetch brought, the next one is on its way. A connection that is lost is opened
 //! again, and its queues go on where the last record came from.
@@ -12,20 +13,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
+use ringmq_wire_native::code::STALE_MEMBER;
 use ringmq_wire_native::frame::{Frame, Sections};
 use ringmq_wire_native::message::{Fetch, FetchQueue, FilterKind, Message};
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::core::group::Membership;
 use crate::core::link::LinkError;
 use crate::core::message::Received;
 use crate::core::routes::Queue;
 use crate::shell::Error;
 use crate::shell::client::{Client, read, unexpected};
 use crate::shell::connection::{Answers, Connection, Place};
+use crate::shell::group::Member;
 
 /// Wait before a lost connection is opened again.
 const RECONNECT: Duration = Duration::from_millis(200);
+/// Wait before a queue of ours is read again that the broker refused to read.
+const REFUSED_QUEUE: Duration = Duration::from_secs(1);
 /// PULL_OFFSET_MOVED: there is nothing at the offset, the queue goes on elsewhere.
 const OFFSET_MOVED: i32 = 21;
 /// The only session of a connection that a lane has; other consumers of the client take other numbers.
@@ -46,6 +52,9 @@ pub struct ConsumerOptions {
     pub sql: Option<String>,
     /// Check the CRC of every body. TCP has a checksum of its own; this also finds what happened in the broker's memory.
     pub check_crc: bool,
+    /// For members of a group: what was taken is committed so often, and when a queue goes to somebody else. A message counts as
+    /// done when the next one is asked for. None: only [`Consumer::commit`] commits.
+    pub auto_commit: Option<Duration>,
 }
 
 impl Default for ConsumerOptions {
@@ -57,6 +66,7 @@ impl Default for ConsumerOptions {
             tags: "*".to_owned(),
             sql: None,
             check_crc: true,
+            auto_commit: Some(Duration::from_secs(5)),
         }
     }
 }
@@ -108,6 +118,35 @@ struct Chunk {
     records: Bytes,
 }
 
+/// What changed in the queues of a member of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rebalance {
+    /// These are read from now on.
+    Assigned(Vec<Queue>),
+    /// These go to somebody else. What was taken of them is committed already (`auto_commit`), and the next owner gets them when
+    /// this has been said.
+    Revoked(Vec<Queue>),
+    /// These are not ours any more, and somebody else may have them already: the broker was not reached in time. What was
+    /// not committed is read again, by whoever has them.
+    Lost(Vec<Queue>),
+}
+
+type OnRebalance = Box<dyn FnMut(&Rebalance) + Send>;
+
+/// What a consumer has that is a member of its group.
+struct Subscribed {
+    member: Arc<Member>,
+    commits: Option<Instant>,
+    /// Queues of ours that the broker refused to read.
+    refused: Vec<(Queue, Instant)>,
+}
+
+impl Drop for Subscribed {
+    fn drop(&mut self) {
+        self.member.leave();
+    }
+}
+
 /// See the module's page.
 pub struct Consumer {
     client: Client,
@@ -118,6 +157,8 @@ pub struct Consumer {
     by_queue: HashMap<Queue, u32>,
     next_handle: u32,
     chunks: VecDeque<Chunk>,
+    subscribed: Option<Subscribed>,
+    on_rebalance: Option<OnRebalance>,
     answers: Answers,
     incoming: mpsc::UnboundedReceiver<(Place, Result<Frame, Error>)>,
 }
@@ -134,6 +175,8 @@ impl Consumer {
             by_queue: HashMap::new(),
             next_handle: 0,
             chunks: VecDeque::new(),
+            subscribed: None,
+            on_rebalance: None,
             answers,
             incoming,
         }
@@ -144,6 +187,58 @@ impl Consumer {
         &self.group
     }
 
+    /// Becomes a member of the group: the broker shares the queues of these topics out among all members, and moves them when
+    /// members come and go. Each begins where the group has committed. Queues that were assigned by hand are read no longer.
+    ///
+    /// Heartbeats are sent by a task of the runtime. A queue that is to move is given up within [`Consumer::next`] only, after
+    /// what was taken of it is committed: whoever works on a message keeps its queue, and whoever never asks for the next one
+    /// keeps his queues for ever.
+    ///
+    /// The membership ends when the consumer is dropped or [closed](Consumer::close), or if the broker has not heard of it for
+    /// its session timeout.
+    pub fn subscribe(&mut self, topics: &[&str]) {
+        let topics: Vec<String> = topics.iter().map(|&topic| topic.to_owned()).collect();
+        if let Some(subscribed) = &self.subscribed {
+            return subscribed
+                .member
+                .with(|membership, now_ns| membership.subscribe(topics, now_ns));
+        }
+        let queues: Vec<Queue> = self.by_queue.keys().cloned().collect();
+        for queue in queues {
+            self.unassign(&queue);
+        }
+        let id = format!("{}-{:032x}", self.client.client_id(), fastrand::u128(..));
+        let membership = Membership::new(self.group.clone(), id, topics);
+        self.subscribed = Some(Subscribed {
+            member: Member::begin(self.client.clone(), membership),
+            commits: self
+                .options
+                .auto_commit
+                .map(|period| Instant::now() + period),
+            refused: Vec::new(),
+        });
+    }
+
+    /// Is called from within [`Consumer::next`] whenever the queues of this member change.
+    pub fn on_rebalance(&mut self, listener: impl FnMut(&Rebalance) + Send + 'static) {
+        self.on_rebalance = Some(Box::new(listener));
+    }
+
+    /// Commits what was taken, unless `auto_commit` is off, and leaves the group: others get the queues at once.
+    pub async fn close(mut self) -> Result<(), Error> {
+        let committed = match self.options.auto_commit {
+            Some(_) if self.subscribed.is_some() => self.commit().await,
+            _ => Ok(()),
+        };
+        if let Some(subscribed) = self.subscribed.take() {
+            let member = subscribed.member.clone();
+            drop(subscribed);
+            let limit = self.client.request_timeout();
+            let _ = tokio::time::timeout(limit, member.left()).await;
+        }
+        committed
+    }
+
     /// Reads all queues of a topic.
     pub async fn assign_topic(&mut self, topic: &str, start: StartAt) -> Result<(), Error> {
         let queues = self.client.queues(topic).await?;
@@ -152,31 +247,9 @@ impl Consumer {
 
     /// Reads these queues, beside those that it reads already.
     pub async fn assign(&mut self, queues: &[Queue], start: StartAt) -> Result<(), Error> {
-        for queue in queues {
-            self.client.topic(&queue.topic).await?;
-        }
-        let offsets = match start {
-            StartAt::Offset(offset) => vec![offset; queues.len()],
-            _ => {
-                let timestamp_ms = match start {
-                    StartAt::Timestamp(timestamp_ms) => Some(timestamp_ms),
-                    _ => None,
-                };
-                let group = (start == StartAt::Committed).then_some(&self.group[..]);
-                let known = self.client.offsets(group, queues, timestamp_ms).await?;
-                known
-                    .into_iter()
-                    .map(|known| match start {
-                        StartAt::Committed => known.committed.unwrap_or(known.min_offset),
-                        StartAt::Latest => known.max_offset,
-                        StartAt::Timestamp(_) => known.at_timestamp.unwrap_or(known.max_offset),
-                        _ => known.min_offset,
-                    })
-                    .collect()
-            }
-        };
-        for (queue, offset) in queues.iter().zip(offsets) {
-            self.read_from(queue, offset);
+        let starts = starts(&self.client, &self.group, queues, start).await?;
+        for (queue, offset, _) in starts {
+            self.read_from(&queue, offset);
         }
         Ok(())
     }
@@ -256,11 +329,131 @@ impl Consumer {
     /// connects again, and goes on behind the last message.
     pub async fn next(&mut self) -> Result<Received, Error> {
         loop {
+            if self.subscribed.is_some() {
+                self.keep_up().await?;
+            }
             if let Some(received) = self.take_one()? {
                 return Ok(received);
             }
             self.receive().await?;
         }
+    }
+
+    /// Does what a member has to do before the next message. May be given up at any time, and then does the rest later.
+    async fn keep_up(&mut self) -> Result<(), Error> {
+        let Some(subscribed) = &mut self.subscribed else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        if let (Some(commits), Some(period)) = (subscribed.commits, self.options.auto_commit)
+            && commits <= now
+        {
+            subscribed.commits = Some(now + period);
+            self.commit_ours(None).await?;
+        }
+        let Some(subscribed) = &mut self.subscribed else {
+            return Ok(());
+        };
+        let due = subscribed.refused.iter().position(|(_, at)| *at <= now);
+        if let Some(due) = due {
+            let (queue, _) = subscribed.refused.swap_remove(due);
+            let member = subscribed.member.clone();
+            if member.with(|membership, now_ns| membership.owns(&queue, now_ns)) {
+                self.assign(&[queue], StartAt::Committed).await?;
+            }
+        }
+        let Some(subscribed) = &self.subscribed else {
+            return Ok(());
+        };
+        let member = subscribed.member.clone();
+        if let Some(error) = member.take_refusal() {
+            return Err(error);
+        }
+        if !member.has_news() {
+            return Ok(());
+        }
+        let (lost, unwanted) = member.with(|membership, now_ns| {
+            membership.tick(now_ns);
+            (membership.take_lost(), membership.unwanted())
+        });
+        if !lost.is_empty() {
+            self.stop_reading(&lost);
+            self.say(Rebalance::Lost(lost));
+        }
+        if !unwanted.is_empty() {
+            if self.options.auto_commit.is_some() {
+                self.commit_ours(Some(&unwanted)).await?;
+            }
+            self.stop_reading(&unwanted);
+            self.say(Rebalance::Revoked(unwanted.clone()));
+            member.with(|membership, now_ns| membership.released(&unwanted, now_ns));
+        }
+        let (generation, new) = member.with(|membership, _| membership.new_queues());
+        if !new.is_empty() {
+            let starts = starts(&self.client, &self.group, &new, StartAt::Committed);
+            let starts = match starts.await {
+                Ok(starts) => starts,
+                Err(error) => {
+                    sleep(RECONNECT).await;
+                    return Err(error);
+                }
+            };
+            let not_ours = member.with(|membership, _| membership.taken(generation, &new));
+            let mut ours = Vec::new();
+            for (queue, offset, committed) in starts {
+                if !not_ours.contains(&queue) {
+                    self.read_from(&queue, offset);
+                    if let Some(reading) = self.reading_mut(&queue) {
+                        reading.committed = committed;
+                    }
+                    ours.push(queue);
+                }
+            }
+            if !ours.is_empty() {
+                self.say(Rebalance::Assigned(ours));
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, change: Rebalance) {
+        if let Some(listener) = &mut self.on_rebalance {
+            listener(&change);
+        }
+    }
+
+    fn stop_reading(&mut self, queues: &[Queue]) {
+        for queue in queues {
+            self.unassign(queue);
+        }
+        if let Some(subscribed) = &mut self.subscribed {
+            subscribed
+                .refused
+                .retain(|(queue, _)| !queues.contains(queue));
+        }
+    }
+
+    fn reading_mut(&mut self, queue: &Queue) -> Option<&mut Reading> {
+        let handle = self.by_queue.get(queue)?;
+        self.readings.get_mut(handle)
+    }
+
+    /// Commits what was taken of these queues, or of all, as a member does. Queues that are not ours any more are left out:
+    /// their next owner reads on from the last commit.
+    async fn commit_ours(&mut self, only: Option<&[Queue]>) -> Result<(), Error> {
+        for error in self.commit_changed(only).await? {
+            match error {
+                Error::Queue { code, .. } if code == STALE_MEMBER => {
+                    if let Some(subscribed) = &self.subscribed {
+                        subscribed
+                            .member
+                            .with(|membership, now_ns| membership.doubted(now_ns));
+                    }
+                }
+                error => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// All messages of a queue that came together; waits for some as long as it takes.
@@ -279,26 +472,48 @@ impl Consumer {
 
     /// Commits for the group what was taken so far, durably.
     pub async fn commit(&mut self) -> Result<(), Error> {
+        let refused = self.commit_changed(None).await?;
+        refused.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// The queues that are refused.
+    async fn commit_changed(&mut self, only: Option<&[Queue]>) -> Result<Vec<Error>, Error> {
         let changed: Vec<(u32, Queue, i64)> = self
             .readings
             .iter()
             .filter(|(_, reading)| reading.committed != Some(reading.consumed))
+            .filter(|(_, reading)| only.is_none_or(|only| only.contains(&reading.queue)))
             .map(|(&handle, reading)| (handle, reading.queue.clone(), reading.consumed))
             .collect();
         if changed.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let offsets: Vec<(Queue, i64)> = changed
             .iter()
             .map(|(_, queue, offset)| (queue.clone(), *offset))
             .collect();
-        self.client.commit(&self.group, &offsets).await?;
-        for (handle, _, offset) in changed {
-            if let Some(reading) = self.readings.get_mut(&handle) {
+        let (member_id, generation) = match &self.subscribed {
+            Some(subscribed) => subscribed
+                .member
+                .with(|membership, _| (membership.member_id().to_owned(), membership.generation())),
+            None => (String::new(), 0),
+        };
+        let refused = self
+            .client
+            .commit_as(&self.group, &offsets, (&member_id, generation))
+            .await?;
+        for (handle, queue, offset) in changed {
+            let is_refused = refused.iter().any(|error| {
+                matches!(error, Error::Queue { topic, queue_id, .. }
+                    if *topic == queue.topic && *queue_id == queue.queue_id)
+            });
+            if let Some(reading) = self.readings.get_mut(&handle)
+                && !is_refused
+            {
                 reading.committed = Some(offset);
             }
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// The messages as a stream. [`RecordStream::commit`] commits.
@@ -333,7 +548,7 @@ impl Consumer {
 
     /// Sees to it that all cores are asked, and takes one answer. May be given up at any time.
     async fn receive(&mut self) -> Result<(), Error> {
-        if self.readings.is_empty() {
+        if self.readings.is_empty() && self.subscribed.is_none() {
             return Err(Error::NothingAssigned);
         }
         for index in 0..self.lanes.len() {
@@ -344,12 +559,33 @@ impl Consumer {
             }
             if lane.connection.is_none() {
                 let address = lane.address.clone();
-                let opened = self.client.connection(address.as_deref()).await?;
-                self.lanes[index].connection = Some(opened);
+                match self.client.connection(address.as_deref()).await {
+                    Ok(opened) => self.lanes[index].connection = Some(opened),
+                    Err(error) => {
+                        if self.subscribed.is_some() {
+                            sleep(RECONNECT).await;
+                        }
+                        return Err(error);
+                    }
+                }
             }
             self.fetch(index);
         }
-        let Some(((index, epoch), answer)) = self.incoming.recv().await else {
+        let answer = match &self.subscribed {
+            None => self.incoming.recv().await,
+            Some(subscribed) => {
+                let retry = subscribed.refused.iter().map(|(_, at)| *at).min();
+                let wakes = subscribed.commits.into_iter().chain(retry).min();
+                let member = subscribed.member.clone();
+                tokio::select! {
+                    answer = self.incoming.recv() => answer,
+                    () = member.rings.notified() => return Ok(()),
+                    () = wait_until(wakes) => return Ok(()),
+                    () = sleep(member.lease_left()), if !self.readings.is_empty() => return Ok(()),
+                }
+            }
+        };
+        let Some(((index, epoch), answer)) = answer else {
             return Ok(());
         };
         if self.lanes[index].epoch != epoch {
@@ -473,6 +709,10 @@ impl Consumer {
                     });
                     let queue = reading.queue.clone();
                     self.unassign(&queue);
+                    if let Some(subscribed) = &mut self.subscribed {
+                        let again = Instant::now() + REFUSED_QUEUE;
+                        subscribed.refused.push((queue, again));
+                    }
                 }
             }
         }
@@ -485,6 +725,52 @@ impl Consumer {
     }
 }
 
+/// Where queues begin, and what the group has committed there.
+async fn starts(
+    client: &Client,
+    group: &str,
+    queues: &[Queue],
+    start: StartAt,
+) -> Result<Vec<(Queue, i64, Option<i64>)>, Error> {
+    for queue in queues {
+        client.topic(&queue.topic).await?;
+    }
+    let offsets: Vec<(i64, Option<i64>)> = match start {
+        StartAt::Offset(offset) => vec![(offset, None); queues.len()],
+        _ => {
+            let timestamp_ms = match start {
+                StartAt::Timestamp(timestamp_ms) => Some(timestamp_ms),
+                _ => None,
+            };
+            let group = (start == StartAt::Committed).then_some(group);
+            let known = client.offsets(group, queues, timestamp_ms).await?;
+            known
+                .into_iter()
+                .map(|known| {
+                    let offset = match start {
+                        StartAt::Committed => known.committed.unwrap_or(known.min_offset),
+                        StartAt::Latest => known.max_offset,
+                        StartAt::Timestamp(_) => known.at_timestamp.unwrap_or(known.max_offset),
+                        _ => known.min_offset,
+                    };
+                    (offset, known.committed)
+                })
+                .collect()
+        }
+    };
+    let starts = queues.iter().zip(offsets);
+    Ok(starts
+        .map(|(queue, (offset, committed))| (queue.clone(), offset, committed))
+        .collect())
+}
+
+async fn wait_until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 type Next = Pin<Box<dyn Future<Output = Result<Received, Error>> + Send>>;
 
 /// The messages of a consumer, one after the other, without an end.
@@ -494,6 +780,15 @@ pub struct RecordStream {
 }
 
 impl RecordStream {
+    /// See [`Consumer::close`].
+    pub async fn close(self) -> Result<(), Error> {
+        drop(self.next);
+        match Arc::try_unwrap(self.consumer) {
+            Ok(consumer) => consumer.into_inner().close().await,
+            Err(_) => Ok(()), // The one future that had it as well is gone.
+        }
+    }
+
     /// Commits for the group what the stream has given so far, durably.
     pub async fn commit(&mut self) -> Result<(), Error> {
         // Nothing is lost with it: a message is taken in the turn in which it is given.

@@ -3,10 +3,11 @@
 mod client;
 mod connection;
 mod consumer;
+mod group;
 mod producer;
 
 pub use client::{Client, ClientBuilder, QueueOffsets};
-pub use consumer::{Consumer, ConsumerOptions, RecordStream, StartAt};
+pub use consumer::{Consumer, ConsumerOptions, Rebalance, RecordStream, StartAt};
 pub use producer::{Delivery, Producer, ProducerOptions, Receipt};
 
 use std::time::Duration;
@@ -73,6 +74,6 @@ pub enum Error {
     #[error("the producer is closed")]
     ProducerClosed,
     /// A consumer without queues has nothing to wait for.
-    #[error("the consumer has no queues: assign some first")]
+    #[error("the consumer has no queues: assign some, or subscribe to topics")]
     NothingAssigned,
 }

@@ -141,7 +141,7 @@ settings! {
         "popResponseReturnActualRetryTopic" pop_actual_retry_topic: bool = false, Bounds::Any, "";
 
         /// A member of a consumer group of the native protocol that was silent for so long owns no queue any more. Members send
-        /// a heartbeat five times as often. After a start no queue moves in such groups for as long: lower it by restarts
+        /// a heartbeat five times as often, and every 3 s at least. After a start no queue moves in such groups for as long: lower it by restarts
         /// while no members are connected.
         "nativeSessionTimeoutMillis" native_session_ms: u64 = 10_000, Bounds::Range(1_000, 300_000), "ms";
 

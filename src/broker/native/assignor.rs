@@ -94,7 +94,10 @@ impl<'a> Loads<'a> {
         let Some((_, name, from, to)) = best else {
             return false;
         };
-        let queues = self.topics.get_mut(name).and_then(|t| t.queues.get_mut(from));
+        let queues = self
+            .topics
+            .get_mut(name)
+            .and_then(|t| t.queues.get_mut(from));
         let Some(queue_id) = queues.and_then(BTreeSet::pop_last) else {
             return false;
         };
@@ -136,7 +139,11 @@ pub fn assign(
     }
     let mut orphans = Vec::new();
     for (name, &queues) in topics {
-        let Some(subscribers) = loads.topics.get(name).map(|topic| topic.subscribers.clone()) else {
+        let Some(subscribers) = loads
+            .topics
+            .get(name)
+            .map(|topic| topic.subscribers.clone())
+        else {
             continue;
         };
         for queue_id in 0..queues {
@@ -222,11 +229,17 @@ pub(super) mod tests {
         assert_eq!(given, expected, "every queue, each once");
         for (queue, owner) in shares {
             let wanted = members.get(owner).expect("a live member");
-            assert!(wanted.contains(&queue.topic), "{owner} does not want {queue:?}");
+            assert!(
+                wanted.contains(&queue.topic),
+                "{owner} does not want {queue:?}"
+            );
             for (other, wanted) in members {
                 if wanted.contains(&queue.topic) {
                     let (mine, theirs) = (load_of(shares, owner), load_of(shares, other));
-                    assert!(mine <= theirs + 1, "{owner} has {mine}, {other} has {theirs}");
+                    assert!(
+                        mine <= theirs + 1,
+                        "{owner} has {mine}, {other} has {theirs}"
+                    );
                 }
             }
         }
@@ -235,15 +248,25 @@ pub(super) mod tests {
     fn topics() -> impl Strategy<Value = Topics> {
         prop::collection::vec(0u32..12, 1..5).prop_map(|queues| {
             let named = queues.into_iter().enumerate();
-            named.map(|(number, queues)| (topic(number), queues)).collect()
+            named
+                .map(|(number, queues)| (topic(number), queues))
+                .collect()
         })
     }
 
     /// Members that want each topic or not, as bits.
     fn mixed() -> impl Strategy<Value = Members> {
         prop::collection::btree_map(0usize..12, 0u8..16, 0..8).prop_map(|members| {
-            let wanted = |bits: u8| (0..4).filter(|bit| bits & 1 << bit != 0).map(topic).collect();
-            members.into_iter().map(|(number, bits)| (member(number), wanted(bits))).collect()
+            let wanted = |bits: u8| {
+                (0..4)
+                    .filter(|bit| bits & 1 << bit != 0)
+                    .map(topic)
+                    .collect()
+            };
+            members
+                .into_iter()
+                .map(|(number, bits)| (member(number), wanted(bits)))
+                .collect()
         })
     }
 
@@ -323,7 +346,9 @@ pub(super) mod tests {
     #[test]
     fn a_new_group_spreads_each_topic() {
         let wanted: BTreeSet<Arc<str>> = [topic(0), topic(1)].into();
-        let members: Members = (0..2).map(|number| (member(number), wanted.clone())).collect();
+        let members: Members = (0..2)
+            .map(|number| (member(number), wanted.clone()))
+            .collect();
         let topics: Topics = [(topic(0), 4), (topic(1), 4)].into();
         let shares = assign(&members, &topics, &Shares::new());
         for name in [topic(0), topic(1)] {
@@ -337,7 +362,9 @@ pub(super) mod tests {
     fn the_largest_group_is_shared_out_in_a_blink() {
         let wanted: BTreeSet<Arc<str>> = (0..64).map(topic).collect();
         let topics: Topics = wanted.iter().map(|name| (name.clone(), 64)).collect();
-        let members: Members = (0..1).map(|number| (member(number), wanted.clone())).collect();
+        let members: Members = (0..1)
+            .map(|number| (member(number), wanted.clone()))
+            .collect();
         let one = assign(&members, &topics, &Shares::new());
         let members: Members = (0..1000)
             .map(|number| (Arc::from(format!("m{number}")), wanted.clone()))

@@ -100,7 +100,11 @@ impl Broker {
         }
         let group: Arc<str> = Arc::from(join.group);
         let member_id: MemberId = match join.member_id {
-            "" => Arc::from(format!("{}-{:016x}", client.client_id, self.shard.random_u64())),
+            "" => Arc::from(format!(
+                "{}-{:016x}",
+                client.client_id,
+                self.shard.random_u64()
+            )),
             given => Arc::from(given),
         };
         let existed = self.known_group(&group).is_some();
@@ -197,12 +201,7 @@ impl Broker {
             .spawn(async move { broker.ask_home(id, command, responder).await });
     }
 
-    pub(super) fn native_leave(
-        &self,
-        id: u64,
-        leave: &GroupLeave<'_>,
-        responder: NativeResponder,
-    ) {
+    pub(super) fn native_leave(&self, id: u64, leave: &GroupLeave<'_>, responder: NativeResponder) {
         if let Err(error) = self.check_member(leave.group, leave.member_id, &[]) {
             return self.native_error(responder, id, &error);
         }
@@ -347,9 +346,7 @@ impl Broker {
             }
         };
         let queues_of = |topic: &str| match self.known_topic(topic) {
-            Some(topic) if topic.config.perm & PERM_READ != 0 => {
-                topic.config.read_queue_nums
-            }
+            Some(topic) if topic.config.perm & PERM_READ != 0 => topic.config.read_queue_nums,
             _ => 0,
         };
         let claim = |owned| Claim {
@@ -380,11 +377,16 @@ impl Broker {
                     home.members
                         .insert(member_id.clone(), (member, topics.clone()));
                     let claim = claim(owned);
-                    assigned(home.group.join(now_ms, &member_id, topics, &claim, queues_of))
+                    assigned(
+                        home.group
+                            .join(now_ms, &member_id, topics, &claim, queues_of),
+                    )
                 }
             }
             MemberAsk::Heartbeat { owned } => {
-                let told = home.group.heartbeat(now_ms, &member_id, &claim(owned), queues_of);
+                let told = home
+                    .group
+                    .heartbeat(now_ms, &member_id, &claim(owned), queues_of);
                 if let (Some(_), Some((member, _))) = (&told, home.members.get_mut(&member_id)) {
                     member.last_heartbeat_ms = self.shard.now_ms();
                 }
@@ -396,7 +398,9 @@ impl Broker {
             }
             MemberAsk::BeginCommit { queues } => {
                 let queues = pairs(queues);
-                let allowed = home.group.begin_commit(now_ms, &member_id, generation, &queues);
+                let allowed = home
+                    .group
+                    .begin_commit(now_ms, &member_id, generation, &queues);
                 MemberReply::MayCommit(allowed)
             }
             MemberAsk::EndCommit { queues } => {
@@ -468,11 +472,16 @@ impl Broker {
             let known = meta.consumers.get(name);
             let times = |group: &OnlineGroup| {
                 let mut group = group.clone();
-                group.members.iter_mut().for_each(|m| m.last_heartbeat_ms = 0);
+                group
+                    .members
+                    .iter_mut()
+                    .for_each(|m| m.last_heartbeat_ms = 0);
                 group
             };
             match known {
-                Some(known) => !known.is_native && online.members.is_empty() || times(known) == times(&online),
+                Some(known) => {
+                    !known.is_native && online.members.is_empty() || times(known) == times(&online)
+                }
                 None => online.members.is_empty(),
             }
         };

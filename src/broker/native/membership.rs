@@ -24,7 +24,7 @@ pub struct SessionRules {
 impl SessionRules {
     /// Several heartbeats may get lost.
     pub fn heartbeat_ms(self) -> u64 {
-        (self.timeout_ms / 5).max(1)
+        (self.timeout_ms / 5).clamp(1, 3_000)
     }
 
     /// The same for a member that waits for a queue which its owner has to give up first.
@@ -214,7 +214,8 @@ impl Group {
         let count = self.members.len();
         self.members.retain(|id, member| !goes(id, member));
         let members = &self.members;
-        self.owners.retain(|_, owner| members.contains_key(&owner.member));
+        self.owners
+            .retain(|_, owner| members.contains_key(&owner.member));
         let some_went = self.members.len() < count;
         self.is_dirty |= some_went;
         some_went
@@ -222,14 +223,18 @@ impl Group {
 
     /// Shares the queues out anew if something changed, and gives away what is free.
     fn settle(&mut self, now_ms: u64, queues_of: impl Fn(&str) -> u32) {
-        let subscribed: BTreeSet<&Arc<str>> = self.members.values().flat_map(|m| &m.topics).collect();
+        let subscribed: BTreeSet<&Arc<str>> =
+            self.members.values().flat_map(|m| &m.topics).collect();
         let topics: BTreeMap<Arc<str>, u32> = subscribed
             .into_iter()
             .map(|topic| (topic.clone(), queues_of(topic)))
             .collect();
         self.is_dirty |= topics != self.topics;
         self.topics = topics;
-        if self.settles_ms.is_some_and(|settles_ms| now_ms >= settles_ms) {
+        if self
+            .settles_ms
+            .is_some_and(|settles_ms| now_ms >= settles_ms)
+        {
             self.settles_ms = None;
             self.is_dirty = true;
         }
@@ -276,7 +281,10 @@ impl Group {
         let wants = |id: &MemberId, queue: &GroupQueue| {
             let member = self.members.get(id);
             member.is_some_and(|member| member.topics.contains(&queue.topic))
-                && self.topics.get(&queue.topic).is_some_and(|&queues| queue.queue_id < queues)
+                && self
+                    .topics
+                    .get(&queue.topic)
+                    .is_some_and(|&queues| queue.queue_id < queues)
         };
         let owned = self
             .owners
@@ -303,7 +311,10 @@ impl Group {
     fn told(&self, _now_ms: u64, id: &MemberId) -> Told {
         let owns = |queue: &GroupQueue| self.owners.get(queue).is_some_and(|o| o.member == *id);
         let waits = self.settles_ms.is_some()
-            || self.target.iter().any(|(queue, member)| member == id && !owns(queue));
+            || self
+                .target
+                .iter()
+                .any(|(queue, member)| member == id && !owns(queue));
         let queues = self.members.get(id).map(|member| &member.told);
         Told {
             generation: self.generation,
@@ -470,7 +481,13 @@ mod tests {
                 Message::GroupJoin(join) => {
                     let wanted = join.topics.iter().map(|&topic| Arc::from(topic)).collect();
                     let claim = claim_of(join.generation, &join.owned);
-                    Some(group.join(now_ms, &Arc::from(join.member_id), wanted, &claim, queues_of))
+                    Some(group.join(
+                        now_ms,
+                        &Arc::from(join.member_id),
+                        wanted,
+                        &claim,
+                        queues_of,
+                    ))
                 }
                 Message::GroupHeartbeat(beat) => {
                     let claim = claim_of(beat.generation, &beat.owned);
@@ -499,7 +516,9 @@ mod tests {
                 client.awaits = None;
             }
             let Some(told) = answer.told else {
-                client.membership.refused(answer.token, UNKNOWN_MEMBER, now_ns);
+                client
+                    .membership
+                    .refused(answer.token, UNKNOWN_MEMBER, now_ns);
                 return;
             };
             let queues = told
@@ -517,7 +536,9 @@ mod tests {
                 heartbeat_interval_ms: told.heartbeat_ms as u32,
                 session_timeout_ms: SESSION_MS as u32,
             };
-            client.membership.answered(answer.token, &assignment, now_ns);
+            client
+                .membership
+                .answered(answer.token, &assignment, now_ns);
         }
 
         /// The application looks at what changed.
@@ -560,7 +581,10 @@ mod tests {
                         let now_ns = self.now_ns(number);
                         if !client.is_gone && client.membership.owns(&queue, now_ns) {
                             let other = owners.insert(queue.clone(), number);
-                            assert_eq!(other, None, "{queue:?} has two owners: {other:?}, {number}");
+                            assert_eq!(
+                                other, None,
+                                "{queue:?} has two owners: {other:?}, {number}"
+                            );
                         }
                     }
                 }
@@ -605,9 +629,15 @@ mod tests {
             if !loads.is_empty() {
                 let queues: u32 = self.topics.values().sum();
                 assert_eq!(read.len(), queues as usize, "{read:?}");
-                assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1, "{loads:?}");
+                assert!(
+                    loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1,
+                    "{loads:?}"
+                );
             }
-            self.clients.iter().map(|client| client.reads.clone()).collect()
+            self.clients
+                .iter()
+                .map(|client| client.reads.clone())
+                .collect()
         }
 
         fn changes(&self) -> usize {
@@ -718,7 +748,11 @@ mod tests {
         world.now_ms += 3_000;
         world.calm(2 * SESSION_MS);
         assert_eq!(world.settled(), before);
-        assert_eq!(world.changes(), changes, "no queue left its member, not even for a moment");
+        assert_eq!(
+            world.changes(),
+            changes,
+            "no queue left its member, not even for a moment"
+        );
     }
 
     #[test]
@@ -754,7 +788,10 @@ mod tests {
         let after = world.settled();
         assert_eq!(after[2].len(), 4);
         for client in 0..2 {
-            assert!(after[client].is_subset(&before[client]), "only the newcomer gets queues");
+            assert!(
+                after[client].is_subset(&before[client]),
+                "only the newcomer gets queues"
+            );
         }
         let now_ns = world.now_ns(2);
         world.clients[2].membership.leave(now_ns);
@@ -784,28 +821,49 @@ mod tests {
         let both = [queue("T", 0), queue("T", 1)];
         let a = join(&mut group, 0, "a");
         assert_eq!(a.queues, both);
-        assert_eq!(group.begin_commit(1, "a", a.generation, &both), [true, true]);
+        assert_eq!(
+            group.begin_commit(1, "a", a.generation, &both),
+            [true, true]
+        );
         group.end_commit(&both);
-        assert_eq!(group.begin_commit(1, "a", a.generation - 1, &both), [false, false]);
-        assert_eq!(group.begin_commit(1, "stranger", a.generation, &both), [false, false]);
+        assert_eq!(
+            group.begin_commit(1, "a", a.generation - 1, &both),
+            [false, false]
+        );
+        assert_eq!(
+            group.begin_commit(1, "stranger", a.generation, &both),
+            [false, false]
+        );
         // Asked to give one up, it may still commit it; when it has given it up, not any more.
         let b = join(&mut group, 2, "b");
         assert_eq!(b.queues, []);
         let less = beat(&mut group, 3, "a", &a).unwrap();
         assert_eq!(less.queues, both[..1]);
-        assert_eq!(group.begin_commit(4, "a", less.generation, &both), [true, true]);
+        assert_eq!(
+            group.begin_commit(4, "a", less.generation, &both),
+            [true, true]
+        );
         // While that is on its way, nobody else gets the queue.
         beat(&mut group, 5, "a", &less).unwrap();
         assert_eq!(beat(&mut group, 6, "b", &b).unwrap().queues, []);
         group.end_commit(&both);
         let b = beat(&mut group, 7, "b", &b).unwrap();
         assert_eq!(b.queues, both[1..]);
-        assert_eq!(group.begin_commit(8, "a", less.generation, &both), [true, false]);
+        assert_eq!(
+            group.begin_commit(8, "a", less.generation, &both),
+            [true, false]
+        );
         group.end_commit(&both[..1]);
         // Silent for too long, it owns nothing.
         beat(&mut group, SESSION_MS, "b", &b).unwrap();
-        assert_eq!(group.begin_commit(5 + SESSION_MS, "a", less.generation, &both), [false, false]);
+        assert_eq!(
+            group.begin_commit(5 + SESSION_MS, "a", less.generation, &both),
+            [false, false]
+        );
         assert_eq!(beat(&mut group, 5 + SESSION_MS, "a", &less), None);
-        assert_eq!(beat(&mut group, 6 + SESSION_MS, "b", &b).unwrap().queues, both);
+        assert_eq!(
+            beat(&mut group, 6 + SESSION_MS, "b", &b).unwrap().queues,
+            both
+        );
     }
 }

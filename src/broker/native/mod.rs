@@ -27,12 +27,12 @@ use crate::broker::error::BrokerError;
 use crate::broker::send_plan::{Plan, SendHeader, plan};
 use crate::server::connection::NativeResponder;
 use crate::shard::meta::Topic;
-use crate::wire::native::{VERSION, feature};
 use crate::wire::native::frame::{FRAME_BYTES_MAX, Frame};
 use crate::wire::native::message::{
     Encoder, Envelope, Hello, HelloReply, Message, Metadata, MetadataReply, QueueMetadata,
     ShardAddress, TopicMetadata,
 };
+use crate::wire::native::{VERSION, feature};
 use crate::wire::remoting::code::response;
 use fetch::FetchSession;
 use groups::Groups;
