@@ -33,6 +33,7 @@ mod malformed;
 mod many_queues;
 mod metrics;
 mod native;
+mod native_glommio;
 mod native_groups;
 mod partitions;
 mod pop;

@@ -10,12 +10,12 @@ use ringmq_wire_native::message::{
     Envelope, Message, Metadata, OffsetCommit, OffsetQuery, QueueOffset, QueueTime,
 };
 
+use super::connection::Connection;
+use super::consumer::{Consumer, ConsumerOptions};
+use super::producer::{Producer, ProducerOptions};
 use crate::core::link::Welcome;
 use crate::core::routes::{Queue, Routes, Topic};
-use crate::shell::Error;
-use crate::shell::connection::Connection;
-use crate::shell::consumer::{Consumer, ConsumerOptions};
-use crate::shell::producer::{Producer, ProducerOptions};
+use crate::error::Error;
 
 /// What is known of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]

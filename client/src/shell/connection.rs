@@ -11,14 +11,11 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use ringmq_wire_native::frame::Frame;
 use ringmq_wire_native::message::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout;
 
+use super::rt::{self, Reader, Writer};
 use crate::core::link::{Incoming, Link, Welcome};
-use crate::shell::Error;
+use crate::error::Error;
 
 /// Slices of one write.
 const SLICES_MAX: usize = 64;
@@ -101,13 +98,9 @@ impl Connection {
             reason,
         };
         let opening = async {
-            let stream = TcpStream::connect(address)
+            let (mut reader, mut writer) = rt::connect(address)
                 .await
                 .map_err(|error| refused(error.to_string()))?;
-            stream
-                .set_nodelay(true)
-                .map_err(|error| refused(error.to_string()))?;
-            let (mut reader, mut writer) = stream.into_split();
             let mut link = Link::new(client_id, credentials);
             let mut out = std::mem::take(link.out());
             write_all(&mut writer, &mut out)
@@ -122,8 +115,7 @@ impl Connection {
                     Some(Incoming::Answer(..)) => {}
                     None => {
                         input.reserve(READ_BYTES);
-                        let bytes = reader
-                            .read_buf(&mut input)
+                        let bytes = rt::read(&mut reader, &mut input)
                             .await
                             .map_err(|error| refused(error.to_string()))?;
                         if bytes == 0 {
@@ -136,9 +128,9 @@ impl Connection {
                 }
             }
         };
-        let (reader, writer, link, input, welcome) = timeout(limit, opening)
+        let (reader, writer, link, input, welcome) = rt::timeout(limit, opening)
             .await
-            .map_err(|_| refused(format!("no answer within {limit:?}")))??;
+            .ok_or_else(|| refused(format!("no answer within {limit:?}")))??;
         let state = Arc::new(Shared {
             state: Mutex::new(State {
                 link,
@@ -151,11 +143,11 @@ impl Connection {
         });
         let (read, written) = (state.clone(), state.clone());
         let (read_address, written_address) = (address.to_owned(), address.to_owned());
-        tokio::spawn(async move {
+        rt::spawn(async move {
             let reason = read_all(reader, input, &read).await;
             read.close(&read_address, &reason);
         });
-        tokio::spawn(async move {
+        rt::spawn(async move {
             if let Err(error) = write_while_open(writer, &written).await {
                 written.close(&written_address, &error.to_string());
             }
@@ -213,13 +205,13 @@ impl Connection {
     ) -> Result<Frame, Error> {
         let (sender, receiver) = oneshot::channel();
         let id = self.begin(message, payload, Some(Waiter::Once(sender)))?;
-        match timeout(limit, receiver).await {
-            Ok(Ok(frame)) => Ok(frame),
-            Ok(Err(_)) => {
+        match rt::timeout(limit, receiver).await {
+            Some(Ok(frame)) => Ok(frame),
+            Some(Err(_)) => {
                 let reason = self.state.lock().closed.clone();
                 Err(self.closed(&reason.unwrap_or_default()))
             }
-            Err(_) => {
+            None => {
                 self.state.lock().waiting.remove(&id);
                 Err(Error::Timeout(limit))
             }
@@ -262,14 +254,14 @@ impl Drop for Connection {
     }
 }
 
-async fn write_all(writer: &mut OwnedWriteHalf, out: &mut VecDeque<Bytes>) -> io::Result<()> {
+async fn write_all(writer: &mut Writer, out: &mut VecDeque<Bytes>) -> io::Result<()> {
     while !out.is_empty() {
         let slices: Vec<IoSlice<'_>> = out
             .iter()
             .take(SLICES_MAX)
             .map(|part| IoSlice::new(part))
             .collect();
-        let mut bytes = writer.write_vectored(&slices).await?;
+        let mut bytes = rt::write(writer, &slices).await?;
         if bytes == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
@@ -287,7 +279,7 @@ async fn write_all(writer: &mut OwnedWriteHalf, out: &mut VecDeque<Bytes>) -> io
 }
 
 /// Writes what comes until the connection is closed.
-async fn write_while_open(mut writer: OwnedWriteHalf, shared: &Shared) -> io::Result<()> {
+async fn write_while_open(mut writer: Writer, shared: &Shared) -> io::Result<()> {
     loop {
         let (mut out, closed) = {
             let mut state = shared.lock();
@@ -296,7 +288,7 @@ async fn write_while_open(mut writer: OwnedWriteHalf, shared: &Shared) -> io::Re
             (out, state.closed.is_some())
         };
         if closed {
-            return writer.shutdown().await;
+            return rt::shutdown(&mut writer).await;
         }
         if out.is_empty() {
             shared.work.notified().await;
@@ -308,7 +300,7 @@ async fn write_while_open(mut writer: OwnedWriteHalf, shared: &Shared) -> io::Re
 }
 
 /// Reads until the connection ends, and says why it did.
-async fn read_all(mut reader: OwnedReadHalf, mut input: BytesMut, shared: &Shared) -> String {
+async fn read_all(mut reader: Reader, mut input: BytesMut, shared: &Shared) -> String {
     loop {
         loop {
             let mut state = shared.lock();
@@ -329,7 +321,7 @@ async fn read_all(mut reader: OwnedReadHalf, mut input: BytesMut, shared: &Share
         }
         let wanted = Link::bytes_wanted(&input);
         input.reserve(wanted.clamp(READ_BYTES, READ_BYTES_MAX));
-        match reader.read_buf(&mut input).await {
+        match rt::read(&mut reader, &mut input).await {
             Ok(0) => return "the broker closed it".to_owned(),
             Ok(_) => {}
             Err(error) => return error.to_string(),

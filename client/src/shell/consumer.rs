@@ -5,11 +5,10 @@
 //! again, and its queues go on where the last record came from.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -17,16 +16,16 @@ use ringmq_wire_native::code::STALE_MEMBER;
 use ringmq_wire_native::frame::{Frame, Sections};
 use ringmq_wire_native::message::{Fetch, FetchQueue, FilterKind, Message};
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::{Instant, sleep, sleep_until};
 
+use super::client::{Client, read, unexpected};
+use super::connection::{Answers, Connection, Place};
+use super::group::Member;
+use super::rt;
 use crate::core::group::Membership;
 use crate::core::link::LinkError;
 use crate::core::message::Received;
 use crate::core::routes::Queue;
-use crate::shell::Error;
-use crate::shell::client::{Client, read, unexpected};
-use crate::shell::connection::{Answers, Connection, Place};
-use crate::shell::group::Member;
+use crate::error::Error;
 
 /// Wait before a lost connection is opened again.
 const RECONNECT: Duration = Duration::from_millis(200);
@@ -234,7 +233,7 @@ impl Consumer {
             let member = subscribed.member.clone();
             drop(subscribed);
             let limit = self.client.request_timeout();
-            let _ = tokio::time::timeout(limit, member.left()).await;
+            let _ = rt::timeout(limit, member.left()).await;
         }
         committed
     }
@@ -394,7 +393,7 @@ impl Consumer {
             let starts = match starts.await {
                 Ok(starts) => starts,
                 Err(error) => {
-                    sleep(RECONNECT).await;
+                    rt::sleep(RECONNECT).await;
                     return Err(error);
                 }
             };
@@ -563,7 +562,7 @@ impl Consumer {
                     Ok(opened) => self.lanes[index].connection = Some(opened),
                     Err(error) => {
                         if self.subscribed.is_some() {
-                            sleep(RECONNECT).await;
+                            rt::sleep(RECONNECT).await;
                         }
                         return Err(error);
                     }
@@ -581,7 +580,7 @@ impl Consumer {
                     answer = self.incoming.recv() => answer,
                     () = member.rings.notified() => return Ok(()),
                     () = wait_until(wakes) => return Ok(()),
-                    () = sleep(member.lease_left()), if !self.readings.is_empty() => return Ok(()),
+                    () = rt::sleep(member.lease_left()), if !self.readings.is_empty() => return Ok(()),
                 }
             }
         };
@@ -597,7 +596,7 @@ impl Consumer {
             Ok(frame) => self.take_answer(index, &frame),
             Err(_) => {
                 self.lost(index);
-                sleep(RECONNECT).await;
+                rt::sleep(RECONNECT).await;
                 Ok(())
             }
         }
@@ -766,12 +765,12 @@ async fn starts(
 
 async fn wait_until(time: Option<Instant>) {
     match time {
-        Some(time) => sleep_until(time).await,
+        Some(time) => rt::sleep(time.saturating_duration_since(Instant::now())).await,
         None => std::future::pending().await,
     }
 }
 
-type Next = Pin<Box<dyn Future<Output = Result<Received, Error>> + Send>>;
+type Next = rt::BoxFuture<Result<Received, Error>>;
 
 /// The messages of a consumer, one after the other, without an end.
 pub struct RecordStream {

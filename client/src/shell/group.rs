@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use ringmq_wire_native::feature;
 use ringmq_wire_native::message::Message;
 use tokio::sync::Notify;
-use tokio::time::sleep;
 
+use super::client::{Client, read, unexpected};
+use super::rt;
 use crate::core::group::{Membership, Request};
-use crate::shell::Error;
-use crate::shell::client::{Client, read, unexpected};
+use crate::error::Error;
 
 /// How long an answer to a heartbeat may take at most.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -47,7 +47,7 @@ impl Member {
             left: Notify::new(),
         });
         let own = member.clone();
-        tokio::spawn(async move { own.beat(client).await });
+        rt::spawn(async move { own.beat(client).await });
         member
     }
 
@@ -131,7 +131,7 @@ impl Member {
                 None => {
                     let wait = Duration::from_nanos(due_ns.saturating_sub(self.now_ns()));
                     tokio::select! {
-                        () = sleep(wait) => {}
+                        () = rt::sleep(wait) => {}
                         () = self.work.notified() => {}
                     }
                 }

@@ -12,13 +12,13 @@ use ringmq_wire_native::frame::{PREFIX_BYTES, padded};
 use ringmq_wire_native::message::{Ack, Message as Body, Produce, ProduceQueue};
 use ringmq_wire_native::properties::hash_code;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{sleep, sleep_until};
 
+use super::client::{Client, read, unexpected};
+use super::rt;
 use crate::core::batch::{Batch, BatchOptions, Batcher};
 use crate::core::message::Message;
 use crate::core::routes::Queue;
-use crate::shell::Error;
-use crate::shell::client::{Client, read, unexpected};
+use crate::error::Error;
 
 /// The broker is busy with what it has: again a little later.
 const SYSTEM_BUSY: i32 = 2;
@@ -152,7 +152,7 @@ impl Producer {
             landed: Notify::new(),
             options,
         });
-        tokio::spawn(run(shared.clone()));
+        rt::spawn(run(shared.clone()));
         Self { shared }
     }
 
@@ -296,15 +296,15 @@ async fn run(shared: Arc<Shared>) {
         for ((address, kind), batches) in frames {
             for batches in into_frames(batches) {
                 let (shared, address) = (shared.clone(), address.clone());
-                tokio::spawn(async move { send(&shared, address, kind, batches).await });
+                rt::spawn(async move { send(&shared, address, kind, batches).await });
             }
         }
         match due_ns {
             Some(due_ns) => {
-                let due = shared.begun + Duration::from_nanos(due_ns);
+                let wait = Duration::from_nanos(due_ns.saturating_sub(shared.now_ns()));
                 tokio::select! {
                     () = shared.work.notified() => {}
-                    () = sleep_until(due.into()) => {}
+                    () = rt::sleep(wait) => {}
                 }
             }
             None => shared.work.notified().await,
@@ -409,7 +409,7 @@ async fn send(shared: &Shared, address: Option<String>, kind: usize, batches: Ve
         flying = again;
         if !flying.is_empty() {
             tries += 1;
-            sleep(backoff).await;
+            rt::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }

@@ -671,10 +671,10 @@ mod tests {
             12 => who.clone().prop_map(Event::Hear),
             1 => who.clone().prop_map(Event::LoseRequest),
             1 => who.clone().prop_map(Event::LoseAnswer),
-            3 => who.clone().prop_map(Event::GiveUp),
+            6 => who.clone().prop_map(Event::GiveUp),
             10 => who.clone().prop_map(Event::Act),
-            2 => Just(Event::Join),
-            1 => who.clone().prop_map(Event::Leave),
+            4 => Just(Event::Join),
+            2 => who.clone().prop_map(Event::Leave),
             1 => who.clone().prop_map(Event::Die),
             1 => who.prop_map(Event::Grow),
             1 => Just(Event::Restart),
@@ -691,10 +691,11 @@ mod tests {
             world.add();
             world.add();
             for event in events {
-                let who = |number: usize, world: &World| number % world.clients.len();
                 let alive = |number: usize, world: &World| {
-                    let at = who(number, world);
-                    (!world.clients[at].is_gone).then_some(at)
+                    let alive: Vec<usize> = (0..world.clients.len())
+                        .filter(|&client| !world.clients[client].is_gone)
+                        .collect();
+                    (!alive.is_empty()).then(|| alive[number % alive.len()])
                 };
                 match event {
                     Event::Time(ms) => world.now_ms += ms,
@@ -703,16 +704,16 @@ mod tests {
                     Event::Hear(at) => if !world.answers.is_empty() { world.hear(at % world.answers.len()) },
                     Event::LoseRequest(at) => drop(world.requests.remove(at)),
                     Event::LoseAnswer(at) => drop(world.answers.remove(at)),
-                    Event::GiveUp(number) => { let at = who(number, &world); world.give_up_waiting(at) }
+                    Event::GiveUp(number) => if let Some(at) = alive(number, &world) { world.give_up_waiting(at) },
                     Event::Act(number) => if let Some(at) = alive(number, &world) { world.act(at) },
-                    Event::Join => if world.clients.len() < 8 { world.add() },
+                    Event::Join => if world.clients.iter().filter(|client| !client.is_gone).count() < 4 { world.add() },
                     Event::Leave(number) => if let Some(at) = alive(number, &world) {
                         let now_ns = world.now_ns(at);
                         world.clients[at].membership.leave(now_ns);
                         world.ask(at);
                         world.clients[at].is_gone = true;
                     },
-                    Event::Die(number) => { let at = who(number, &world); world.clients[at].is_gone = true; }
+                    Event::Die(number) => if let Some(at) = alive(number, &world) { world.clients[at].is_gone = true },
                     Event::Grow(number) => {
                         let topic = if number % 2 == 0 { "T" } else { "U" };
                         let queues = world.topics.get_mut(topic).unwrap();
@@ -734,6 +735,38 @@ mod tests {
             world.calm(SESSION_MS);
             prop_assert_eq!(world.changes(), changes, "what is settled stays");
         }
+    }
+
+    #[test]
+    fn what_a_member_said_before_it_heard_of_its_queues_frees_none_of_them() {
+        let mut world = World::new(&[("T", 2)]);
+        world.add();
+        world.ask(0);
+        world.serve(0); // This answer takes long.
+        world.give_up_waiting(0);
+        world.now_ms += 300;
+        world.ask(0); // It says that it owns nothing, and takes longer.
+        world.give_up_waiting(0);
+        world.now_ms += 300;
+        world.ask(0);
+        world.serve(1);
+        world.hear(1);
+        world.act(0);
+        assert_eq!(world.clients[0].reads.len(), 2);
+        // One queue is to go to a second member, before the first one hears of it.
+        world.add();
+        world.ask(1);
+        world.serve(1);
+        world.serve(0);
+        world.now_ms += 300;
+        world.hear(1);
+        world.ask(1);
+        world.serve(0);
+        world.hear(2);
+        world.check();
+        assert!(world.clients[1].membership.new_queues().1.is_empty());
+        world.calm(SESSION_MS);
+        world.settled();
     }
 
     #[test]

@@ -1,14 +1,4 @@
-//! The shell for tokio: sockets, tasks and clocks around the core.
-
-mod client;
-mod connection;
-mod consumer;
-mod group;
-mod producer;
-
-pub use client::{Client, ClientBuilder, QueueOffsets};
-pub use consumer::{Consumer, ConsumerOptions, Rebalance, RecordStream, StartAt};
-pub use producer::{Delivery, Producer, ProducerOptions, Receipt};
+//! Why something could not be done, whatever the runtime.
 
 use std::time::Duration;
 
