@@ -383,3 +383,159 @@ impl Membership {
         self.due_ns = now_ns;
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SESSION_MS: u32 = 10_000;
+
+    fn assignment<'a>(generation: i64, queue_ids: &[u32]) -> Assignment<'a> {
+        Assignment {
+            member_id: "m",
+            generation,
+            queues: vec![TopicQueues {
+                topic: "T",
+                queue_ids: queue_ids.to_vec(),
+            }],
+            heartbeat_interval_ms: 2_000,
+            session_timeout_ms: SESSION_MS,
+        }
+    }
+
+    fn queue(queue_id: u32) -> Queue {
+        Queue::new("T", queue_id)
+    }
+
+    /// Asks at one time and is answered at another.
+    fn hear(membership: &mut Membership, sent_ns: u64, now_ns: u64, told: &Assignment<'_>) {
+        let request = membership.request(sent_ns).unwrap();
+        membership.answered(request.token, told, now_ns);
+    }
+
+    fn member(queue_ids: &[u32]) -> Membership {
+        let mut membership = Membership::new("g", "m", vec!["T".to_owned()]);
+        hear(&mut membership, 0, MS, &assignment(1, queue_ids));
+        let (generation, new) = membership.new_queues();
+        assert_eq!(membership.taken(generation, &new), []);
+        membership
+    }
+
+    #[test]
+    fn a_lease_ends_nine_tenths_of_a_session_after_the_answered_heartbeat_was_sent() {
+        let mut membership = member(&[0, 1]);
+        assert!(membership.owns(&queue(0), 9_000 * MS - 1));
+        assert!(!membership.owns(&queue(0), 9_000 * MS));
+        hear(
+            &mut membership,
+            2_000 * MS,
+            8_000 * MS,
+            &assignment(1, &[0, 1]),
+        );
+        assert!(membership.owns(&queue(1), 11_000 * MS - 1));
+        membership.tick(11_000 * MS);
+        assert_eq!(membership.take_lost(), [queue(0), queue(1)]);
+        // It comes back and says that it owns nothing.
+        let request = membership.request(11_000 * MS).unwrap();
+        match request.message() {
+            Message::GroupJoin(join) => assert_eq!((join.generation, join.owned.len()), (1, 0)),
+            other => panic!("{other:?}"),
+        }
+        // An answer that took longer than the lease is none.
+        membership.answered(request.token, &assignment(2, &[0]), 20_000 * MS);
+        assert!(membership.new_queues().1.is_empty());
+    }
+
+    #[test]
+    fn a_queue_is_ours_until_it_is_released_and_then_the_broker_hears_of_it_at_once() {
+        let mut membership = member(&[0, 1]);
+        hear(
+            &mut membership,
+            2_000 * MS,
+            2_000 * MS,
+            &assignment(2, &[0]),
+        );
+        assert!(membership.owns(&queue(1), 2_000 * MS));
+        assert!(
+            membership.request(2_001 * MS).is_none(),
+            "nothing to say yet"
+        );
+        assert_eq!(membership.unwanted(), [queue(1)]);
+        membership.released(&[queue(1)], 2_002 * MS);
+        assert!(!membership.owns(&queue(1), 2_002 * MS));
+        let request = membership.request(2_002 * MS).unwrap();
+        match request.message() {
+            Message::GroupHeartbeat(beat) => {
+                assert_eq!(
+                    (beat.generation, &beat.owned[0].queue_ids[..]),
+                    (2, &[0][..])
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_queue_that_is_not_to_go_any_more_stays_if_nobody_has_begun_to_give_it_up() {
+        let mut membership = member(&[0]);
+        hear(&mut membership, 2_000 * MS, 2_000 * MS, &assignment(2, &[]));
+        hear(
+            &mut membership,
+            4_000 * MS,
+            4_000 * MS,
+            &assignment(3, &[0]),
+        );
+        assert!(!membership.has_news());
+        hear(&mut membership, 6_000 * MS, 6_000 * MS, &assignment(4, &[]));
+        assert_eq!(membership.unwanted(), [queue(0)]);
+        membership.tick(6_100 * MS);
+        let request = membership.request(8_000 * MS).unwrap();
+        membership.answered(request.token, &assignment(5, &[0]), 8_000 * MS);
+        assert_eq!(membership.unwanted(), [queue(0)], "what has begun is ended");
+        membership.released(&[queue(0)], 8_001 * MS);
+        hear(
+            &mut membership,
+            8_001 * MS,
+            8_002 * MS,
+            &assignment(5, &[0]),
+        );
+        assert_eq!(membership.new_queues().1, [queue(0)]);
+    }
+
+    #[test]
+    fn a_queue_that_went_and_came_while_it_was_looked_up_is_looked_up_again() {
+        let mut membership = Membership::new("g", "m", vec!["T".to_owned()]);
+        hear(&mut membership, 0, 0, &assignment(1, &[0]));
+        let (generation, new) = membership.new_queues();
+        hear(&mut membership, 2_000 * MS, 2_000 * MS, &assignment(2, &[]));
+        hear(
+            &mut membership,
+            2_000 * MS,
+            2_001 * MS,
+            &assignment(3, &[0]),
+        );
+        assert_eq!(membership.taken(generation, &new), [queue(0)]);
+        assert_eq!(membership.new_queues(), (3, vec![queue(0)]));
+    }
+
+    #[test]
+    fn a_broker_that_has_forgotten_a_member_is_told_what_it_owns() {
+        let mut membership = member(&[0, 2]);
+        let request = membership.request(2_000 * MS).unwrap();
+        assert!(!membership.refused(request.token, UNKNOWN_MEMBER, 2_001 * MS));
+        let request = membership.request(2_001 * MS).unwrap();
+        match request.message() {
+            Message::GroupJoin(join) => {
+                assert_eq!((join.member_id, join.generation), ("m", 1));
+                assert_eq!(join.owned[0].queue_ids, [0, 2]);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(membership.owns(&queue(2), 2_001 * MS));
+        assert!(
+            !membership.has_news(),
+            "the application hears nothing of it"
+        );
+    }
+}

@@ -4,7 +4,7 @@
 //! While the application looks at what one fetch brought, the next one is on its way. A connection that is lost is opened
 //! again, and its queues go on where the last record came from.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -389,6 +389,11 @@ impl Consumer {
         }
         let (generation, new) = member.with(|membership, _| membership.new_queues());
         if !new.is_empty() {
+            // The topic may have grown since it was asked for, and is not to be made again if it is gone.
+            let topics: BTreeSet<&str> = new.iter().map(|queue| &queue.topic[..]).collect();
+            for topic in topics {
+                self.client.queues(topic).await?;
+            }
             let starts = starts(&self.client, &self.group, &new, StartAt::Committed);
             let starts = match starts.await {
                 Ok(starts) => starts,

@@ -140,7 +140,7 @@ impl Group {
             self.members.insert(id.clone(), member);
         }
         self.settle(now_ms, queues_of);
-        self.told(now_ms, id)
+        self.told(id)
     }
 
     /// What a member of the former life owns is still its own, if nobody else has come with it.
@@ -178,7 +178,7 @@ impl Group {
         }
         self.hear(now_ms, id, claim);
         self.settle(now_ms, queues_of);
-        Some(self.told(now_ms, id))
+        Some(self.told(id))
     }
 
     fn hear(&mut self, now_ms: u64, id: &MemberId, claim: &Claim) {
@@ -308,7 +308,7 @@ impl Group {
         assign(&members, &self.topics, &current)
     }
 
-    fn told(&self, _now_ms: u64, id: &MemberId) -> Told {
+    fn told(&self, id: &MemberId) -> Told {
         let owns = |queue: &GroupQueue| self.owners.get(queue).is_some_and(|o| o.member == *id);
         let waits = self.settles_ms.is_some()
             || self
