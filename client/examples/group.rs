@@ -13,10 +13,15 @@ async fn main() -> Result<(), Error> {
 pub async fn run(address: &str) -> Result<(), Error> {
     let client = Client::connect(address).await?;
     client.create_topic("shared-work", 4).await?;
+    let (got, mut who_got) = tokio::sync::mpsc::unbounded_channel();
     let members = ["first", "second"].map(|name| {
         let mut consumer = client.subscribe("workers", &["shared-work"]);
+        let got = got.clone();
         consumer.on_rebalance(move |change| match change {
-            Rebalance::Assigned(queues) => println!("{name}: got {} queues", queues.len()),
+            Rebalance::Assigned(queues) => {
+                println!("{name}: got {} queues", queues.len());
+                let _ = got.send(name);
+            }
             Rebalance::Revoked(queues) => println!("{name}: gave up {} queues", queues.len()),
             Rebalance::Lost(queues) => println!("{name}: lost {} queues", queues.len()),
         });
@@ -34,6 +39,11 @@ pub async fn run(address: &str) -> Result<(), Error> {
             }
             consumer.close().await
         });
+    }
+    // The second one gets its share when the first one has given it up.
+    let mut with_queues = std::collections::BTreeSet::new();
+    while with_queues.len() < 2 {
+        with_queues.extend(who_got.recv().await);
     }
     let producer = client.producer();
     for number in 0..100 {

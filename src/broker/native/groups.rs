@@ -111,12 +111,12 @@ impl Broker {
         let topics: BTreeSet<Arc<str>> = join.topics.iter().map(|&topic| topic.into()).collect();
         let command = MemberCommand {
             group: group.clone(),
-            member_id,
+            member_id: member_id.clone(),
             generation: join.generation,
             ask: MemberAsk::Join {
                 connection: responder.connection.id(),
                 client: ClientInfo {
-                    client_id: client.client_id.clone(),
+                    client_id: member_id,
                     address: responder.connection.peer(),
                     language: LANGUAGES.iter().position(|&l| l == "RUST").unwrap_or(0) as u8,
                     version: REMOTING_VERSION,
