@@ -2,8 +2,8 @@
 //!
 //! [`Link`](link::Link) is one connection's frames, [`Batcher`](batch::Batcher) decides when records leave,
 //! [`Message`](message::Message) becomes a stored record here, [`Routes`](routes::Routes) knows queues and their cores,
-//! [`Membership`](group::Membership) which queues of a group are ours. A shell for a runtime (the module `tokio` is one) moves
-//! bytes and waits.
+//! [`Membership`](group::Membership) which queues of a group are ours. A shell for a runtime (there are two, for tokio and for
+//! glommio) moves bytes and waits.
 
 pub mod batch;
 pub mod group;
