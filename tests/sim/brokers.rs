@@ -184,20 +184,31 @@ pub async fn follow_retention(
     }
 }
 
-/// Whether retention has removed the message at this place here.
-pub fn was_removed(shard: &Shard<SimEnv>, at: PhysicalOffset) -> bool {
-    let Some((id, position)) = at.split() else {
-        breach(format!("{at:?} is no place"));
+/// An acknowledged message: where clients find it, and where its record lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored {
+    pub queue: QueueKey,
+    pub offset: i64,
+    pub at: PhysicalOffset,
+}
+
+/// Whether retention has removed a message here. The tables forget a segment before its file goes, and a crash in between leaves the
+/// file, which may then stay until the next pass.
+pub fn was_removed(shard: &Shard<SimEnv>, stored: &Stored) -> bool {
+    let Some((id, position)) = stored.at.split() else {
+        breach(format!("{stored:?} is no place"));
     };
     let log = shard.logs().find(|log| log.id() == id).unwrap();
-    position < log.start_position()
+    let start = log.start_position();
+    let is_forgotten = stored.offset < log.bounds(stored.queue).min_offset;
+    let is_next = position.0 < start.0 + log.options().segment_bytes;
+    position < start || is_forgotten && is_next
 }
 
 /// The same, or is just doing so.
-pub async fn is_removed(env: &SimEnv, shard: &Shard<SimEnv>, at: PhysicalOffset) -> bool {
+pub async fn is_removed(env: &SimEnv, shard: &Shard<SimEnv>, stored: &Stored) -> bool {
     let removed = async {
-        // The tables forget a segment before it goes.
-        while !was_removed(shard, at) {
+        while !was_removed(shard, stored) {
             env.sleep(Duration::from_millis(10)).await;
         }
     };

@@ -43,8 +43,8 @@ use ringmq::wire::remoting::code::{request, response};
 use ringmq::wire::remoting::command::Outgoing;
 
 use crate::brokers::{
-    LOGS, QUEUES, SECRET, SEGMENT_BYTES, TOPIC, accept, compare_log, follow_retention, is_removed,
-    make_topic, manifest_like, message, plant, retain, shape_of, shard_options,
+    LOGS, QUEUES, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log, follow_retention,
+    is_removed, make_topic, manifest_like, message, plant, retain, shape_of, shard_options,
 };
 use crate::controllers::{self, GROUP, Line, Parliament, local_ns};
 use crate::ledger::{breach, caught};
@@ -693,8 +693,13 @@ impl Group {
             }
         }
         self.counts.borrow_mut().checked += due.len() as u64;
-        for (place, digest, at_there) in due {
-            if here.get(&place) != Some(&digest) && !is_removed(env, shard, at_there).await {
+        for (place, digest, stored_at) in due {
+            let stored = Stored {
+                queue: ShardHandle::key(&topic, place.0),
+                offset: place.1,
+                at: stored_at,
+            };
+            if here.get(&place) != Some(&digest) && !is_removed(env, shard, &stored).await {
                 let what = match here.contains_key(&place) {
                     true => "has another message",
                     false => "has nothing",

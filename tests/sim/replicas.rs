@@ -11,21 +11,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringmq::base::offset::PhysicalOffset;
 use ringmq::ha::master::StreamTimes;
 use ringmq::ha::replica_window::ReplicaRules;
 use ringmq::ha::slave::{SlaveOptions, follow};
 use ringmq::io::env::Env;
 use ringmq::io::sim::{Crash, Faults, Latency, SimEnv, SimNetwork, SimOptions, SimWorld};
-use ringmq::shard::message::{Copies, MessageFilter, Pull, QueueKey, ShardReply, ShardRequest};
+use ringmq::shard::message::{Copies, MessageFilter, Pull, ShardReply, ShardRequest};
 use ringmq::shard::replication::MasterRules;
 use ringmq::shard::{Role, Shard, ShardHandle};
 use ringmq::store::manifest::Manifest;
 use ringmq::wire::record::RecordView;
 
 use crate::brokers::{
-    LOGS, QUEUES, SECRET, SEGMENT_BYTES, TOPIC, accept, compare_log, follow_retention, is_removed,
-    make_topic, manifest_like, message, plant, retain, shape_of, shard_options, was_removed,
+    LOGS, QUEUES, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log, follow_retention,
+    is_removed, make_topic, manifest_like, message, plant, retain, shape_of, shard_options,
+    was_removed,
 };
 use crate::ledger::{breach, caught};
 use crate::store::Bell;
@@ -43,9 +43,7 @@ const TIMES: StreamTimes = StreamTimes {
 /// A message that was acknowledged with enough copies.
 #[derive(Clone)]
 struct Promise {
-    queue: QueueKey,
-    offset: i64,
-    place: PhysicalOffset,
+    stored: Stored,
     body: Vec<u8>,
 }
 
@@ -313,12 +311,12 @@ impl Pair {
         self.counts.borrow_mut().checked += promises.len() as u64;
         self.world.block_on(async {
             for promise in promises {
-                if was_removed(&shard, promise.place) {
+                if was_removed(&shard, &promise.stored) {
                     continue;
                 }
                 let pull = Pull {
-                    queue: promise.queue,
-                    offset: promise.offset,
+                    queue: promise.stored.queue,
+                    offset: promise.stored.offset,
                     messages_max: 1,
                     bytes_max: 1,
                     filter: MessageFilter::All,
@@ -340,14 +338,14 @@ impl Pair {
                 let found = within(&env, Duration::from_secs(5), ask).await;
                 let body = found.and_then(|bytes| {
                     let record = RecordView::parse_checked(&bytes).ok()?;
-                    (record.queue_offset() == promise.offset).then(|| record.body().to_vec())
+                    (record.queue_offset() == promise.stored.offset).then(|| record.body().to_vec())
                 });
                 if body.as_deref() != Some(&promise.body[..])
-                    && !is_removed(&env, &shard, promise.place).await
+                    && !is_removed(&env, &shard, &promise.stored).await
                 {
                     breach(format!(
                         "{when}: machine {node} does not have what was acknowledged at {:?} offset {}",
-                        promise.queue, promise.offset
+                        promise.stored.queue, promise.stored.offset
                     ));
                 }
             }
@@ -430,12 +428,12 @@ impl Pair {
                         match appended.copies {
                             Copies::Enough => {
                                 counts.acknowledged += 1;
-                                promises.borrow_mut().push(Promise {
+                                let stored = Stored {
                                     queue,
                                     offset: appended.queue_offset,
-                                    place: appended.physical_offsets[0],
-                                    body,
-                                });
+                                    at: appended.physical_offsets[0],
+                                };
+                                promises.borrow_mut().push(Promise { stored, body });
                             }
                             Copies::NoSlave => counts.alone += 1,
                             Copies::Late => counts.late += 1,
