@@ -5,7 +5,7 @@
 //! it, or until the lease is over: nine tenths of the session timeout after the last answered heartbeat was *sent*. The broker
 //! counts the whole timeout from when that heartbeat came, so it never gives a queue away that is still ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringmq_wire_native::code::UNKNOWN_MEMBER;
 use ringmq_wire_native::message::{
@@ -242,15 +242,15 @@ impl Membership {
         self.lease_ends_ns = lease_ends_ns;
         self.generation = assignment.generation;
         self.due_ns = sent_ns + u64::from(assignment.heartbeat_interval_ms) * MS;
-        let mut told: BTreeMap<Queue, ()> = BTreeMap::new();
+        let mut told = BTreeSet::new();
         for topic in &assignment.queues {
             for &queue_id in &topic.queue_ids {
-                told.insert(Queue::new(topic.topic, queue_id), ());
+                told.insert(Queue::new(topic.topic, queue_id));
             }
         }
         let mut has_dropped = false;
         self.queues.retain(|queue, step| {
-            let is_told = told.contains_key(queue);
+            let is_told = told.contains(queue);
             match *step {
                 // The application never heard of it.
                 Step::New(_) if !is_told => {
@@ -263,7 +263,7 @@ impl Membership {
             }
             true
         });
-        for queue in told.into_keys() {
+        for queue in told {
             self.queues
                 .entry(queue)
                 .or_insert(Step::New(assignment.generation));
