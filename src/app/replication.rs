@@ -22,7 +22,7 @@ use crate::ha::control::Control;
 use crate::ha::handshake::Secret;
 use crate::ha::master::{StreamTimes, let_in, serve};
 use crate::ha::replica_window::ReplicaRules;
-use crate::ha::slave::{SlaveOptions, ask_shape, follow};
+use crate::ha::slave::{SlaveOptions, ask_shape, follow, follow_retention};
 use crate::io::env::Env;
 use crate::io::ring::RingEnv;
 use crate::io::tcp::{Listener, RingNet};
@@ -31,7 +31,6 @@ use crate::shard::meta::DataVersion;
 use crate::shard::replication::MasterRules;
 use crate::shard::{Role, Shard};
 use crate::store::manifest::{FORMAT, Manifest};
-use crate::store::retention;
 use crate::wire::ha::StoreShape;
 use crate::wire::remoting::code::response;
 
@@ -368,19 +367,7 @@ pub fn follow_master(
         let period = Duration::from_millis(config.store.retention_period_ms);
         {
             let (own, log, progress) = (env.clone(), log.clone(), progress.clone());
-            env.spawn_background(async move {
-                while !log.has_ended() {
-                    own.sleep(period).await;
-                    // The master carries what is still needed out of its oldest segment before it moves its start, so
-                    // the slave has to have come as far as the master was then.
-                    let (start, end) = (progress.master_start.get(), progress.master_end.get());
-                    if log.durable().0 >= end
-                        && let Err(error) = retention::follow(&log, start).await
-                    {
-                        tracing::warn!(log = log.id(), %error, "old segments cannot be removed");
-                    }
-                }
-            });
+            env.spawn_background(follow_retention(own, log, progress, period));
         }
         env.spawn(async move { follow(own, RingNet, log, options, progress).await });
     }

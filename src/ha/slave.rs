@@ -19,6 +19,7 @@ use crate::io::net::{Net, NetStream, within};
 use crate::io::tcp::ReadBuffer;
 use crate::store::CommitLog;
 use crate::store::commit_log::replica::ReplicaError;
+use crate::store::retention;
 use crate::store::seed::Seed;
 use crate::store::snapshot::Mark;
 use crate::wire::ha::{Frame, StoreShape, Trust};
@@ -125,6 +126,26 @@ pub async fn follow<E: Env, N: Net>(
         let jitter = env.random_u64() % (pause.as_millis() as u64 / 2).max(1);
         env.sleep(pause / 2 + Duration::from_millis(jitter)).await;
         pause = (pause * 2).min(pause_max);
+    }
+}
+
+/// Removes old segments of a slave's log after its master has, until the log stops.
+pub async fn follow_retention<E: Env>(
+    env: E,
+    log: Rc<CommitLog<E>>,
+    progress: Rc<SlaveProgress>,
+    period: Duration,
+) {
+    while !log.has_ended() {
+        env.sleep(period).await;
+        // The master carries what is still needed out of its oldest segment before it moves its start, so
+        // the slave has to have come as far as the master was then.
+        let (start, end) = (progress.master_start.get(), progress.master_end.get());
+        if log.durable().0 >= end
+            && let Err(error) = retention::follow(&log, start).await
+        {
+            tracing::warn!(log = log.id(), %error, "old segments cannot be removed");
+        }
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 use ringmq::base::offset::PhysicalOffset;
 use ringmq::ha::handshake::StreamError;
 use ringmq::ha::master::{StreamTimes, let_in, serve};
-use ringmq::ha::slave::SlaveProgress;
 use ringmq::io::env::Env;
 use ringmq::io::sim::{SimEnv, SimStream};
 use ringmq::shard::message::{NewMessage, QueueKey, ShardReply, ShardRequest};
@@ -30,6 +29,8 @@ pub const QUEUES: u32 = 4;
 pub const LOGS: u8 = 2;
 /// Segments that a run does not fill, and some that it fills, so that retention can remove them.
 pub const SEGMENT_BYTES: [u64; 2] = [1 << 20, 128 << 10];
+/// How often retention is looked at.
+pub const RETENTION_PERIOD: Duration = Duration::from_millis(50);
 pub const SECRET: &[u8] = b"a shared secret";
 
 pub fn plant(bug: Option<PlantedBug>) {
@@ -166,21 +167,6 @@ pub async fn retain(shard: &Shard<SimEnv>, bytes_max: u64) {
         };
         // A log that fails meanwhile is found elsewhere.
         let _ = retention::clean(log, rules).await;
-    }
-}
-
-/// A slave's segments go when its master's have gone, as in production.
-pub async fn follow_retention(
-    env: SimEnv,
-    log: Rc<CommitLog<SimEnv>>,
-    progress: Rc<SlaveProgress>,
-) {
-    while !log.has_ended() {
-        env.sleep(Duration::from_millis(50)).await;
-        let (start, end) = (progress.master_start.get(), progress.master_end.get());
-        if log.durable().0 >= end {
-            let _ = retention::follow(&log, start).await;
-        }
     }
 }
 

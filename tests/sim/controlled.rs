@@ -27,7 +27,7 @@ use ringmq::ha::agent::{
 use ringmq::ha::control::Control;
 use ringmq::ha::master::StreamTimes;
 use ringmq::ha::replica_window::ReplicaRules;
-use ringmq::ha::slave::{SlaveOptions, ask_shape, follow};
+use ringmq::ha::slave::{SlaveOptions, ask_shape, follow, follow_retention};
 use ringmq::io::env::Env;
 use ringmq::io::sim::{
     Control as World, Crash, Faults, Latency, SimEnv, SimNetwork, SimOptions, SimWorld,
@@ -43,7 +43,7 @@ use ringmq::wire::remoting::code::{request, response};
 use ringmq::wire::remoting::command::Outgoing;
 
 use crate::brokers::{
-    LOGS, QUEUES, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log, follow_retention,
+    LOGS, QUEUES, RETENTION_PERIOD, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log,
     is_removed, make_topic, manifest_like, message, plant, retain, shape_of, shard_options,
 };
 use crate::controllers::{self, GROUP, Line, Parliament, local_ns};
@@ -611,7 +611,12 @@ impl Group {
             let progress = shard.slave_progress(log.id()).unwrap();
             let net = self.network.of(core);
             let (own, followed) = (core.clone(), progress.clone());
-            core.spawn_background(follow_retention(own, log.clone(), followed));
+            core.spawn_background(follow_retention(
+                own,
+                log.clone(),
+                followed,
+                RETENTION_PERIOD,
+            ));
             core.spawn(follow(core.clone(), net, log.clone(), options, progress));
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ringmq::ha::master::StreamTimes;
 use ringmq::ha::replica_window::ReplicaRules;
-use ringmq::ha::slave::{SlaveOptions, follow};
+use ringmq::ha::slave::{SlaveOptions, follow, follow_retention};
 use ringmq::io::env::Env;
 use ringmq::io::sim::{Crash, Faults, Latency, SimEnv, SimNetwork, SimOptions, SimWorld};
 use ringmq::shard::message::{Copies, MessageFilter, Pull, ShardReply, ShardRequest};
@@ -23,7 +23,7 @@ use ringmq::store::manifest::Manifest;
 use ringmq::wire::record::RecordView;
 
 use crate::brokers::{
-    LOGS, QUEUES, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log, follow_retention,
+    LOGS, QUEUES, RETENTION_PERIOD, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log,
     is_removed, make_topic, manifest_like, message, plant, retain, shape_of, shard_options,
     was_removed,
 };
@@ -193,7 +193,12 @@ impl Pair {
                 let progress = shard.slave_progress(log.id()).unwrap();
                 let net = self.network.of(&env);
                 let (own, followed) = (env.clone(), progress.clone());
-                env.spawn_background(follow_retention(own, log.clone(), followed));
+                env.spawn_background(follow_retention(
+                    own,
+                    log.clone(),
+                    followed,
+                    RETENTION_PERIOD,
+                ));
                 env.spawn(follow(env.clone(), net, log.clone(), options, progress));
             }
         }
