@@ -341,7 +341,9 @@ pub async fn recover<E: Env>(
             recovered.snapshot_position = mark.position;
             recovered.tables.seeding = seed::read(&mut reader)
                 .map_err(|short| invalid(format!("snapshot at {}: {short}", mark.position)))?;
-            if segments.count() == 0 && recovered.tables.seeding.is_some() {
+            let is_seed = recovered.tables.seeding.is_some()
+                && mark.position.is_multiple_of(options.segment_bytes);
+            if segments.count() == 0 && is_seed {
                 segments.begin_at(mark.position);
             } else if segments.count() == 0 {
                 return Err(invalid(format!(

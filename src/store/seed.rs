@@ -26,6 +26,8 @@ use crate::store::types::QueueKey;
 mod tests;
 
 const NAME: &str = "seed";
+/// While it is written: a snapshot of the log may be written at the same time.
+const DRAFT: &str = "seed.new";
 
 /// See the module's page.
 pub struct Seed {
@@ -119,7 +121,8 @@ impl<E: Env> CommitLog<E> {
                 "the seed is of another store",
             ));
         }
-        snapshot::write(env, &directory.join(NAME), seed.mark, &seed.payload).await
+        let path = directory.join(NAME);
+        snapshot::write(env, &path, DRAFT, seed.mark, &seed.payload).await
     }
 }
 

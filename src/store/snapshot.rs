@@ -117,7 +117,8 @@ pub(super) fn path_of(directory: &Path, position: u64) -> PathBuf {
 
 /// Writes a snapshot durably, then removes the older ones.
 pub async fn save<E: Env>(env: &E, directory: &Path, mark: Mark, payload: &[u8]) -> io::Result<()> {
-    write(env, &path_of(directory, mark.position), mark, payload).await?;
+    let path = path_of(directory, mark.position);
+    write(env, &path, TEMPORARY, mark, payload).await?;
     for (name, _) in env.list(directory).await? {
         if position_of(&name).is_some_and(|position| position < mark.position) {
             env.remove(&directory.join(name)).await?;
@@ -126,10 +127,11 @@ pub async fn save<E: Env>(env: &E, directory: &Path, mark: Mark, payload: &[u8])
     env.sync_dir(directory).await
 }
 
-/// Writes a snapshot durably under a name of its own.
+/// Writes a snapshot durably under a name of its own. Who may write at the same time has another `temporary` name.
 pub(super) async fn write<E: Env>(
     env: &E,
     path: &Path,
+    temporary: &str,
     mark: Mark,
     payload: &[u8],
 ) -> io::Result<()> {
@@ -145,7 +147,7 @@ pub(super) async fn write<E: Env>(
     image.extend_from_slice(&mark.store_id.to_le_bytes());
     image.resize(HEADER_BYTES, 0);
     image.extend_from_slice(payload);
-    let temporary = directory.join(TEMPORARY);
+    let temporary = directory.join(temporary);
     let file = env
         .open(
             &temporary,

@@ -477,3 +477,60 @@ fn a_cut_that_leaves_nothing_to_build_upon_empties_the_log() {
     let before_its_snapshot = cut_at(|log| log.start_position().0);
     assert_eq!(before_its_snapshot, (0, 0));
 }
+
+#[test]
+fn a_seed_that_is_noted_while_a_snapshot_is_saved_stays_a_seed() {
+    for seed in 0..40 {
+        let options = SimOptions {
+            nodes: 2,
+            ..SimOptions::default()
+        };
+        let world = SimWorld::new(seed, options);
+        let queue = QueueKey {
+            topic_id: 1,
+            queue_id: 0,
+        };
+        let message = testing::message(queue, "T", vec![7; 5_000]);
+        let env = world.core(ORIGINAL);
+        let (original, noted) = world.block_on(async {
+            let log = open(&env, false).await;
+            while log.durable().0 < 5 * SEGMENT_BYTES {
+                let _ = log.append(std::slice::from_ref(&message));
+                env.sleep(Duration::from_millis(1)).await;
+            }
+            let rules = RetentionRules {
+                bytes_max: Some(2 * SEGMENT_BYTES),
+                ..RetentionRules::default()
+            };
+            clean(&log, rules).await.unwrap();
+            let noted = log.make_seed().await.unwrap();
+            (log, noted)
+        });
+        let env = world.core(COPY);
+        world.block_on(async {
+            let log = open(&env, true).await;
+            let is_saved = Rc::new(Cell::new(false));
+            let (own, saver, done) = (env.clone(), log.clone(), is_saved.clone());
+            env.spawn(async move {
+                own.sleep(Duration::from_micros(own.random_u64() % 1_000))
+                    .await;
+                saver.save_snapshot().await.unwrap();
+                done.set(true);
+            });
+            env.sleep(Duration::from_micros(env.random_u64() % 1_000))
+                .await;
+            log.note_seed(&noted).await.unwrap();
+            while !is_saved.get() {
+                env.sleep(Duration::from_millis(1)).await;
+            }
+        });
+        world.crash(COPY, Crash::Process);
+        let env = world.restart(COPY);
+        world.block_on(async {
+            let log = open(&env, true).await;
+            let begins = (log.is_seeding(), log.replica_end().position);
+            assert_eq!(begins, (true, noted.mark.position), "seed {seed}");
+        });
+        drop(original);
+    }
+}
