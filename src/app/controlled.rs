@@ -23,10 +23,11 @@ use crate::app::replication::{MasterAddress, read_secret};
 use crate::app::shutdown::{Phase, Shutdown};
 use crate::base::config::value::BrokerRole;
 use crate::base::config::{Config, Roles};
+use crate::base::doubt::Doubt;
 use crate::client::{ClientError, RemotingClient};
 use crate::ha::agent::{
-    Agent, AgentOptions, Ask, CHANGE_TIMEOUT, Heard, Identity, Opening, PAUSE, SetKeeper, Step,
-    Trouble, Wanted, Word,
+    Agent, AgentOptions, Ask, CHANGE_TIMEOUT, Heard, Identity, Looked, Opening, PAUSE, SetKeeper,
+    Step, Trouble, Wanted, Word,
 };
 use crate::ha::control::Control;
 use crate::ha::handshake::Secret;
@@ -37,6 +38,8 @@ use crate::io::process::sleepless_ns;
 use crate::io::ring::{Executor, Placement, RingEnv};
 use crate::server::Handler;
 use crate::server::connection::{Connection, Responder};
+use crate::store::commit_log::repair;
+use crate::store::manifest::Manifest;
 use crate::wire::ha::Nonce;
 use crate::wire::remoting::code::{request, response};
 use crate::wire::remoting::command::{Command, Outgoing};
@@ -47,6 +50,8 @@ use crate::wire::remoting::json;
 const IDENTITY: &str = "ringmq.replica";
 /// The in-sync set is looked at so often even if nothing has rung.
 const LOOK: Duration = Duration::from_secs(1);
+/// A disk that cannot be read so often is left to the opening of the logs, which says what is wrong with it.
+const LOOKS_MAX: u32 = 20;
 /// How long a node that could not start waits for its next try.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -259,11 +264,13 @@ fn read_identity(path: &Path) -> io::Result<Option<Identity>> {
     Ok(Some(identity))
 }
 
-/// Writes it durably under a name.
+/// Writes it durably under a name, in the place of what is there.
 fn write_identity(path: &Path, identity: &Identity) -> io::Result<()> {
-    let mut file = std::fs::File::create(path)?;
+    let draft = path.with_extension("draft");
+    let mut file = std::fs::File::create(&draft)?;
     file.write_all(&json::to_standard_vec(identity))?;
     file.sync_all()?;
+    std::fs::rename(&draft, path)?;
     match path.parent() {
         Some(directory) => std::fs::File::open(directory)?.sync_all(),
         None => Ok(()),
@@ -312,6 +319,8 @@ struct Driver {
     /// Which address is tried next.
     next: Cell<usize>,
     told: RefCell<String>,
+    /// How often the logs could not be looked at.
+    looks: Cell<u32>,
 }
 
 impl Driver {
@@ -324,6 +333,7 @@ impl Driver {
             leader: RefCell::default(),
             next: Cell::new(0),
             told: RefCell::default(),
+            looks: Cell::new(0),
         })
     }
 
@@ -367,7 +377,7 @@ impl Driver {
                     continue;
                 }
                 Step::Ask(ask) => self.ask(&mut agent, ask).await,
-                step => self.store(&mut agent, step),
+                step => self.store(&mut agent, step).await,
             };
             is_well = result.is_ok();
             if let Err(trouble) = result {
@@ -402,7 +412,7 @@ impl Driver {
     }
 
     /// Files, which are small and few.
-    fn store(&self, agent: &mut Agent, step: Step) -> Result<(), Trouble> {
+    async fn store(&self, agent: &mut Agent, step: Step) -> Result<(), Trouble> {
         let root = &self.config.store.root;
         let own = root.join(IDENTITY);
         let wish = own.with_extension("new");
@@ -411,7 +421,20 @@ impl Driver {
                 Ok((own, wish)) => return agent.on_loaded(own, wish),
                 Err(error) => Err(error),
             },
-            Step::Look => return agent.on_looked(was_replica(root)),
+            Step::Look => match look(&self.env, root).await {
+                Ok(looked) => return agent.on_looked(looked),
+                Err(error) if self.looks.get() < LOOKS_MAX => {
+                    self.looks.set(self.looks.get() + 1);
+                    Err(error)
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a log cannot be looked at, and is taken for damaged");
+                    return agent.on_looked(Looked {
+                        logs: vec![(0, 0, 0, Doubt::Damaged)],
+                        ..Looked::default()
+                    });
+                }
+            },
             Step::SaveWish(identity) => write_identity(&wish, &identity),
             Step::SaveOwn(identity) => write_identity(&own, &identity).map(|()| {
                 let _ = std::fs::remove_file(&wish);
@@ -522,13 +545,29 @@ impl Driver {
     }
 }
 
-/// Whether any log of the store is a slave's.
-fn was_replica(root: &Path) -> bool {
-    let Ok(entries) = std::fs::read_dir(root) else {
-        return false;
+/// Looks at all logs of a store before any of them is opened.
+async fn look(env: &RingEnv, root: &Path) -> io::Result<Looked> {
+    let mut looked = Looked::default();
+    let Some(manifest) = Manifest::read(env, root).await? else {
+        return Ok(looked);
     };
-    entries.flatten().any(|entry| {
-        entry.file_name().to_string_lossy().starts_with("log-")
-            && entry.path().join("replica").exists()
-    })
+    for log in 0..manifest.logs {
+        let directory = root.join(format!("log-{log:03}"));
+        if !directory.exists() {
+            continue;
+        }
+        let found = repair::look(env, &directory, manifest.store_id, manifest.segment_bytes).await;
+        let found = found.map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("log {log} cannot be looked at: {error}"),
+            )
+        })?;
+        if let Some(damage) = found.damage {
+            tracing::error!(log, %damage, "this log is damaged: the broker is not elected while others of the in-sync set may have what it lacks");
+        }
+        looked.was_replica |= found.was_replica;
+        looked.logs.push((log, found.epoch, found.end, found.doubt));
+    }
+    Ok(looked)
 }

@@ -3,6 +3,7 @@
 pub mod bell;
 pub mod civil;
 pub mod config;
+pub mod doubt;
 pub mod histogram;
 pub mod id;
 pub mod limits;

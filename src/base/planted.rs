@@ -21,6 +21,8 @@ pub enum PlantedBug {
     TruncateInMemory,
     /// The controller elects brokers that are not in the in-sync set.
     ElectOutside,
+    /// A broker whose log is damaged, or may be, stands for election as if it were not.
+    StandThoughDamaged,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -6,8 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::base::doubt::Doubt;
 use crate::base::planted::{PlantedBug, planted};
 use crate::controller::state::{Ground, Group};
+
+/// So many of its timeouts a broker that may lack something waits for other members of its in-sync set that were not heard yet.
+const DOUBT_TIMEOUTS: u64 = 30;
 
 /// What a broker said last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +20,14 @@ pub struct Beat {
     pub timeout_ms: u64,
     /// Epoch of the last batch of its logs.
     pub epoch: u32,
+    /// The greatest epoch that it has ever heard of.
+    pub seen_epoch: u32,
+    /// What its logs may lack of what was acknowledged. A master that is at work says that it lacks nothing.
+    pub doubt: Doubt,
+    /// Since when it has said so, to this leader.
+    pub doubtful_since_ms: u64,
+    /// The connection that it came by has ended.
+    pub is_gone: bool,
     /// Ends of its logs, added up.
     pub max_offset: i64,
     /// The least of several equal ones is elected.
@@ -55,15 +67,54 @@ impl Live {
         }
     }
 
-    pub fn on_beat(&mut self, group: &str, id: u64, beat: Beat) {
-        self.beats.insert((group.to_owned(), id), beat);
+    pub fn on_beat(&mut self, group: &str, id: u64, mut beat: Beat) {
+        let key = (group.to_owned(), id);
+        beat.doubtful_since_ms = match self.beats.get(&key) {
+            Some(before) if before.doubt > Doubt::None => before.doubtful_since_ms,
+            _ => beat.heard_ms,
+        };
+        self.beats.insert(key, beat);
+    }
+
+    /// The connection that a broker's heartbeats came by has ended. Its lease runs on; it is not elected before it is heard again,
+    /// since it may be another process by then.
+    pub fn on_gone(&mut self, group: &str, id: u64) {
+        if let Some(beat) = self.beats.get_mut(&(group.to_owned(), id)) {
+            beat.is_gone = true;
+        }
+    }
+
+    /// A broker was elected: what it may lack counts no more, unless it says so again.
+    pub fn on_elected(&mut self, group: &str, id: u64) {
+        if let Some(beat) = self.beats.get_mut(&(group.to_owned(), id)) {
+            beat.doubt = Doubt::None;
+        }
+    }
+
+    fn is_heard(&self, group: &str, id: u64, now_ms: u64) -> bool {
+        self.beat(group, id).is_some_and(|beat| {
+            !beat.is_gone && now_ms.saturating_sub(beat.heard_ms) <= beat.timeout_ms
+        })
     }
 
     /// Whether a broker was heard within its timeout. One that was never heard is not alive.
     pub fn is_alive(&self, group: &str, id: u64, now_ms: u64) -> bool {
-        self.beat(group, id).is_some_and(|beat| {
-            !beat.has_resigned && now_ms.saturating_sub(beat.heard_ms) <= beat.timeout_ms
-        })
+        let has_resigned = self.beat(group, id).is_some_and(|beat| beat.has_resigned);
+        !has_resigned && self.is_heard(group, id, now_ms)
+    }
+
+    /// What a broker's logs may lack.
+    pub fn doubt(&self, group: &str, id: u64) -> Doubt {
+        self.beat(group, id).map_or(Doubt::None, |beat| beat.doubt)
+    }
+
+    /// The greatest epoch that any broker of a group has heard of.
+    pub fn seen_epoch(&self, group: &str) -> u32 {
+        let of_group = self.beats.iter().filter(|((name, _), _)| name == group);
+        of_group
+            .map(|(_, beat)| beat.seen_epoch.max(beat.epoch))
+            .max()
+            .unwrap_or(0)
     }
 
     pub fn beat(&self, group: &str, id: u64) -> Option<&Beat> {
@@ -75,7 +126,7 @@ impl Live {
     /// registered with.
     pub fn lease_is_over(&self, group: &str, id: u64, timeout_ms: u64, now_ms: u64) -> bool {
         let beat = self.beat(group, id);
-        if beat.is_some_and(|beat| beat.has_resigned) {
+        if beat.is_some_and(|beat| beat.has_resigned || beat.doubt > Doubt::None) {
             return true;
         }
         let heard_ms = beat.map_or(0, |beat| beat.heard_ms);
@@ -98,8 +149,12 @@ impl Live {
         if !is_over {
             return Err(NoElection::LeaseRuns);
         }
+        // A master of an earlier life that may lack something is one of those that may be chosen.
+        let except = group
+            .master
+            .filter(|master| self.doubt(name, *master) == Doubt::None);
         let chosen = self
-            .choose(name, group, group.master, unclean, now_ms)
+            .choose(name, group, except, unclean, now_ms)
             .ok_or(NoElection::Nobody)?;
         self.withhold(name, until_ms);
         Ok(chosen)
@@ -121,8 +176,21 @@ impl Live {
             .is_none_or(|until_ms| now_ms >= *until_ms)
     }
 
-    /// Whom to elect: an alive member of the in-sync set, or with `unclean` anybody alive if there is none. Of several the one
-    /// with the greatest epoch, then the longest log, then the least priority and id. `except` is the master that is gone.
+    /// Whether a broker that may lack something has waited for the others long enough: all members of the set were heard, or it
+    /// has waited as long as anybody should. One that surely lacks something waits for ever.
+    fn has_waited(&self, name: &str, group: &Group, beat: &Beat, now_ms: u64) -> bool {
+        let waited_ms = now_ms.saturating_sub(beat.doubtful_since_ms);
+        beat.doubt == Doubt::Torn
+            && (waited_ms > DOUBT_TIMEOUTS * beat.timeout_ms
+                || group
+                    .in_sync
+                    .iter()
+                    .all(|id| self.is_heard(name, *id, now_ms)))
+    }
+
+    /// Whom to elect: an alive member of the in-sync set, or with `unclean` anybody alive if there is none. Of several one whose
+    /// logs lack nothing, then the one with the greatest epoch, then the longest log, then the least priority and id. `except` is
+    /// the master that is gone.
     pub fn choose(
         &self,
         name: &str,
@@ -140,9 +208,14 @@ impl Live {
                     !in_set_only || group.in_sync.contains(id) || planted(PlantedBug::ElectOutside)
                 })
                 .filter_map(|id| Some((*id, *self.beat(name, *id)?)))
+                .filter(|(_, beat)| {
+                    let is_whole = beat.doubt == Doubt::None;
+                    is_whole || !in_set_only || self.has_waited(name, group, beat, now_ms)
+                })
                 .max_by_key(|(id, beat)| {
+                    let most = std::cmp::Reverse(beat.doubt);
                     let least = (std::cmp::Reverse(beat.priority), std::cmp::Reverse(*id));
-                    (beat.epoch, beat.max_offset, least)
+                    (most, beat.epoch, beat.max_offset, least)
                 })
         };
         if let Some((id, beat)) = best(true) {
@@ -165,8 +238,7 @@ mod tests {
             timeout_ms: 1_000,
             epoch,
             max_offset,
-            priority: 0,
-            has_resigned: false,
+            ..Beat::default()
         }
     }
 
@@ -236,6 +308,42 @@ mod tests {
         live.grant_again("g");
         assert_eq!(replace(&mut live, 7_003), Err(NoElection::Nobody));
         assert!(live.may_grant("g", 7_003), "nobody else is elected");
+    }
+
+    #[test]
+    fn who_may_lack_something_is_elected_after_those_that_do_not() {
+        let mut live = Live::new(0);
+        let mut group = group(&[1, 2, 3]);
+        for replica in group.replicas.values_mut() {
+            replica.timeout_ms = 1_000;
+        }
+        let doubtful = |heard_ms, max_offset, doubt| Beat {
+            doubt,
+            ..beat(heard_ms, 3, max_offset)
+        };
+        let replace = |live: &mut Live, now_ms| {
+            let replaced = live.replace("g", &group, false, now_ms, now_ms);
+            replaced.map(|(id, ..)| id)
+        };
+        // The master has just been started again, so it has no lease; it has most, and may lack something.
+        live.on_beat("g", 1, doubtful(10_000, 100, Doubt::Torn));
+        assert_eq!(replace(&mut live, 10_100), Err(NoElection::Nobody));
+        live.on_beat("g", 2, doubtful(10_100, 200, Doubt::Damaged));
+        assert_eq!(replace(&mut live, 10_200), Err(NoElection::Nobody));
+        // All of the set were heard, and nobody is whole.
+        live.on_beat("g", 3, doubtful(10_200, 90, Doubt::Torn));
+        assert_eq!(replace(&mut live, 10_300), Ok(1));
+        live.on_beat("g", 3, doubtful(10_300, 90, Doubt::None));
+        assert_eq!(replace(&mut live, 10_400), Ok(3));
+        // A broker whose connection has ended is another process when it is heard again.
+        live.on_gone("g", 3);
+        assert_eq!(replace(&mut live, 10_400), Err(NoElection::Nobody));
+        // It does not wait for ever; one that surely lacks something does.
+        live.on_beat("g", 1, doubtful(40_100, 100, Doubt::Torn));
+        live.on_beat("g", 2, doubtful(40_100, 200, Doubt::Damaged));
+        assert_eq!(replace(&mut live, 40_100), Ok(1));
+        live.on_elected("g", 1);
+        assert_eq!(replace(&mut live, 40_100), Err(NoElection::LeaseRuns));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::base::doubt::Doubt;
 use crate::controller::agreement::{Agreement, NotLeader};
 use crate::controller::live::{Beat, Chosen, Live, NoElection};
 use crate::controller::state::{Change, Ground, Group, Groups, Outcome, unknown_group};
@@ -99,6 +100,12 @@ fn text_of(command: &Command, name: &'static str) -> Result<String> {
     Ok(text.into_owned())
 }
 
+/// An epoch, or 0 without the field.
+fn epoch_of(command: &Command, name: &'static str) -> Result<u32> {
+    let epoch = command.int(name)?.unwrap_or(0);
+    Ok(epoch.clamp(0, u32::MAX.into()) as u32)
+}
+
 /// The fields that say who is the master of a group.
 fn with_master(answer: Outgoing, group: &Group) -> Outgoing {
     let master = group.master();
@@ -113,6 +120,7 @@ fn with_master(answer: Outgoing, group: &Group) -> Outgoing {
             master.map(|(_, replica)| replica.ha_address.clone()),
         )
         .field("masterEpoch", i64::from(group.epoch))
+        .field("electedDoubt", i64::from(group.elected_doubt))
         .field("syncStateSetEpoch", i64::from(group.in_sync_epoch))
 }
 
@@ -262,6 +270,18 @@ impl<A: Agreement> Node<A> {
         self.with_live_of_term(|_, live| look(live))
     }
 
+    /// A connection has ended: who sent heartbeats by it is not elected before it is heard again.
+    pub fn on_gone(&self, push: &mpsc::Sender<Bytes>) {
+        let mut brokers = lock(&self.brokers);
+        brokers.retain(|(group, id), known| {
+            let is_it = known.same_channel(push);
+            if is_it {
+                let _ = self.with_live(|live| live.on_gone(group, *id));
+            }
+            !is_it
+        });
+    }
+
     fn with_live_of_term<T>(&self, look: impl FnOnce(u64, &mut Live) -> T) -> Result<T> {
         let now = self.agreement.term();
         match lock(&self.live).as_mut() {
@@ -281,6 +301,10 @@ impl<A: Agreement> Node<A> {
                 .int("logEpoch")?
                 .unwrap_or(epoch)
                 .clamp(0, u32::MAX.into()) as u32,
+            seen_epoch: epoch_of(command, "seenEpoch")?,
+            doubt: Doubt::from_number(command.int("logDoubt")?.unwrap_or(0)),
+            doubtful_since_ms: 0,
+            is_gone: push.is_closed(),
             max_offset: command.int("maxOffset")?.unwrap_or(0),
             priority: command.int("electionPriority")?.unwrap_or(i32::MAX.into()),
             has_resigned: command.flag("resigns"),
@@ -461,10 +485,7 @@ impl<A: Agreement> Node<A> {
     ) -> Result<Group> {
         self.lead().await?;
         let group = self.group(name)?;
-        let seen_epoch = command
-            .int("logEpoch")?
-            .unwrap_or(0)
-            .clamp(0, u32::MAX.into()) as u32;
+        let seen_epoch = epoch_of(command, "logEpoch")?.max(epoch_of(command, "seenEpoch")?);
         let (candidate, seen_epoch, ground, term) = match (group.master, asked) {
             (None, Some(_)) if group.needs_operator => {
                 let remark = format!(
@@ -536,7 +557,10 @@ impl<A: Agreement> Node<A> {
         let term = self.with_live_of_term(|term, _| term)?;
         let refuse = |code, remark: String| Err(Failure::Refused(code, remark));
         let chosen = match asked {
-            Some(asked) if group.master == Some(asked) => {
+            Some(asked)
+                if group.master == Some(asked)
+                    && self.with_live(|live| live.doubt(name, asked))? == Doubt::None =>
+            {
                 return refuse(
                     response::CONTROLLER_MASTER_STILL_EXIST,
                     format!("brokerId {asked} is the master already"),
@@ -613,11 +637,15 @@ impl<A: Agreement> Node<A> {
         ground: Ground,
         term: u64,
     ) -> Result<Group> {
+        // One that asks by itself tells what it lacks before.
+        let (heard, doubt) =
+            self.with_live(|live| (live.seen_epoch(name), live.doubt(name, candidate)))?;
         let change = Change::Elect {
             group: name.to_owned(),
             candidate,
             epoch: group.epoch,
-            seen_epoch,
+            doubt: doubt.number() as u8,
+            seen_epoch: seen_epoch.max(heard),
             ground,
             term,
         };
@@ -627,6 +655,7 @@ impl<A: Agreement> Node<A> {
             self.with_live(|live| live.grant_again(name))?;
         }
         let group = made?;
+        self.with_live(|live| live.on_elected(name, candidate))?;
         if ground == Ground::Unclean {
             tracing::warn!(
                 group = name,
@@ -779,10 +808,28 @@ impl<A: Agreement> Node<A> {
             {
                 continue;
             }
-            let Ok((term, Ok((id, beat, ground)))) = self.replace(&name, &group) else {
-                continue;
+            let (term, id, beat, ground) = match self.replace(&name, &group) {
+                Ok((term, Ok((id, beat, ground)))) => {
+                    tracing::warn!(
+                        group = name,
+                        master,
+                        "the master is silent, or may lack something"
+                    );
+                    (term, id, beat, ground)
+                }
+                // Somebody has heard of a later master, of controllers that are gone: it would not follow this one.
+                Ok((term, Err(NoElection::LeaseRuns)))
+                    if self
+                        .with_live(|live| {
+                            live.seen_epoch(&name) > group.epoch
+                                && live.is_alive(&name, master, now_ms)
+                        })
+                        .is_ok_and(|is_later| is_later) =>
+                {
+                    (term, master, Beat::default(), Ground::InSync)
+                }
+                _ => continue,
             };
-            tracing::warn!(group = name, master, "the master is silent");
             if let Err(Failure::Refused(_, remark)) = self
                 .make_master(&name, &group, id, beat.epoch, ground, term)
                 .await

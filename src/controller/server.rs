@@ -215,6 +215,7 @@ async fn serve(node: Arc<Node<RaftAgreement>>, stream: TcpStream) -> Result<(), 
         });
     };
     writer.abort();
+    node.on_gone(&push);
     result
 }
 

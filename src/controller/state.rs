@@ -41,6 +41,9 @@ pub struct Group {
     pub master: Option<u64>,
     /// Of the master; 0 while there was none.
     pub epoch: u32,
+    /// What its logs were known to lack, as a number of [`crate::base::doubt::Doubt`], when it was elected.
+    #[serde(default)]
+    pub elected_doubt: u8,
     /// Everything that was acknowledged is on each of them.
     pub in_sync: BTreeSet<u64>,
     pub in_sync_epoch: u32,
@@ -99,6 +102,9 @@ pub enum Change {
         /// The new epoch is greater than this too: the candidate's log has seen it.
         seen_epoch: u32,
         ground: Ground,
+        /// What the candidate's logs are known to lack.
+        #[serde(default)]
+        doubt: u8,
         /// The leader's term that the decision was made in: another leader may have granted leases since. 0: of any.
         #[serde(default)]
         term: u64,
@@ -185,8 +191,18 @@ impl Groups {
                 epoch,
                 seen_epoch,
                 ground,
+                doubt,
                 ..
-            } => group.elect(*candidate, *epoch, *seen_epoch, *ground),
+            } => {
+                let outcome = group.elect(*candidate, *epoch, *seen_epoch, *ground);
+                match outcome {
+                    Outcome::Done(_) => {
+                        group.elected_doubt = *doubt;
+                        group.done()
+                    }
+                    refused => refused,
+                }
+            }
             Change::Clean { ids, .. } => group.clean(ids),
         };
         if group.replicas.is_empty() {
@@ -391,8 +407,11 @@ impl Group {
         self.epoch = next;
         self.needs_operator = false;
         self.master = Some(candidate);
-        // Who else has everything the new master finds out and says.
-        self.in_sync = BTreeSet::from([candidate]);
+        // The others have everything as well until the new master has asked to go on without them, which it cannot before it is
+        // at work: if it comes back damaged, or not at all, any of them takes its place.
+        if !self.in_sync.contains(&candidate) {
+            self.in_sync = BTreeSet::from([candidate]);
+        }
         self.in_sync_epoch += 1;
         self.done()
     }
@@ -453,6 +472,7 @@ mod tests {
             epoch,
             seen_epoch: 0,
             ground,
+            doubt: 0,
             term: 0,
         }
     }
@@ -564,6 +584,19 @@ mod tests {
     }
 
     #[test]
+    fn an_election_from_the_set_leaves_the_set_to_the_new_master() {
+        let mut groups = three();
+        groups.apply(&elect(1, 0, Ground::InSync));
+        groups.apply(&alter(1, 1, &[1, 2], 1));
+        groups.apply(&elect(2, 1, Ground::InSync));
+        assert_eq!(groups.0["g"].in_sync, BTreeSet::from([1, 2]));
+        // It is dead, or comes back damaged: the other one still has everything.
+        assert_eq!(code(groups.apply(&elect(1, 2, Ground::InSync))), 0);
+        assert_eq!(code(groups.apply(&elect(3, 3, Ground::Unclean))), 0);
+        assert_eq!(groups.0["g"].in_sync, BTreeSet::from([3]));
+    }
+
+    #[test]
     fn a_new_epoch_is_greater_than_what_the_candidates_log_has_seen() {
         let mut groups = three();
         let change = Change::Elect {
@@ -572,6 +605,7 @@ mod tests {
             epoch: 0,
             seen_epoch: 41,
             ground: Ground::InSync,
+            doubt: 0,
             term: 0,
         };
         groups.apply(&change);
@@ -633,6 +667,7 @@ mod tests {
                         } else {
                             Ground::Unclean
                         },
+                        doubt: 0,
                         term: 0,
                     }
                 }

@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::doubt::Doubt;
+use crate::base::offset::LogId;
 use crate::ha::control::{Control, Proposal};
 use crate::wire::remoting::code::{request, response};
 use crate::wire::remoting::command::{Command, Outgoing};
-use crate::wire::remoting::controller::SyncStateSet;
+use crate::wire::remoting::controller::{ElectMasterResponseBody, SyncStateSet};
 use crate::wire::remoting::json;
 
 /// Pause after something that failed, before it is tried again.
@@ -33,6 +35,8 @@ pub struct Word {
     pub master_clients: String,
     pub in_sync: BTreeSet<u64>,
     pub in_sync_epoch: u32,
+    /// What the controller knew that its logs lack when it was elected.
+    pub elected_doubt: Doubt,
 }
 
 /// What this broker is to be.
@@ -62,6 +66,7 @@ impl Word {
                 .filter_map(|id| u64::try_from(*id).ok())
                 .collect(),
             in_sync_epoch: set.sync_state_set_epoch.max(0) as u32,
+            elected_doubt: Doubt::from_number(number("electedDoubt").unwrap_or(0)),
         }
     }
 
@@ -127,6 +132,14 @@ impl Heard {
             return;
         }
         let own = self.control.id();
+        if word.master == Some(own)
+            && word.in_sync.len() > 1
+            && self.control.doubt() > word.elected_doubt
+        {
+            // Who elected it did not know what it lacks; others may have that.
+            drop(known);
+            return self.control.hear_epoch(word.epoch);
+        }
         if word.epoch > known.epoch || word.master != known.master {
             tracing::info!(
                 master = word.master,
@@ -147,9 +160,12 @@ impl Heard {
         (self.on_word)(Some(&word).filter(|word| !is_own && !word.master_address.is_empty()));
     }
 
-    /// The role to open the logs in, once there is one.
+    /// The role to open the logs in, once there is one and its epoch is durably known.
     pub fn opening(&self) -> Option<Opening> {
         let word = self.locked();
+        if word.epoch > self.control.saved_epoch() {
+            return None;
+        }
         let role = word.role_of(self.control.id());
         let master_epoch = match role {
             Wanted::Unknown => return None,
@@ -181,6 +197,18 @@ pub struct Identity {
     pub broker_id: u64,
     /// What this broker chose: another one that claims the same id has another code.
     pub check_code: String,
+    /// The greatest epoch of its group that it has heard of: if all controllers are lost, none is given twice.
+    #[serde(default)]
+    pub seen_epoch: u32,
+}
+
+/// What the logs of a store hold, before any of them is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// Whether any of them is a slave's.
+    pub was_replica: bool,
+    /// Epoch of the last batch, end, and what it may lack.
+    pub logs: Vec<(LogId, u32, u64, Doubt)>,
 }
 
 /// What the agent says of its broker.
@@ -225,7 +253,7 @@ pub enum Step {
     SaveOwn(Identity),
     /// Forget durably what was applied for.
     DropWish,
-    /// Look whether any log of the store is a slave's.
+    /// Look at the logs of the store.
     Look,
     Ask(Ask),
     /// Until the clock of [`Control`] says so, or its epoch as a master changes, or the node is over.
@@ -248,6 +276,8 @@ pub struct Trouble {
 const WAS_SLAVE: &str = "this store was a slave's, and the controller has no master for its group: start the broker that was the master, \
     or make this one the master with `ringmq cluster elect`";
 
+const LACKS: &str = "a log of this broker is damaged, or ends with what may be more than the torn write of a crash: it is not elected     before another member of the in-sync set was, or was looked at. If that one will not come back: `ringmq cluster elect`";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Begin,
@@ -256,12 +286,14 @@ enum Stage {
     ApplyId,
     SaveOwn,
     DropWish,
+    Look,
     Register,
     ReturnId,
     /// After [`Stage::ReturnId`].
     RegisterAgain,
     Heartbeat,
-    Look,
+    /// An epoch was heard of that the store does not remember yet.
+    SaveSeen,
     Elect,
     Pause {
         until_ns: u64,
@@ -283,6 +315,12 @@ pub struct Agent {
     own: Option<Identity>,
     wish: Option<Identity>,
     is_registered: bool,
+    /// As the logs were before this process opened one.
+    looked: Option<Looked>,
+    /// Epoch of the group when this process registered: one in which it was elected since then is its own.
+    first_epoch: Option<u32>,
+    /// The epoch that is being stored.
+    saving_epoch: u32,
     /// This process has been made, or found, what it is: a master of an earlier life needs a new epoch first.
     has_asked: bool,
     is_over: bool,
@@ -294,6 +332,7 @@ pub struct Agent {
     told_over: bool,
     /// It said that this broker acknowledges nothing any more.
     told_resigned: bool,
+    told_doubt: Doubt,
     /// Why [`Step::DropWish`] was due.
     after_drop: Option<Trouble>,
 }
@@ -318,6 +357,9 @@ impl Agent {
             own: None,
             wish: None,
             is_registered: false,
+            looked: None,
+            first_epoch: None,
+            saving_epoch: 0,
             has_asked: false,
             is_over: false,
             begun_ns: 0,
@@ -325,6 +367,7 @@ impl Agent {
             told_epoch: 0,
             told_over: false,
             told_resigned: false,
+            told_doubt: Doubt::None,
             after_drop: None,
         }
     }
@@ -341,9 +384,11 @@ impl Agent {
             is_failure,
         } = self.stage
         {
-            // A new master wants its first lease at once.
+            // A new master wants its first lease at once; an epoch that was heard of waits to be stored.
             let is_new = (self.control.master_epoch() != self.told_epoch
-                || self.control.gives_up() != self.told_resigned)
+                || self.control.gives_up() != self.told_resigned
+                || self.control.doubt() != self.told_doubt
+                || self.has_unsaved_epoch())
                 && !is_failure;
             if !is_new && !self.is_over && self.control.now_ns() < until_ns {
                 return Step::Wait { until_ns };
@@ -359,7 +404,9 @@ impl Agent {
                     self.stage = Stage::Waiting;
                     return Step::Load;
                 }
+                (Some(_), _) if self.has_unsaved_epoch() && !self.is_over => Stage::SaveSeen,
                 (Some(_), _) if self.is_registered => Stage::Heartbeat,
+                (Some(_), _) if self.looked.is_none() => Stage::Look,
                 (Some(_), _) => Stage::Register,
                 (None, Some(_)) => Stage::ApplyId,
                 (None, None) => Stage::NextId,
@@ -373,6 +420,16 @@ impl Agent {
             Stage::SaveWish => identity(&self.wish),
             Stage::ApplyId => Step::Ask(Ask::ApplyId),
             Stage::SaveOwn => self.wish.clone().map_or(Step::Load, Step::SaveOwn),
+            Stage::SaveSeen => {
+                self.saving_epoch = self.control.epoch();
+                let seen = |own: Identity| Identity {
+                    seen_epoch: self.saving_epoch,
+                    ..own
+                };
+                self.own
+                    .clone()
+                    .map_or(Step::Load, |own| Step::SaveOwn(seen(own)))
+            }
             Stage::DropWish => Step::DropWish,
             Stage::Register | Stage::RegisterAgain => Step::Ask(Ask::Register),
             Stage::ReturnId => Step::Ask(Ask::ReturnId),
@@ -389,6 +446,18 @@ impl Agent {
         Outgoing::request(code)
             .field("clusterName", self.options.cluster.clone())
             .field("brokerName", self.options.broker_name.clone())
+    }
+
+    fn has_unsaved_epoch(&self) -> bool {
+        let epoch = self.control.epoch();
+        self.own.as_ref().is_some_and(|own| own.seen_epoch < epoch)
+    }
+
+    /// The greatest epoch that this broker has ever heard of, or has in its logs.
+    fn seen_epoch(&self) -> u32 {
+        let (log_epoch, _) = self.control.log_state();
+        let stored = self.own.as_ref().map_or(0, |own| own.seen_epoch);
+        log_epoch.max(self.control.epoch()).max(stored)
     }
 
     fn id(&self) -> u64 {
@@ -426,11 +495,14 @@ impl Agent {
                 self.sent_ns = self.control.now_ns();
                 self.told_over = self.is_over;
                 self.told_resigned = self.control.gives_up();
+                self.told_doubt = self.control.doubt();
                 self.named(request::BROKER_HEARTBEAT)
                     .field("brokerAddr", self.options.address.clone())
                     .field("brokerId", self.id() as i64)
                     .field("epoch", i64::from(self.told_epoch))
                     .field("logEpoch", i64::from(log_epoch))
+                    .field("seenEpoch", i64::from(self.seen_epoch()))
+                    .field("logDoubt", self.told_doubt.number())
                     .field("maxOffset", log_bytes as i64)
                     .field("confirmOffset", log_bytes as i64)
                     .field("heartbeatTimeoutMillis", self.options.timeout_ms as i64)
@@ -439,10 +511,12 @@ impl Agent {
             }
             Ask::Elect => {
                 let (log_epoch, _) = self.control.log_state();
+                let seen_epoch = self.seen_epoch();
                 self.named(request::CONTROLLER_ELECT_MASTER)
                     .field("brokerId", self.id() as i64)
                     .field("designateElect", false)
                     .field("logEpoch", i64::from(log_epoch))
+                    .field("seenEpoch", i64::from(seen_epoch))
             }
         }
     }
@@ -489,6 +563,8 @@ impl Agent {
         if let Some(own) = &own {
             self.check_name(own)?;
             self.control.set_id(own.broker_id);
+            self.control.hear_epoch(own.seen_epoch);
+            self.control.note_saved_epoch(own.seen_epoch);
         }
         (self.own, self.wish, self.is_loaded) = (own, wish, true);
         self.stage = Stage::Begin;
@@ -512,7 +588,15 @@ impl Agent {
             Stage::SaveOwn => {
                 self.own = self.wish.take();
                 self.control.set_id(self.id());
-                Stage::Register
+                Stage::Begin
+            }
+            Stage::SaveSeen => {
+                let epoch = self.saving_epoch;
+                if let Some(own) = &mut self.own {
+                    own.seen_epoch = epoch;
+                }
+                self.control.note_saved_epoch(epoch);
+                Stage::Begin
             }
             Stage::DropWish => {
                 // Another broker was faster: the next try asks for another id.
@@ -527,16 +611,42 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether any log of the store is a slave's.
-    pub fn on_looked(&mut self, was_replica: bool) -> Result<(), Trouble> {
-        if was_replica {
-            return self.fail(Trouble {
-                text: WAS_SLAVE.to_owned(),
-                is_answer: true,
-            });
+    /// What the logs of the store hold.
+    pub fn on_looked(&mut self, looked: Looked) -> Result<(), Trouble> {
+        for &(log, epoch, end, doubt) in &looked.logs {
+            self.control.note_log(log, epoch, end);
+            self.control.note_doubt(log, doubt);
         }
-        self.stage = Stage::Elect;
+        self.looked = Some(looked);
+        self.stage = Stage::Begin;
         Ok(())
+    }
+
+    /// Stands for election, unless this broker cannot know whether it has everything and others may.
+    fn stand(&mut self, word: &Word, is_first: bool) -> Result<(), Trouble> {
+        if self.has_unsaved_epoch() {
+            // Whoever waits for its role waits for that.
+            self.stage = Stage::Begin;
+            return Ok(());
+        }
+        let own = self.id();
+        let has_others = word.master.is_none_or(|master| master == own)
+            && word.in_sync.iter().any(|id| *id != own);
+        let refusal = if is_first && self.looked.as_ref().is_some_and(|l| l.was_replica) {
+            WAS_SLAVE
+        } else if has_others && self.told_doubt > Doubt::None {
+            LACKS
+        } else {
+            self.stage = Stage::Elect;
+            return Ok(());
+        };
+        let result = self.fail(Trouble {
+            text: refusal.to_owned(),
+            is_answer: true,
+        });
+        // Its doubt may be over by then, and it has to be heard meanwhile.
+        self.rest();
+        result
     }
 
     pub fn on_answer(&mut self, answer: &Command) -> Result<(), Trouble> {
@@ -551,6 +661,7 @@ impl Agent {
                     broker_name: self.options.broker_name.clone(),
                     broker_id: next.and_then(|id| u64::try_from(id).ok()).unwrap_or(1),
                     check_code: self.options.check_code.clone(),
+                    seen_epoch: 0,
                 });
                 self.stage = Stage::SaveWish;
             }
@@ -559,17 +670,27 @@ impl Agent {
             Stage::Register | Stage::RegisterAgain => {
                 self.is_registered = true;
                 let word = Word::read(answer);
+                self.first_epoch.get_or_insert(word.epoch);
                 // A master of an earlier life has to be elected again before it is one.
                 if word.master != Some(self.id()) {
                     self.heard.hear(word);
                 }
                 self.stage = Stage::Heartbeat;
             }
-            Stage::Heartbeat => self.on_lease(answer),
+            Stage::Heartbeat => return self.on_lease(answer),
             Stage::Elect => {
                 let mut word = Word::read(answer);
-                // The body of this answer is another one; who was just elected is alone in the set.
-                word.in_sync = word.master.into_iter().collect();
+                // The body of this answer is another one.
+                let body: ElectMasterResponseBody = match json::from_slice(&answer.body) {
+                    Ok(body) => body,
+                    // Without the set it would be waited for nobody.
+                    Err(error) => return self.on_failed(error.to_string()),
+                };
+                let ids = body.sync_state_set.iter();
+                word.in_sync = ids.filter_map(|id| u64::try_from(*id).ok()).collect();
+                if word.master == Some(self.id()) && word.elected_doubt >= self.control.doubt() {
+                    self.control.forget_doubts();
+                }
                 let epoch = answer.int("syncStateSetEpoch").ok().flatten();
                 word.in_sync_epoch = epoch.unwrap_or(0).clamp(0, u32::MAX.into()) as u32;
                 self.heard.hear(word);
@@ -585,7 +706,7 @@ impl Agent {
         self.pause(Duration::from_millis(self.options.heartbeat_ms), false);
     }
 
-    fn on_lease(&mut self, answer: &Command) {
+    fn on_lease(&mut self, answer: &Command) -> Result<(), Trouble> {
         let lease_ms = answer.int("leaseMillis").ok().flatten().unwrap_or(0).max(0) as u64;
         if lease_ms > 0 {
             self.control.renew(self.told_epoch, self.sent_ns, lease_ms);
@@ -605,17 +726,30 @@ impl Agent {
             let known = self.heard.word();
             known.master.is_some() || known.epoch > 0
         };
-        self.heard.hear(word);
+        // What it was made in an earlier life it is not any more, if others may have more by now.
+        // The election may have been decided before this process said what it lacks.
+        let is_of_this_life = self.first_epoch.is_some_and(|first| word.epoch > first)
+            && word.elected_doubt >= self.told_doubt;
+        let may_lack = self.told_doubt > Doubt::None && word.in_sync.len() > 1;
+        if is_ours && is_of_this_life {
+            // It was chosen without having asked, and has what counts.
+            self.has_asked = true;
+            self.control.forget_doubts();
+        }
+        if is_ours && may_lack && !is_of_this_life {
+            self.control.hear_epoch(word.epoch);
+        } else {
+            self.heard.hear(word.clone());
+        }
         if self.told_over {
             self.is_registered = false;
             self.stage = Stage::Begin;
         } else if self.has_asked || self.is_over {
             self.rest();
-        } else if is_first && !knew_master {
-            self.stage = Stage::Look;
         } else {
-            self.stage = Stage::Elect;
+            return self.stand(&word, is_first && !knew_master);
         }
+        Ok(())
     }
 
     fn on_refused(&mut self, answer: &Command) -> Result<(), Trouble> {
@@ -768,7 +902,31 @@ mod tests {
         command(header, &body)
     }
 
+    fn identity(broker_id: u64, seen_epoch: u32) -> Identity {
+        Identity {
+            cluster: "c".into(),
+            broker_name: "b".into(),
+            broker_id,
+            check_code: "code".into(),
+            seen_epoch,
+        }
+    }
+
     impl Bench {
+        fn look(&mut self, looked: Looked) {
+            assert_eq!(self.agent.next_step(), Step::Look);
+            self.agent.on_looked(looked).unwrap();
+        }
+
+        /// The epoch that was heard of is stored.
+        fn save_seen(&mut self, epoch: u32) {
+            let Step::SaveOwn(own) = self.agent.next_step() else {
+                panic!("an epoch that was heard of is stored first")
+            };
+            assert_eq!(own.seen_epoch, epoch);
+            self.agent.on_saved().unwrap();
+        }
+
         fn pass(&self, ms: u64) {
             self.now_ns.fetch_add(ms * MS, Ordering::Relaxed);
         }
@@ -783,13 +941,9 @@ mod tests {
         fn registered(own: u64) -> Self {
             let mut bench = bench();
             assert_eq!(bench.agent.next_step(), Step::Load);
-            let identity = Identity {
-                cluster: "c".into(),
-                broker_name: "b".into(),
-                broker_id: own,
-                check_code: "code".into(),
-            };
+            let identity = identity(own, 0);
             bench.agent.on_loaded(Some(identity), None).unwrap();
+            bench.look(Looked::default());
             let nobody = command(Outgoing::success(), &[]);
             bench.answer(Ask::Register, &nobody).unwrap();
             bench
@@ -824,6 +978,7 @@ mod tests {
         assert!(matches!(bench.agent.next_step(), Step::SaveOwn(_)));
         bench.agent.on_saved().unwrap();
         assert_eq!(bench.control.id(), 4);
+        bench.look(Looked::default());
         assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Register));
     }
 
@@ -832,6 +987,9 @@ mod tests {
         let mut bench = Bench::registered(1);
         bench.answer(Ask::Heartbeat, &word(0, 0, &[], 0)).unwrap();
         bench.answer(Ask::Elect, &word(1, 1, &[1], 1)).unwrap();
+        bench.save_seen(1);
+        let nobody = word(1, 1, &[1], 1);
+        bench.answer(Ask::Heartbeat, &nobody).unwrap();
         let opening = bench.heard.opening().unwrap();
         assert_eq!(opening.role, Wanted::Master(1));
         assert!(matches!(bench.agent.next_step(), Step::Wait { .. }));
@@ -849,13 +1007,9 @@ mod tests {
     fn a_master_of_an_earlier_life_has_to_be_elected_again() {
         let mut bench = bench();
         assert_eq!(bench.agent.next_step(), Step::Load);
-        let identity = Identity {
-            cluster: "c".into(),
-            broker_name: "b".into(),
-            broker_id: 1,
-            check_code: "code".into(),
-        };
+        let identity = identity(1, 0);
         bench.agent.on_loaded(Some(identity), None).unwrap();
+        bench.look(Looked::default());
         bench
             .answer(Ask::Register, &word(4, 1, &[1, 2], 9))
             .unwrap();
@@ -871,16 +1025,86 @@ mod tests {
         assert!(bench.agent.on_failed("no controller").is_err());
         assert!(matches!(bench.agent.next_step(), Step::Wait { .. }));
         bench.pass(100);
+        bench.save_seen(2);
         assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
     }
 
     #[test]
     fn a_store_that_was_a_slaves_does_not_stand_for_the_first_election() {
-        let mut bench = Bench::registered(1);
+        let mut bench = bench();
+        assert_eq!(bench.agent.next_step(), Step::Load);
+        let own = Some(identity(1, 0));
+        bench.agent.on_loaded(own, None).unwrap();
+        bench.look(Looked {
+            was_replica: true,
+            logs: Vec::new(),
+        });
         let nobody = command(Outgoing::success(), &[]);
-        bench.answer(Ask::Heartbeat, &nobody).unwrap();
-        assert_eq!(bench.agent.next_step(), Step::Look);
-        assert!(bench.agent.on_looked(true).unwrap_err().is_answer);
+        bench.answer(Ask::Register, &nobody).unwrap();
+        let refused = bench.answer(Ask::Heartbeat, &nobody).unwrap_err();
+        assert!(refused.is_answer && refused.text == WAS_SLAVE);
+    }
+
+    #[test]
+    fn who_may_lack_something_does_not_stand_before_others_who_have_it() {
+        let mut bench = bench();
+        assert_eq!(bench.agent.next_step(), Step::Load);
+        let own = Some(identity(1, 4));
+        bench.agent.on_loaded(own, None).unwrap();
+        bench.look(Looked {
+            was_replica: false,
+            logs: vec![(0, 4, 100, Doubt::None), (1, 3, 50, Doubt::Damaged)],
+        });
+        assert_eq!(bench.control.log_state(), (4, 150));
+        // It was the master, and may be it still as far as the controller knows.
+        let before = word(4, 1, &[1, 2], 9);
+        bench.answer(Ask::Register, &before).unwrap();
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
+        let beat = command(bench.agent.request(Ask::Heartbeat), &[]);
+        assert_eq!(beat.int("logDoubt").unwrap(), Some(2));
+        assert!(bench.agent.on_answer(&before).unwrap_err().is_answer);
+        assert_eq!(bench.heard.opening(), None);
+        assert!(matches!(bench.agent.next_step(), Step::Wait { .. }));
+        // The controller has looked at all of them and takes it all the same.
+        bench.pass(200);
+        bench.answer(Ask::Heartbeat, &word(5, 1, &[1], 10)).unwrap();
+        bench.save_seen(5);
+        assert_eq!(bench.heard.opening().unwrap().role, Wanted::Master(5));
+        // Alone in the set nobody else has more.
+        let mut bench = Bench::registered(1);
+        bench.control.note_doubt(0, Doubt::Torn);
+        bench.answer(Ask::Heartbeat, &word(4, 1, &[1], 9)).unwrap();
+        bench.save_seen(4);
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
+    }
+
+    #[test]
+    fn an_epoch_is_stored_before_its_role_begins_and_is_said_ever_after() {
+        let mut bench = Bench::registered(1);
+        bench.answer(Ask::Heartbeat, &word(6, 2, &[2], 1)).unwrap();
+        assert_eq!(bench.heard.opening(), None, "not before it is stored");
+        bench.save_seen(6);
+        assert_eq!(bench.heard.opening().unwrap().role, Wanted::Slave);
+        // Another life, whose controllers know nothing any more.
+        let mut bench = bench_of_a_new_life(6);
+        let nobody = command(Outgoing::success(), &[]);
+        bench.answer(Ask::Register, &nobody).unwrap();
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
+        let beat = command(bench.agent.request(Ask::Heartbeat), &[]);
+        assert_eq!(beat.int("seenEpoch").unwrap(), Some(6));
+        assert_eq!(beat.int("logEpoch").unwrap(), Some(5));
+    }
+
+    fn bench_of_a_new_life(seen_epoch: u32) -> Bench {
+        let mut bench = bench();
+        assert_eq!(bench.agent.next_step(), Step::Load);
+        let own = Some(identity(1, seen_epoch));
+        bench.agent.on_loaded(own, None).unwrap();
+        bench.look(Looked {
+            was_replica: true,
+            logs: vec![(0, 5, 100, Doubt::None)],
+        });
+        bench
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::base::bell::Bell;
+use crate::base::doubt::Doubt;
 use crate::base::offset::LogId;
 use crate::base::planted::{PlantedBug, planted};
 
@@ -65,11 +66,15 @@ pub struct Control {
     lease_until_ns: AtomicU64,
     /// Epoch of the last batch and end of each log: whoever has most is elected.
     logs: Mutex<BTreeMap<LogId, (u32, u64)>>,
+    /// What each log may lack of what was acknowledged.
+    doubts: Mutex<BTreeMap<LogId, Doubt>>,
+    /// Epochs up to this are durably known to have been heard of.
+    saved_epoch: AtomicU32,
     /// Counts changes of the set that is waited for.
     version: AtomicU64,
     /// A log has to be cut before it can follow, which takes a new opening.
     wants_restart: AtomicBool,
-    /// A log takes no writes any more: [`FAILED_RUNNING`] or [`FAILED_AT_OPENING`].
+    /// A log takes no writes any more: [`FAILED_RUNNING`], [`FAILED_AT_OPENING`] or both.
     failure: AtomicU32,
     /// This broker has resigned for it.
     has_given_up: AtomicBool,
@@ -112,6 +117,8 @@ impl Control {
             master_epoch: AtomicU32::new(0),
             lease_until_ns: AtomicU64::new(0),
             logs: Mutex::default(),
+            doubts: Mutex::default(),
+            saved_epoch: AtomicU32::new(0),
             version: AtomicU64::new(1),
             wants_restart: AtomicBool::new(false),
             failure: AtomicU32::new(0),
@@ -154,6 +161,41 @@ impl Control {
         }
     }
 
+    /// The store remembers that this epoch was heard of.
+    pub fn note_saved_epoch(&self, epoch: u32) {
+        if self.saved_epoch.fetch_max(epoch, Ordering::AcqRel) < epoch {
+            self.bell.ring();
+        }
+    }
+
+    pub fn saved_epoch(&self) -> u32 {
+        self.saved_epoch.load(Ordering::Acquire)
+    }
+
+    /// What a log may lack of what was acknowledged.
+    pub fn note_doubt(&self, log: LogId, doubt: Doubt) {
+        if planted(PlantedBug::StandThoughDamaged) {
+            return;
+        }
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        if doubts.insert(log, doubt).unwrap_or_default() != doubt {
+            drop(doubts);
+            self.bell.ring();
+        }
+    }
+
+    /// Whoever is elected has what counts. If a log cannot be read all the same, its core says so.
+    pub fn forget_doubts(&self) {
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        doubts.clear();
+    }
+
+    /// The same of all logs: the worst.
+    pub fn doubt(&self) -> Doubt {
+        let doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        doubts.values().copied().max().unwrap_or_default()
+    }
+
     /// Epoch that this broker is the master of; 0 if it is not, or was deposed.
     pub fn master_epoch(&self) -> u32 {
         match self.master_epoch.load(Ordering::Acquire) {
@@ -188,6 +230,13 @@ impl Control {
             sets.pending = before.pending;
         }
         drop(sets);
+        if master_epoch > 0 {
+            self.forget_doubts();
+        } else if self.failure.load(Ordering::Acquire) == FAILED_AT_OPENING {
+            // As a slave it fetches again what is damaged.
+            self.failure.fetch_and(!FAILED_AT_OPENING, Ordering::AcqRel);
+            self.has_given_up.store(false, Ordering::Release);
+        }
         self.master_epoch.store(master_epoch, Ordering::Release);
         self.version.fetch_add(1, Ordering::AcqRel);
         self.bell.ring();
@@ -215,13 +264,13 @@ impl Control {
         } else {
             FAILED_RUNNING
         };
-        self.failure.fetch_max(failure, Ordering::AcqRel);
+        self.failure.fetch_or(failure, Ordering::AcqRel);
         self.bell.ring();
     }
 
-    /// Whether a log takes no writes any more since the process began.
+    /// Whether a write of a log failed since the process began.
     pub fn has_failed(&self) -> bool {
-        self.failure.load(Ordering::Acquire) > 0
+        self.failure.load(Ordering::Acquire) & FAILED_RUNNING > 0
     }
 
     /// A master whose log has failed resigns, so that another one is elected. If nobody else is in sync it goes on with the
@@ -234,8 +283,8 @@ impl Control {
         let gives_up = self.master_epoch() > 0
             && match self.failure.load(Ordering::Acquire) {
                 0 => false,
-                FAILED_AT_OPENING => true,
-                _ => has_others,
+                FAILED_RUNNING => has_others,
+                _ => true,
             };
         if gives_up {
             tracing::error!("this broker resigns as the master: a log of it takes no writes");

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::doubt::Doubt;
 use crate::base::limits::HA_WINDOW_BYTES;
 use crate::base::planted::{PlantedBug, planted};
 use crate::ha::control::Control;
@@ -19,6 +20,7 @@ use crate::io::net::{Net, NetStream, within};
 use crate::io::tcp::ReadBuffer;
 use crate::store::CommitLog;
 use crate::store::commit_log::replica::ReplicaError;
+use crate::store::recovery::Damage;
 use crate::store::retention;
 use crate::store::seed::Seed;
 use crate::store::snapshot::Mark;
@@ -107,6 +109,9 @@ pub async fn follow<E: Env, N: Net>(
         None => PAUSE_MAX,
     };
     let mut pause = PAUSE_FIRST;
+    if let Some(control) = &options.control {
+        control.note_doubt(log.id(), log.doubt());
+    }
     while !log.has_ended() {
         if let Some(address) = (options.master)() {
             let error = one_session(&env, &net, &log, &options, &progress, &address).await;
@@ -199,6 +204,8 @@ async fn session<E: Env, N: Net>(
             _,
         ) => (start, end, group_epoch),
         (Frame::Apart { epoch, position }, Some(_)) => {
+            // What lies behind the damage is no chain that a cut could follow.
+            log.wipe_damage().await?;
             log.ask_for_cut(epoch, position).await?;
             (options.reopen)();
             return Err(StreamError::Apart);
@@ -232,12 +239,17 @@ async fn session<E: Env, N: Net>(
     if let Some(control) = &options.control {
         control.hear_epoch(epoch);
     }
+    repair(log, options, address, end).await?;
     progress.master_start.set(start);
     progress.master_end.set(end);
     progress.is_connected.set(true);
     progress.last_error.borrow_mut().clear();
     tracing::info!(log = log.id(), master = %address, from = log.replica_end().position, to = end, "this log follows its master");
     let ended = Rc::new(Cell::new(false));
+    if log.doubt() > Doubt::None {
+        let (log, ended, options) = (log.clone(), ended.clone(), options.clone());
+        env.spawn(async move { until_whole(&log, &ended, &options, end).await });
+    }
     {
         let (env, stream, log) = (env.clone(), stream.clone(), log.clone());
         let (ended, options) = (ended.clone(), options.clone());
@@ -279,6 +291,65 @@ async fn take_seed<E: Env, S: NetStream>(
         return Err(StreamError::Unexpected("the seed is damaged"));
     }
     Ok(payload)
+}
+
+/// The master sends on from where this log is damaged: what lies there is wiped. `end` is the master's.
+async fn repair<E: Env>(
+    log: &CommitLog<E>,
+    options: &SlaveOptions,
+    address: &str,
+    end: u64,
+) -> Result<(), StreamError> {
+    let Some(damage) = log.damage() else {
+        return Ok(());
+    };
+    let Damage {
+        position,
+        lost_bytes,
+    } = damage;
+    // With fixed roles nobody has decided that the master's log counts.
+    if options.control.is_none() && end < position + lost_bytes {
+        return Err(StreamError::Refused(format!(
+            "log {} is damaged at position {position} here, and the master's ends at position {end}, before what was durable here: it cannot              be repaired from there. Keep this store until it is known which of the two counts",
+            log.id()
+        )));
+    }
+    let held = log.allocated_end().saturating_sub(position);
+    log.wipe_damage().await?;
+    tracing::warn!(
+        log = log.id(),
+        position,
+        lost_bytes,
+        wiped_bytes = held,
+        to = end,
+        master = %address,
+        "this log was damaged: everything from there on is wiped and fetched from the master again"
+    );
+    Ok(())
+}
+
+/// Waits until this log has everything that its master had when it joined. From then on it may be elected again.
+async fn until_whole<E: Env>(
+    log: &CommitLog<E>,
+    ended: &Cell<bool>,
+    options: &SlaveOptions,
+    end: u64,
+) {
+    log.grown_until(|| ended.get() || log.has_ended() || log.durable_here().0 >= end)
+        .await;
+    if log.durable_here().0 < end {
+        return;
+    }
+    match log.on_whole().await {
+        Ok(()) => {
+            if let Some(control) = &options.control {
+                control.note_doubt(log.id(), Doubt::None);
+            }
+        }
+        Err(error) => {
+            tracing::warn!(log = log.id(), %error, "this log has everything again, and cannot note that: the next connection tries again");
+        }
+    }
 }
 
 /// A master that was deposed is not followed and not answered any more.

@@ -113,6 +113,19 @@ impl BatchHeader {
         (header.position == position.0 && header.store_id == store_id && fits).then_some(header)
     }
 
+    /// Whether there was a header of a batch at `position`, although one of its fields may be another one by now.
+    pub fn resembles(bytes: &[u8], position: Position, store_id: u64) -> bool {
+        if bytes.len() < HEADER_BYTES {
+            return false;
+        }
+        let marks = [
+            u32_at(bytes, 0) == MAGIC,
+            u64_at(bytes, POSITION_AT) == position.0,
+            u64_at(bytes, STORE_ID_AT) == store_id,
+        ];
+        marks.iter().filter(|mark| **mark).count() >= 2
+    }
+
     /// Whether the CRC of the whole batch is right. `batch` has at least `self.length` bytes.
     pub fn crc_is_right(&self, batch: &[u8]) -> bool {
         batch.len() >= self.length as usize

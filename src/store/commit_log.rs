@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::base::doubt::Doubt;
 use crate::base::histogram::Histogram;
 use crate::base::limits::{
     BATCH_BYTES_TARGET, GROUP_BATCHES_MAX, LOG_PENDING_BYTES_MAX, SECTOR_BYTES,
@@ -32,7 +33,7 @@ use crate::store::delayed;
 use crate::store::group_commit::GroupCommit;
 use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
-use crate::store::recovery::{self, Recovered};
+use crate::store::recovery::{self, Damage, Recovered};
 use crate::store::seed;
 use crate::store::segment::Segments;
 use crate::store::snapshot::{self, Mark, Writer};
@@ -46,6 +47,7 @@ use crate::wire::record::{MAGIC_V1, MAGIC_V2, Patch, RecordFields};
 
 pub(super) mod cut;
 pub mod halves;
+pub mod repair;
 pub mod replica;
 
 /// First size of a batch's buffer; it doubles up to the target.
@@ -165,8 +167,10 @@ struct State {
     released: u64,
     /// CRC field of the batch that ends there, for snapshots.
     released_crc: u32,
-    /// (end of a sealed batch, its CRC), of those that are not released.
-    crcs: VecDeque<(u64, u32)>,
+    /// Its epoch. Not this life's, which may have written nothing: a replica would refuse older batches that follow.
+    released_epoch: u32,
+    /// (end of a sealed batch, its CRC, its epoch), of those that are not released.
+    crcs: VecDeque<(u64, u32, u32)>,
     effects: VecDeque<(u64, Effect)>,
     /// Epoch of the last batch. A replica's are its master's.
     epoch: u32,
@@ -200,6 +204,9 @@ pub struct CommitLog<E: Env> {
     is_seeding: Cell<bool>,
     /// The queues begin at the first messages from here on; none while that changes.
     tables_start: Cell<Option<u64>>,
+    /// Of a replica: what its master has to send again. See `repair.rs`.
+    damage: Cell<Option<Damage>>,
+    doubt: Cell<Doubt>,
     /// It is durable further, or takes no writes any more.
     grown: Notify,
     work: Notify,
@@ -256,10 +263,11 @@ impl<E: Env> CommitLog<E> {
             previous_crc,
             epoch,
             last_sector,
-            damage,
+            behind,
             snapshot_position,
             segment_times,
         } = recovery::recover(&env, &options, &segments, pretended_end).await?;
+        let last_epoch = epoch;
         let epoch = match options.elected {
             _ if options.replica => epoch,
             None => epoch + 1,
@@ -276,13 +284,27 @@ impl<E: Env> CommitLog<E> {
         };
         // What the last process wrote and did not live to flush is about to be shown and built upon.
         segments.sync_from(snapshot_position).await?;
+        let is_seeding = tables.seeding.is_some();
+        let (damage, mut doubt) = (behind.damage, Doubt::None);
         if options.replica {
             replica::mark(&env, &options.directory).await?;
+            if options.elected.is_some() {
+                let known = repair::marked(&env, &options.directory).await?;
+                // What began from a seed lacks everything until it has come to the seed's end.
+                let lacks = match is_seeding {
+                    true => Doubt::Damaged,
+                    false => behind.doubt(),
+                };
+                doubt = known.max(lacks);
+                if doubt > known {
+                    repair::mark(&env, &options.directory, doubt).await?;
+                }
+            }
         } else if damage.is_none() {
             replica::forget_mark(&env, &options.directory, &segments, end, &last_sector).await?;
+            repair::forget(&env, &options.directory).await?;
         }
         tables.queues.forget_assigned();
-        let is_seeding = tables.seeding.is_some();
         let keys = KeyIndexOptions {
             log: options.log,
             store_id: options.store_id,
@@ -291,10 +313,17 @@ impl<E: Env> CommitLog<E> {
             cache_bytes: options.index_cache_bytes / 2,
         };
         let keys = KeyIndex::open(env.clone(), keys, segments.clone(), end).await;
-        let poisoned = damage.map(|damage| Arc::<str>::from(damage.to_string()));
-        if let Some(reason) = &poisoned {
-            tracing::error!(log = options.log, %reason, "the log is damaged: reads go on up to there, writes are refused");
+        if let Some(damage) = &damage {
+            let reason = damage.to_string();
+            if options.replica {
+                tracing::error!(log = options.log, %reason, "the log is damaged: reads go on up to there, and the rest is fetched from the master again as soon as that is there");
+            } else {
+                tracing::error!(log = options.log, %reason, "the log is damaged: reads go on up to there, writes are refused. If no other broker has it, restore its files from a copy; if one has, make that one the master");
+            }
         }
+        let poisoned = damage
+            .filter(|_| !options.replica)
+            .map(|damage| Arc::<str>::from(damage.to_string()));
         let log = Rc::new(Self {
             env,
             segments,
@@ -310,6 +339,7 @@ impl<E: Env> CommitLog<E> {
                 last_crc: previous_crc,
                 released: end,
                 released_crc: previous_crc,
+                released_epoch: last_epoch,
                 crcs: VecDeque::new(),
                 effects: VecDeque::new(),
                 epoch,
@@ -329,6 +359,8 @@ impl<E: Env> CommitLog<E> {
             }),
             is_seeding: Cell::new(is_seeding),
             tables_start: Cell::default(),
+            damage: Cell::new(damage.filter(|_| options.replica)),
+            doubt: Cell::new(doubt),
             release_limit: Cell::new(match options.elected {
                 Some(_) if options.replica => 0,
                 _ => u64::MAX,
@@ -452,9 +484,9 @@ impl<E: Env> CommitLog<E> {
     }
 
     /// Where the tables end, and the CRC field of the batch before.
-    pub(super) fn released(&self) -> (u64, u32) {
+    pub(super) fn released(&self) -> (u64, u32, u32) {
         let state = self.state.borrow();
-        (state.released, state.released_crc)
+        (state.released, state.released_crc, state.released_epoch)
     }
 
     /// Completes when `done` says so; asked again whenever the log is durable further, and when it takes no more writes.
@@ -531,7 +563,17 @@ impl<E: Env> CommitLog<E> {
         if state.stopping {
             return Some(Refusal::Stopping);
         }
-        None
+        drop(state);
+        self.refuse_damaged()
+    }
+
+    /// A replica with damage takes nothing before that is wiped.
+    fn refuse_damaged(&self) -> Option<Refusal> {
+        let damage = self.damage.get()?;
+        Some(Refusal::Poisoned {
+            log: self.options.log,
+            reason: damage.to_string().into(),
+        })
     }
 
     fn refuse(&self, state: &State) -> Option<Refusal> {
@@ -1073,7 +1115,7 @@ impl<E: Env> CommitLog<E> {
         let buffer = Rc::new(buffer);
         state.next = next;
         state.commit.on_append(Position(next));
-        state.crcs.push_back((next, state.last_crc));
+        state.crcs.push_back((next, state.last_crc, state.epoch));
         state.last = Some((buffer_start, buffer.clone()));
         self.reader.add_tail(buffer_start, buffer.clone());
         state.sealed.push_back(SealedBatch {
@@ -1255,12 +1297,13 @@ impl<E: Env> CommitLog<E> {
             }
             let before = state.released;
             let allowed = state.commit.durable().0.min(self.release_limit.get());
-            while let Some(&(at, crc)) = state.crcs.front() {
+            while let Some(&(at, crc, epoch)) = state.crcs.front() {
                 if at > allowed {
                     break;
                 }
                 state.released = at;
                 state.released_crc = crc;
+                state.released_epoch = epoch;
                 state.crcs.pop_front();
             }
             let end = state.released;
@@ -1389,7 +1432,7 @@ impl<E: Env> CommitLog<E> {
             let mark = Mark {
                 position: state.released,
                 previous_crc: state.released_crc,
-                epoch: state.epoch,
+                epoch: state.released_epoch,
                 store_id: self.options.store_id,
             };
             let mut out = Writer::default();
@@ -1422,6 +1465,10 @@ impl<E: Env> CommitLog<E> {
     }
 
     fn needs_space(&self) -> bool {
+        if self.damage.get().is_some() {
+            // Segments are about to be removed.
+            return false;
+        }
         let next = self.state.borrow().next;
         self.segments.allocated_end() < next + self.ahead_bytes()
     }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
+use crate::base::doubt::Doubt;
 use crate::base::limits::{REPLICA_RUN_BYTES_MAX, SECTOR_BYTES};
 use crate::base::offset::Position;
 use crate::base::planted::{PlantedBug, planted};
@@ -43,6 +44,26 @@ pub struct Damage {
     pub lost_bytes: u64,
 }
 
+/// What lies behind the end of a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    pub damage: Option<Damage>,
+    /// A batch began at the end, or whole ones of the same life lie behind it.
+    pub is_torn: bool,
+}
+
+impl Behind {
+    pub fn doubt(&self) -> Doubt {
+        match self {
+            Self {
+                damage: Some(_), ..
+            } => Doubt::Damaged,
+            Self { is_torn: true, .. } => Doubt::Torn,
+            _ => Doubt::None,
+        }
+    }
+}
+
 /// What recovery found.
 pub struct Recovered {
     pub tables: Tables,
@@ -52,7 +73,7 @@ pub struct Recovered {
     pub epoch: u32,
     /// The sector in which `end` lies, if it is not at its start.
     pub last_sector: Option<Rc<PageBuf>>,
-    pub damage: Option<Damage>,
+    pub behind: Behind,
     /// Position of the snapshot that was used.
     pub snapshot_position: u64,
     /// End of each finished segment -> store time of its last record.
@@ -194,13 +215,22 @@ impl<'a, E: Env> Scanner<'a, E> {
     /// Looks behind a torn place for a batch that was sealed when the log was durable beyond it. Of a log that was a replica
     /// only what lies further behind than one run counts: see `commit_log/replica.rs`.
     pub async fn damage(&mut self, was_replica: bool) -> io::Result<Option<Damage>> {
+        Ok(self.look_behind(was_replica, u32::MAX).await?.damage)
+    }
+
+    /// The same, and whether something was torn there: `epoch` is the last one of the log, since what an earlier life left
+    /// behind its end was given up.
+    pub async fn look_behind(&mut self, was_replica: bool, epoch: u32) -> io::Result<Behind> {
         let torn = self.position;
+        self.load(torn, HEADER_BYTES).await?;
+        let mut is_torn = epoch < u32::MAX
+            && BatchHeader::resembles(self.at(torn), Position(torn), self.store_id);
         let nearest = if was_replica {
             REPLICA_RUN_BYTES_MAX as u64
         } else {
             1
         };
-        let mut at = (torn + nearest).next_multiple_of(ALIGN_BYTES as u64);
+        let mut at = (torn + 1).next_multiple_of(ALIGN_BYTES as u64);
         let end = (torn + EVIDENCE_BYTES).min(self.segments.allocated_end());
         let mut lost = 0;
         while at < end {
@@ -214,20 +244,28 @@ impl<'a, E: Env> Scanner<'a, E> {
                 at += ALIGN_BYTES as u64;
                 continue;
             };
-            if header.durable > torn && at + u64::from(header.length) <= segment_end {
+            let is_proof = header.durable > torn && at >= torn + nearest;
+            let is_hint = !is_torn && header.epoch >= epoch;
+            if (is_proof || is_hint) && at + u64::from(header.length) <= segment_end {
                 self.load(at, header.length as usize).await?;
                 if header.crc_is_right(self.at(at)) {
-                    lost = lost.max(header.durable - torn);
-                    at += u64::from(header.length);
+                    is_torn |= is_hint;
+                    if is_proof {
+                        lost = lost.max(header.durable - torn);
+                    }
+                    at += u64::from(header.length).max(ALIGN_BYTES as u64);
                     continue;
                 }
             }
             at += ALIGN_BYTES as u64;
         }
-        Ok((lost > 0).then_some(Damage {
-            position: torn,
-            lost_bytes: lost,
-        }))
+        Ok(Behind {
+            damage: (lost > 0).then_some(Damage {
+                position: torn,
+                lost_bytes: lost,
+            }),
+            is_torn,
+        })
     }
 }
 
@@ -318,7 +356,7 @@ pub async fn recover<E: Env>(
         previous_crc: 0,
         epoch: 0,
         last_sector: None,
-        damage: None,
+        behind: Behind::default(),
         snapshot_position: 0,
         segment_times: BTreeMap::new(),
     };
@@ -421,7 +459,7 @@ pub async fn recover<E: Env>(
     recovered.previous_crc = scanner.previous_crc;
     let was_replica = replica::is_marked(env, &options.directory).await?;
     if pretended_end.is_none() {
-        recovered.damage = scanner.damage(was_replica).await?;
+        recovered.behind = scanner.look_behind(was_replica, recovered.epoch).await?;
     }
     let within = recovered.end % SECTOR_BYTES as u64;
     if within > 0 {

@@ -25,7 +25,7 @@ use crate::store::types::QueueKey;
 #[cfg(test)]
 mod tests;
 
-const NAME: &str = "seed";
+pub(super) const NAME: &str = "seed";
 /// While it is written: a snapshot of the log may be written at the same time.
 const DRAFT: &str = "seed.new";
 
@@ -85,11 +85,11 @@ impl<E: Env> CommitLog<E> {
         if self.tables_start() != Some(position) {
             return Err(moving());
         }
-        let (released, released_crc) = self.released();
+        let (released, released_crc, released_epoch) = self.released();
         let (epoch, previous_crc) = match first {
             // The batch before has no later epoch than the one behind it.
             Some(first) => (first.epoch, first.previous_crc),
-            None if released == position => (self.epoch(), released_crc),
+            None if released == position => (released_epoch, released_crc),
             None => return Err(moving()),
         };
         Ok(Seed {

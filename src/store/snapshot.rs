@@ -190,11 +190,23 @@ pub async fn load<E: Env>(
     store_id: u64,
     log_start: u64,
 ) -> io::Result<Option<(Mark, Vec<u8>)>> {
+    load_below(env, directory, store_id, log_start, None).await
+}
+
+/// The same of those that do not lie behind `limit`.
+pub async fn load_below<E: Env>(
+    env: &E,
+    directory: &Path,
+    store_id: u64,
+    log_start: u64,
+    limit: Option<u64>,
+) -> io::Result<Option<(Mark, Vec<u8>)>> {
     let mut positions: Vec<u64> = env
         .list(directory)
         .await?
         .into_iter()
         .filter_map(|(name, _)| position_of(&name))
+        .filter(|position| limit.is_none_or(|limit| *position <= limit))
         .collect();
     positions.sort_unstable();
     while let Some(position) = positions.pop() {

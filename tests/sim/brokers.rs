@@ -43,6 +43,7 @@ pub fn plant(bug: Option<PlantedBug>) {
             "ForgetToFence" => PlantedBug::ForgetToFence,
             "TruncateInMemory" => PlantedBug::TruncateInMemory,
             "ElectOutside" => PlantedBug::ElectOutside,
+            "StandThoughDamaged" => PlantedBug::StandThoughDamaged,
             other => panic!("no planted bug {other}"),
         }));
     }

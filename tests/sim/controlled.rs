@@ -19,10 +19,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_lite::future::or;
+use ringmq::base::doubt::Doubt;
 use ringmq::base::offset::LogId;
 use ringmq::base::offset::PhysicalOffset;
 use ringmq::ha::agent::{
-    Agent, AgentOptions, CHANGE_TIMEOUT, Heard, Identity, Opening, PAUSE, SetKeeper, Step, Wanted,
+    Agent, AgentOptions, CHANGE_TIMEOUT, Heard, Identity, Looked, Opening, PAUSE, SetKeeper, Step,
+    Wanted,
 };
 use ringmq::ha::control::Control;
 use ringmq::ha::master::StreamTimes;
@@ -37,6 +39,7 @@ use ringmq::shard::message::{
 };
 use ringmq::shard::replication::MasterRules;
 use ringmq::shard::{Role, Shard, ShardHandle};
+use ringmq::store::commit_log::repair;
 use ringmq::store::manifest::Manifest;
 use ringmq::wire::record::RecordView;
 use ringmq::wire::remoting::code::{request, response};
@@ -74,6 +77,11 @@ pub struct Counts {
     pub unknown: u64,
     /// Logs that began from a seed.
     pub seeded: u64,
+    /// Logs in which bits were flipped, and openings that found something.
+    pub rotted: u64,
+    pub doubted: u64,
+    /// How often all controllers forgot everything.
+    pub forgotten: u64,
 }
 
 impl Counts {
@@ -87,6 +95,9 @@ impl Counts {
         self.checked += other.checked;
         self.unknown += other.unknown;
         self.seeded += other.seeded;
+        self.rotted += other.rotted;
+        self.doubted += other.doubted;
+        self.forgotten += other.forgotten;
     }
 }
 
@@ -127,6 +138,10 @@ struct Broker {
     ends: RefCell<BTreeMap<LogId, u64>>,
     /// The process has ended by itself.
     has_exited: Cell<bool>,
+    /// Bits of its logs were flipped, and not everything was fetched again yet. It is not started before.
+    rotted_until_ns: Cell<Option<u64>>,
+    is_flipped: Cell<bool>,
+    flipped: RefCell<Option<(PathBuf, u64, u8)>>,
     rate: Cell<u64>,
 }
 
@@ -149,6 +164,8 @@ struct Group {
     shown: RefCell<BTreeMap<Place, Shown>>,
     masters: RefCell<BTreeMap<u32, usize>>,
     newest_epoch: Cell<u32>,
+    /// Who may be elected by an operator after the controllers have forgotten everything, and from when on.
+    remembered: RefCell<Option<(Vec<u64>, u64)>>,
     is_loaded: Cell<bool>,
     counts: RefCell<Counts>,
 }
@@ -230,6 +247,9 @@ impl Group {
     /// Starts a broker's machine.
     fn start(self: &Rc<Self>, at: usize) {
         let broker = &self.brokers[at];
+        if broker.rotted_until_ns.get().is_some() && !broker.is_flipped.replace(true) {
+            self.flip_bits(at);
+        }
         broker.is_up.set(true);
         broker.has_exited.set(false);
         let env = self.process(self.agent_node(at));
@@ -328,7 +348,10 @@ impl Group {
                     broker.identity.borrow_mut().1 = None;
                     agent.on_saved()
                 }
-                Step::Look => agent.on_looked(self.was_replica(at)),
+                Step::Look => match self.look(at).await {
+                    Ok(looked) => agent.on_looked(looked),
+                    Err(error) => agent.on_failed(error.to_string()),
+                },
                 Step::Ask(ask) => match self.leader(at, &env, &heard).await {
                     None => agent.on_failed("nobody leads"),
                     Some(line) => {
@@ -349,11 +372,32 @@ impl Group {
         }
     }
 
-    fn was_replica(&self, at: usize) -> bool {
-        let files = self
-            .world
-            .with_disk(self.core_node(at), |disk| disk.files());
-        files.iter().any(|(path, _)| path.ends_with("replica"))
+    async fn look(&self, at: usize) -> std::io::Result<Looked> {
+        let core = self.process(self.core_node(at));
+        let directory = PathBuf::from(DIRECTORY);
+        let mut looked = Looked::default();
+        let result = async {
+            let Some(manifest) = Manifest::read(&core, &directory).await? else {
+                return Ok(());
+            };
+            for log in 0..manifest.logs {
+                let path = directory.join(format!("log-{log:03}"));
+                let files = self
+                    .world
+                    .with_disk(self.core_node(at), |disk| disk.files());
+                if !files.iter().any(|(file, _)| file.starts_with(&path)) {
+                    continue;
+                }
+                let (store_id, segment_bytes) = (manifest.store_id, manifest.segment_bytes);
+                let found = repair::look(&core, &path, store_id, segment_bytes).await?;
+                looked.was_replica |= found.was_replica;
+                looked.logs.push((log, found.epoch, found.end, found.doubt));
+            }
+            Ok(())
+        };
+        let result = result.await;
+        self.world.crash(self.core_node(at), Crash::Process);
+        result.map(|()| looked)
     }
 
     /// The connection to the leading controller.
@@ -487,7 +531,10 @@ impl Group {
             .await
             .map_err(|error| error.to_string())?;
         for log in shard.logs() {
-            if let Some(refusal) = log.refusal() {
+            self.counts.borrow_mut().doubted += u64::from(log.doubt() > Doubt::None);
+            if let Some(refusal) = log.refusal()
+                && broker.rotted_until_ns.get().is_none()
+            {
                 breach(format!(
                     "broker {at} starts with a damaged log {}: {refusal}",
                     log.id()
@@ -916,7 +963,7 @@ impl Group {
         let at = self.choose(self.brokers.len());
         let (one, other) = (self.choose(self.machines()), self.choose(self.machines()));
         let core = self.core_node(at);
-        match self.choose(23) {
+        match self.choose(26) {
             0 | 1 => self.set_cut(&self.machine(one), &self.machine(other), true),
             2 | 3 => {
                 self.set_cut(&self.machine(one), &self.machine(other), true);
@@ -971,6 +1018,8 @@ impl Group {
                     disk.options.faults.writes_always_fail = true;
                 });
             }
+            22 | 23 => self.rot(at),
+            24 => self.forget(),
             18 => {
                 let by_ms = self.range(0..20_000) as i64 - 10_000;
                 self.world.jump_clock(core, by_ms);
@@ -982,7 +1031,154 @@ impl Group {
                     self.world.core(self.core_node(at)).spawn(retained);
                 }
             }
+            _ if self.remembered.borrow().is_some() => {}
             _ => self.move_master(at),
+        }
+    }
+
+    /// A machine dies, and bits of one of its logs flip while it is down: of one copy at a time.
+    fn rot(self: &Rc<Self>, at: usize) {
+        let is_one_rotten = self
+            .brokers
+            .iter()
+            .any(|broker| broker.rotted_until_ns.get().is_some());
+        if is_one_rotten || self.remembered.borrow().is_some() {
+            return;
+        }
+        let broker = &self.brokers[at];
+        if broker.is_up.get() {
+            self.crash(at, self.any_crash());
+        }
+        // A machine is not back before its heartbeats are missed.
+        let until_ns = self.world.now_ns() + 2_000_000 * self.timeout_ms;
+        broker.rotted_until_ns.set(Some(until_ns));
+        broker.is_flipped.set(false);
+    }
+
+    /// What is left of that when the machine is started: never of the only copy that counts.
+    fn flip_bits(&self, at: usize) {
+        let broker = &self.brokers[at];
+        let has_others = self.parliament.group().is_some_and(|group| {
+            let own = broker.identity.borrow().0.as_ref().map(|own| own.broker_id);
+            group.in_sync.iter().any(|id| Some(*id) != own)
+        });
+        let log = self.choose(usize::from(LOGS)) as LogId;
+        let end = broker.ends.borrow().get(&log).copied().unwrap_or(0);
+        let directory = PathBuf::from(DIRECTORY).join(format!("log-{log:03}"));
+        let files = self
+            .world
+            .with_disk(self.core_node(at), |disk| disk.files());
+        let of_log = files
+            .iter()
+            .filter(|(path, _)| path.parent() == Some(&*directory));
+        let start = of_log
+            .filter_map(|(path, _)| {
+                let name = path.file_name()?.to_str()?;
+                name.strip_prefix("snapshot-")?.parse::<u64>().ok()
+            })
+            .max()
+            .unwrap_or(0);
+        if !has_others || !self.parliament.is_quiet() || start >= end {
+            return broker.rotted_until_ns.set(None);
+        }
+        let position = self.range(start..end);
+        let segment = position / self.segment_bytes * self.segment_bytes;
+        let path = directory.join(format!("{segment:020}.seg"));
+        let mask = 1 << self.choose(8);
+        let is_flipped = self.world.with_disk(self.core_node(at), |disk| {
+            disk.flip_bits(&path, position - segment, mask)
+        });
+        if is_flipped {
+            self.world.note("bits are flipped", position);
+            self.counts.borrow_mut().rotted += 1;
+            *broker.flipped.borrow_mut() = Some((path, position - segment, mask));
+        }
+    }
+
+    /// The controllers may agree later on what a master had asked for before it died: to go on alone. If that one is damaged, its
+    /// disk is restored: nobody else could be elected.
+    fn restore_only_copy(self: &Rc<Self>) {
+        let Some(group) = self.parliament.group() else {
+            return;
+        };
+        for (at, broker) in self.brokers.iter().enumerate() {
+            let own = broker.identity.borrow().0.as_ref().map(|own| own.broker_id);
+            let is_alone = own.is_some_and(|own| group.in_sync == [own].into());
+            let has_failed = broker.opened.borrow().as_ref().is_some_and(|shard| {
+                let mut logs = shard.logs();
+                logs.any(|log| log.refusal().is_some() && log.damage().is_none())
+            });
+            if !is_alone || !has_failed {
+                continue;
+            }
+            let flipped = broker.flipped.borrow_mut().take();
+            let Some((path, position, mask)) = flipped else {
+                continue;
+            };
+            self.crash(at, Crash::Process);
+            self.world.with_disk(self.core_node(at), |disk| {
+                disk.flip_bits(&path, position, mask)
+            });
+            // What lies behind is there again.
+            broker.ends.borrow_mut().clear();
+            self.start(at);
+        }
+    }
+
+    /// Whether a broker's machine may be started now.
+    fn may_start(&self, at: usize) -> bool {
+        let until_ns = self.brokers[at].rotted_until_ns.get();
+        until_ns.is_none_or(|until_ns| self.world.now_ns() >= until_ns)
+    }
+
+    /// The disks of all controllers are lost. Whoever was in sync is what an operator may elect when every lease is over.
+    fn forget(self: &Rc<Self>) {
+        let Some(group) = self.parliament.group() else {
+            return;
+        };
+        let is_one_rotten = self
+            .brokers
+            .iter()
+            .any(|broker| broker.rotted_until_ns.get().is_some());
+        if group.in_sync.is_empty() || is_one_rotten || self.remembered.borrow().is_some() {
+            return;
+        }
+        self.counts.borrow_mut().forgotten += 1;
+        self.world.note("the controllers forget everything", 0);
+        for controller in 0..self.controller_rates.len() {
+            if self.controllers_up.borrow()[controller] {
+                self.crash_controller(controller);
+            }
+        }
+        self.parliament.lead(None, 0);
+        self.parliament.forget();
+        let until_ns = self.world.now_ns() + 3_000_000 * self.timeout_ms;
+        let in_sync = group.in_sync.iter().copied().collect();
+        *self.remembered.borrow_mut() = Some((in_sync, until_ns));
+    }
+
+    /// After that: an operator elects one that was in sync.
+    fn remember(self: &Rc<Self>) {
+        let remembered = self.remembered.borrow().clone();
+        let Some((in_sync, from_ns)) = remembered else {
+            return;
+        };
+        match self.parliament.group() {
+            Some(group) if group.master.is_some() => *self.remembered.borrow_mut() = None,
+            Some(group) if group.needs_operator && self.world.now_ns() >= from_ns => {
+                let found = (0..self.brokers.len()).find(|at| {
+                    let identity = self.brokers[*at].identity.borrow().0.clone();
+                    identity.is_some_and(|own| in_sync.contains(&own.broker_id))
+                        && self.brokers[*at].is_up.get()
+                });
+                if let Some(at) = found {
+                    self.move_master(at);
+                    // The next try waits for the answer.
+                    let again_ns = self.world.now_ns() + 1_000_000_000;
+                    *self.remembered.borrow_mut() = Some((in_sync, again_ns));
+                }
+            }
+            _ => {}
         }
     }
 
@@ -1033,7 +1229,7 @@ impl Group {
             if broker.is_up.get() && broker.has_exited.get() && (all || self.choose(2) == 0) {
                 self.crash(at, Crash::Process);
             }
-            if !broker.is_up.get() && (all || self.choose(2) == 0) {
+            if !broker.is_up.get() && self.may_start(at) && (all || self.choose(2) == 0) {
                 self.start(at);
             }
             if all || self.choose(2) == 0 {
@@ -1050,11 +1246,12 @@ impl Group {
     /// place nobody can take. Any other master has to give up by itself.
     fn needs_operator(&self, at: usize) -> bool {
         let broker = &self.brokers[at];
-        let has_failed = broker
-            .opened
-            .borrow()
-            .as_ref()
-            .is_some_and(|shard| shard.logs().any(|log| log.refusal().is_some()));
+        let has_failed = broker.opened.borrow().as_ref().is_some_and(|shard| {
+            let failed = |log: &Rc<ringmq::store::CommitLog<SimEnv>>| {
+                log.refusal().is_some() && log.damage().is_none()
+            };
+            shard.logs().any(failed)
+        });
         let own = broker.identity.borrow().0.as_ref().map(|own| own.broker_id);
         let can_be_replaced = self
             .parliament
@@ -1087,13 +1284,29 @@ impl Group {
             let run = self.brokers.iter().all(|b| b.running.borrow().is_some());
             // The master's disk may have failed in the last trouble without having been written to since.
             let serves = !self.is_loaded.get() || self.counts.borrow().acknowledged > from + 5;
-            if all && run && serves && self.master().is_some() {
+            let whole = self.brokers.iter().all(|broker| {
+                let opened = broker.opened.borrow();
+                opened.as_ref().is_some_and(|shard| {
+                    let mut logs = shard.logs();
+                    logs.all(|log| log.doubt() == Doubt::None)
+                })
+            });
+            if all && run && serves && whole && self.master().is_some() {
+                for broker in &self.brokers {
+                    broker.rotted_until_ns.set(None);
+                    *broker.flipped.borrow_mut() = None;
+                }
                 return;
             }
             if !all || !run {
                 from = self.counts.borrow().acknowledged;
             }
+            self.remember();
+            self.restore_only_copy();
             for at in 0..self.brokers.len() {
+                if !self.brokers[at].is_up.get() && self.may_start(at) {
+                    self.start(at);
+                }
                 if self.brokers[at].has_exited.get() || self.needs_operator(at) {
                     self.crash(at, Crash::Process);
                     self.start(at);
@@ -1264,6 +1477,7 @@ fn run(seed: u64, trace: bool) -> Counts {
         shown: RefCell::default(),
         masters: RefCell::default(),
         newest_epoch: Cell::new(0),
+        remembered: RefCell::default(),
         is_loaded: Cell::new(false),
         counts: RefCell::default(),
     });

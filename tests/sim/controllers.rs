@@ -75,6 +75,20 @@ impl Parliament {
         self.leader.get()
     }
 
+    /// Whether nothing is being agreed on.
+    pub fn is_quiet(&self) -> bool {
+        self.pending.borrow().is_empty()
+    }
+
+    /// The disks of all controllers are lost.
+    pub fn forget(&self) {
+        self.pending.borrow_mut().clear();
+        *self.groups.borrow_mut() = Groups::default();
+        for known in self.known.borrow_mut().iter_mut() {
+            *known = Groups::default();
+        }
+    }
+
     /// The group's committed state.
     pub fn group(&self) -> Option<ringmq::controller::state::Group> {
         self.groups.borrow().0.get(GROUP).cloned()
@@ -332,7 +346,10 @@ async fn serve(env: SimEnv, node: Arc<Node<Seat>>, stream: SimStream) {
             Ok(Some(command)) => command,
             Ok(None) => match read_more(&*stream, &mut buffer, 0).await {
                 Ok(()) => continue,
-                Err(_) => return stream.shutdown(),
+                Err(_) => {
+                    node.on_gone(&push);
+                    return stream.shutdown();
+                }
             },
             Err(error) => breach(format!("a broker sends what is no frame: {error}")),
         };

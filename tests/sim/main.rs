@@ -151,6 +151,7 @@ fn brokers_under_controllers_with_a_planted_bug_break_the_promise() {
         "ForgetToFence",
         "TruncateInMemory",
         "ElectOutside",
+        "StandThoughDamaged",
     ] {
         let found = (0..400).find_map(|seed| {
             let why = controlled::run_seed(seed, Some(bug), false).err()?;

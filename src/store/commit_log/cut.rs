@@ -20,16 +20,60 @@ use crate::store::segment::{self, Segments, zero_pages};
 use crate::store::{seed, snapshot};
 
 const NOTE: &str = "cut-";
+/// The same where no chain of batches says how far it goes: what lies behind is damaged.
+const WIPE_NOTE: &str = "wipe-";
 /// Bytes looked at, and written if they are not zeros, at once.
 const PIECE_BYTES: u64 = 256 << 10;
 
 /// Whether a file of a log's directory is the note of a cut, and where.
 pub fn position_of(name: &str) -> Option<u64> {
-    name.strip_prefix(NOTE)?.parse().ok()
+    let position = name
+        .strip_prefix(NOTE)
+        .or_else(|| name.strip_prefix(WIPE_NOTE))?;
+    position.parse().ok()
 }
 
-fn note_of(directory: &Path, position: u64) -> PathBuf {
-    directory.join(format!("{NOTE}{position:020}"))
+fn note_of(directory: &Path, note: &str, position: u64) -> PathBuf {
+    directory.join(format!("{note}{position:020}"))
+}
+
+async fn write_note<E: Env>(
+    env: &E,
+    directory: &Path,
+    note: &str,
+    position: u64,
+) -> io::Result<()> {
+    let mode = OpenMode {
+        create: true,
+        flush_each_write: false,
+    };
+    let path = note_of(directory, note, position);
+    env.open(&path, mode).await?.sync().await?;
+    env.sync_dir(directory).await
+}
+
+/// Notes durably that everything from `position` on has to be wiped.
+pub(super) async fn note_wipe<E: Env>(env: &E, directory: &Path, position: u64) -> io::Result<()> {
+    write_note(env, directory, WIPE_NOTE, position).await
+}
+
+/// Notes of a directory: which, and where to cut.
+async fn notes<E: Env>(env: &E, directory: &Path) -> io::Result<Vec<(&'static str, u64)>> {
+    let entries = env.list(directory).await?;
+    let read = |note: &'static str, name: &str| {
+        let position = name.strip_prefix(note)?.parse().ok()?;
+        Some((note, position))
+    };
+    let found = entries
+        .iter()
+        .filter_map(|(name, _)| read(NOTE, name).or_else(|| read(WIPE_NOTE, name)));
+    Ok(found.collect())
+}
+
+/// Where the log will be cut when it is opened.
+pub(super) async fn noted<E: Env>(env: &E, directory: &Path) -> io::Result<Option<u64>> {
+    let notes = notes(env, directory).await?;
+    Ok(notes.iter().map(|(_, cut)| *cut).min())
 }
 
 impl<E: Env> CommitLog<E> {
@@ -82,14 +126,7 @@ impl<E: Env> CommitLog<E> {
             own_epoch,
             "this log has what its master has not: it is cut back"
         );
-        let directory = &self.options().directory;
-        let mode = OpenMode {
-            create: true,
-            flush_each_write: false,
-        };
-        let note = note_of(directory, cut);
-        self.env().open(&note, mode).await?.sync().await?;
-        self.env().sync_dir(directory).await
+        write_note(self.env(), &self.options().directory, NOTE, cut).await
     }
 }
 
@@ -126,35 +163,33 @@ pub(super) async fn carry_out<E: Env>(
     segments: &Segments<E>,
 ) -> io::Result<Option<u64>> {
     let directory = &options.directory;
-    let notes: Vec<u64> = env
-        .list(directory)
-        .await?
-        .iter()
-        .filter_map(|(name, _)| position_of(name))
-        .collect();
-    let Some(cut) = notes.iter().copied().min() else {
+    let notes = notes(env, directory).await?;
+    let Some(cut) = notes.iter().map(|(_, cut)| *cut).min() else {
         return Ok(None);
     };
+    let is_damaged = notes.iter().any(|(note, _)| *note == WIPE_NOTE);
     snapshot::remove_beyond(env, directory, cut).await?;
     let pretends = planted(PlantedBug::TruncateInMemory);
     if !pretends {
         segments.remove_beyond(cut).await?;
-        wipe(env, options, segments, cut).await?;
+        wipe(env, options, segments, cut, is_damaged).await?;
     }
-    for note in notes {
-        env.remove(&note_of(directory, note)).await?;
+    for (note, position) in notes {
+        env.remove(&note_of(directory, note, position)).await?;
     }
     env.sync_dir(directory).await?;
     tracing::info!(log = options.log, cut, "the log was cut back");
     Ok(pretends.then_some(cut))
 }
 
-/// Makes zeros of everything behind `cut` in its segment that could be taken for a batch of this log.
+/// Makes zeros of everything behind `cut` in its segment that could be taken for a batch of this log. `is_damaged`: the batches
+/// there do not lead from one to the next any more.
 async fn wipe<E: Env>(
     env: &E,
     options: &LogOptions,
     segments: &Segments<E>,
     cut: u64,
+    is_damaged: bool,
 ) -> io::Result<()> {
     let Some((file, _)) = segments.locate(cut) else {
         return Ok(());
@@ -162,7 +197,7 @@ async fn wipe<E: Env>(
     let sector = SECTOR_BYTES as u64;
     let limit = segments.segment_end(cut).min(segments.allocated_end());
     let within = |at: u64| at % segments.segment_bytes();
-    let mut end = cut;
+    let mut end = if is_damaged { limit } else { cut };
     while end + (HEADER_BYTES as u64) <= limit {
         let at = end & !(sector - 1);
         let pages = file.read_at(within(at), 2 * SECTOR_BYTES).await?;

@@ -174,6 +174,9 @@ impl<E: Env> CommitLog<E> {
         if state.stopping {
             return Err(ReplicaError::Refused(Refusal::Stopping));
         }
+        if let Some(refusal) = self.refuse_damaged() {
+            return Err(ReplicaError::Refused(refusal));
+        }
         let position = state.next;
         if bytes.len() < HEADER_BYTES {
             return Ok(0);
@@ -213,7 +216,9 @@ impl<E: Env> CommitLog<E> {
             end
         };
         state.commit.on_append(Position(state.next));
-        state.crcs.push_back((state.next, state.last_crc));
+        state
+            .crcs
+            .push_back((state.next, state.last_crc, state.epoch));
         if state.next == segment_end {
             self.close_run(state);
         }
@@ -360,8 +365,8 @@ impl<E: Env> CommitLog<E> {
                 Some(state.released_crc)
             } else {
                 let mut ends = state.crcs.iter();
-                let found = ends.find(|(at, _)| *at == other.position);
-                found.map(|(_, crc)| *crc)
+                let found = ends.find(|(at, ..)| *at == other.position);
+                found.map(|(_, crc, _)| *crc)
             }
         };
         let start = self.start_position().0;
