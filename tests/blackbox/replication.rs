@@ -663,3 +663,44 @@ fn the_stores_of_a_pair_are_equal_and_one_flipped_byte_is_found_and_named() {
     assert!(alone.terminate().success());
     assert_eq!(compare(one.path(), third.path()).0, Some(1));
 }
+
+/// With fixed roles, too: nobody has to wipe a slave by hand because bits of its log flipped.
+#[test]
+fn a_slave_whose_log_is_damaged_fetches_it_from_its_master_again() {
+    let (one, other) = (store_dir(), store_dir());
+    let first = master(one.path(), "SYNC_MASTER");
+    let mut master = first.start();
+    prepare(&master);
+    let second = slave(&first, other.path(), 1);
+    let mut slave = second.start();
+    until_in_sync(&master);
+    let mut connection = master.connect();
+    for number in 0..600 {
+        let mut body = format!("number {number} ").into_bytes();
+        body.resize(8_000, number as u8);
+        let message = Message::new(TOPIC, number % QUEUES, body);
+        connection.send(&message).unwrap();
+    }
+    until_caught_up(&master, &slave);
+    slave.kill();
+    let (file, at) = find_bytes(other.path(), b"number 40 ").unwrap();
+    let mut content = fs::read(&file).unwrap();
+    content[at + 100] ^= 1;
+    fs::write(&file, content).unwrap();
+    let mut slave = second.start();
+    until("the damage is repaired", || {
+        slave
+            .output()
+            .contains("wiped and fetched from the master again")
+    });
+    until_in_sync(&master);
+    until_caught_up(&master, &slave);
+    for queue in 0..QUEUES {
+        assert_eq!(raw(&slave, queue), raw(&master, queue), "queue {queue}");
+    }
+    drop(connection);
+    assert!(master.terminate().success());
+    assert!(slave.terminate().success());
+    let (code, logs) = compare(one.path(), other.path());
+    assert_eq!(code, Some(0), "{logs:#?}");
+}
