@@ -310,7 +310,7 @@ async fn repair<E: Env>(
     // With fixed roles nobody has decided that the master's log counts.
     if options.control.is_none() && end < position + lost_bytes {
         return Err(StreamError::Refused(format!(
-            "log {} is damaged at position {position} here, and the master's ends at position {end}, before what was durable here: it cannot              be repaired from there. Keep this store until it is known which of the two counts",
+            "log {} is damaged at position {position} here, and the master's ends at position {end}, before what was durable here: it cannot be repaired from there. Keep this store until it is known which of the two counts",
             log.id()
         )));
     }
