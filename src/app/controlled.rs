@@ -405,7 +405,8 @@ impl Driver {
             Err(error) => return agent.on_failed(error.to_string()),
         };
         let request = agent.request(ask);
-        match client.call(request, Bytes::new(), agent.limit(ask)).await {
+        let body = Bytes::from(agent.body(ask));
+        match client.call(request, body, agent.limit(ask)).await {
             Ok(answer) => agent.on_answer(&answer),
             Err(error) => agent.on_failed(error.to_string()),
         }

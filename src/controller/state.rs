@@ -407,8 +407,8 @@ impl Group {
         self.epoch = next;
         self.needs_operator = false;
         self.master = Some(candidate);
-        // The others have everything as well until the new master has asked to go on without them, which it cannot before it is
-        // at work: if it comes back damaged, or not at all, any of them takes its place.
+        // The others have everything as well until the new master has asked to go on without them, which is the first that it does:
+        // if it comes back damaged, or not at all, any of them takes its place.
         if !self.in_sync.contains(&candidate) {
             self.in_sync = BTreeSet::from([candidate]);
         }

@@ -163,7 +163,7 @@ impl Heard {
     /// The role to open the logs in, once there is one and its epoch is durably known.
     pub fn opening(&self) -> Option<Opening> {
         let word = self.locked();
-        if word.epoch > self.control.saved_epoch() {
+        if word.epoch > self.control.saved_epoch() || self.is_to_narrow(&word) {
             return None;
         }
         let role = word.role_of(self.control.id());
@@ -178,6 +178,20 @@ impl Heard {
             group_epoch: word.epoch,
             in_sync: (word.in_sync.clone(), word.in_sync_epoch),
         })
+    }
+
+    /// A new master begins alone: what it has and the others have not is shown from then on, so none of them may be elected
+    /// unless it has had that confirmed. Until it has asked for that, each of them still can.
+    fn is_to_narrow(&self, word: &Word) -> bool {
+        word.master == Some(self.control.id())
+            && word.in_sync.len() > 1
+            && self.control.begun_epoch() != word.epoch
+    }
+
+    /// The set to narrow, if that is due.
+    fn to_narrow(&self) -> Option<Word> {
+        let word = self.locked();
+        self.is_to_narrow(&word).then(|| word.clone())
     }
 
     /// Whether logs that were opened in this role have to be closed, to be opened in another one or to be cut.
@@ -240,6 +254,8 @@ pub enum Ask {
     Register,
     Heartbeat,
     Elect,
+    /// That the in-sync set is this new master alone.
+    Narrow,
 }
 
 /// What has to be done next; each is given once, and answered with the `on_` function of its name.
@@ -294,6 +310,7 @@ enum Stage {
     Heartbeat,
     /// An epoch was heard of that the store does not remember yet.
     SaveSeen,
+    Narrow,
     Elect,
     Pause {
         until_ns: u64,
@@ -321,6 +338,8 @@ pub struct Agent {
     first_epoch: Option<u32>,
     /// The epoch that is being stored.
     saving_epoch: u32,
+    /// The set could not be narrowed: what it is by now says the next heartbeat.
+    is_set_stale: bool,
     /// This process has been made, or found, what it is: a master of an earlier life needs a new epoch first.
     has_asked: bool,
     is_over: bool,
@@ -360,6 +379,7 @@ impl Agent {
             looked: None,
             first_epoch: None,
             saving_epoch: 0,
+            is_set_stale: false,
             has_asked: false,
             is_over: false,
             begun_ns: 0,
@@ -388,7 +408,8 @@ impl Agent {
             let is_new = (self.control.master_epoch() != self.told_epoch
                 || self.control.gives_up() != self.told_resigned
                 || self.control.doubt() != self.told_doubt
-                || self.has_unsaved_epoch())
+                || self.has_unsaved_epoch()
+                || self.heard.to_narrow().is_some())
                 && !is_failure;
             if !is_new && !self.is_over && self.control.now_ns() < until_ns {
                 return Step::Wait { until_ns };
@@ -405,6 +426,14 @@ impl Agent {
                     return Step::Load;
                 }
                 (Some(_), _) if self.has_unsaved_epoch() && !self.is_over => Stage::SaveSeen,
+                (Some(_), _)
+                    if self.is_registered
+                        && !self.is_over
+                        && !self.is_set_stale
+                        && self.heard.to_narrow().is_some() =>
+                {
+                    Stage::Narrow
+                }
                 (Some(_), _) if self.is_registered => Stage::Heartbeat,
                 (Some(_), _) if self.looked.is_none() => Stage::Look,
                 (Some(_), _) => Stage::Register,
@@ -436,6 +465,7 @@ impl Agent {
             Stage::Heartbeat => Step::Ask(Ask::Heartbeat),
             Stage::Look => Step::Look,
             Stage::Elect => Step::Ask(Ask::Elect),
+            Stage::Narrow => Step::Ask(Ask::Narrow),
             Stage::Begin | Stage::Pause { .. } | Stage::Waiting => {
                 unreachable!("the driver answers a step before it asks for the next one")
             }
@@ -509,6 +539,13 @@ impl Agent {
                     .field("electionPriority", i64::from(self.options.priority))
                     .field("resigns", resigns)
             }
+            Ask::Narrow => {
+                let epoch = self.heard.word().epoch;
+                Outgoing::request(request::CONTROLLER_ALTER_SYNC_STATE_SET)
+                    .field("brokerName", self.options.broker_name.clone())
+                    .field("masterBrokerId", self.id() as i64)
+                    .field("masterEpoch", i64::from(epoch))
+            }
             Ask::Elect => {
                 let (log_epoch, _) = self.control.log_state();
                 let seen_epoch = self.seen_epoch();
@@ -521,10 +558,21 @@ impl Agent {
         }
     }
 
+    /// The body of a request.
+    pub fn body(&self, ask: Ask) -> Vec<u8> {
+        match ask {
+            Ask::Narrow => json::to_vec(&SyncStateSet {
+                sync_state_set: [self.id() as i64].into_iter().collect(),
+                sync_state_set_epoch: self.heard.word().in_sync_epoch as i32,
+            }),
+            _ => Vec::new(),
+        }
+    }
+
     /// How long an answer is waited for.
     pub fn limit(&self, ask: Ask) -> Duration {
         match ask {
-            Ask::Elect => CHANGE_TIMEOUT,
+            Ask::Elect | Ask::Narrow => CHANGE_TIMEOUT,
             _ => Duration::from_millis(self.options.timeout_ms / 2),
         }
     }
@@ -537,6 +585,7 @@ impl Agent {
     }
 
     fn fail(&mut self, trouble: Trouble) -> Result<(), Trouble> {
+        self.is_set_stale |= self.current == Stage::Narrow;
         if self.is_over {
             // It was only to say good-bye.
             self.is_registered = false;
@@ -678,6 +727,17 @@ impl Agent {
                 self.stage = Stage::Heartbeat;
             }
             Stage::Heartbeat => return self.on_lease(answer),
+            Stage::Narrow => {
+                let agreed = Word::read(answer);
+                if let Some(word) = self.heard.to_narrow() {
+                    self.heard.hear(Word {
+                        in_sync: agreed.in_sync,
+                        in_sync_epoch: agreed.in_sync_epoch,
+                        ..word
+                    });
+                }
+                self.stage = Stage::Begin;
+            }
             Stage::Elect => {
                 let mut word = Word::read(answer);
                 // The body of this answer is another one.
@@ -707,6 +767,7 @@ impl Agent {
     }
 
     fn on_lease(&mut self, answer: &Command) -> Result<(), Trouble> {
+        self.is_set_stale = false;
         let lease_ms = answer.int("leaseMillis").ok().flatten().unwrap_or(0).max(0) as u64;
         if lease_ms > 0 {
             self.control.renew(self.told_epoch, self.sent_ns, lease_ms);
@@ -1075,6 +1136,51 @@ mod tests {
         bench.control.note_doubt(0, Doubt::Torn);
         bench.answer(Ask::Heartbeat, &word(4, 1, &[1], 9)).unwrap();
         bench.save_seen(4);
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
+    }
+
+    #[test]
+    fn a_new_master_begins_when_the_set_is_agreed_to_be_itself() {
+        let mut bench = Bench::registered(1);
+        bench.answer(Ask::Heartbeat, &word(0, 0, &[], 0)).unwrap();
+        let elected = Outgoing::success()
+            .field("masterBrokerId", 1_i64)
+            .field("masterEpoch", 3_i64)
+            .field("syncStateSetEpoch", 7_i64);
+        let body = json::to_vec(&ElectMasterResponseBody {
+            sync_state_set: [1, 2].into(),
+            ..ElectMasterResponseBody::default()
+        });
+        bench.answer(Ask::Elect, &command(elected, &body)).unwrap();
+        bench.save_seen(3);
+        assert_eq!(bench.heard.opening(), None, "the other one may be elected");
+        assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Narrow));
+        let alter = bench.agent.request(Ask::Narrow);
+        let alter = command(alter, &bench.agent.body(Ask::Narrow));
+        assert_eq!(alter.int("masterEpoch").unwrap(), Some(3));
+        let asked: SyncStateSet = json::from_slice(&alter.body).unwrap();
+        assert_eq!(
+            (asked.sync_state_set, asked.sync_state_set_epoch),
+            ([1].into(), 7)
+        );
+        // The set has changed since: a heartbeat says how.
+        let fenced = Outgoing::error(response::CONTROLLER_FENCED_SYNC_STATE_SET_EPOCH, "");
+        assert!(bench.agent.on_answer(&command(fenced, &[])).is_err());
+        bench.pass(100);
+        bench
+            .answer(Ask::Heartbeat, &word(3, 1, &[1, 2], 8))
+            .unwrap();
+        bench.answer(Ask::Narrow, &word(3, 1, &[1], 9)).unwrap();
+        let opening = bench.heard.opening().unwrap();
+        assert_eq!(opening.role, Wanted::Master(3));
+        assert_eq!(opening.in_sync, ([1].into(), 9));
+        // While it is at work the set grows again, and that is nothing to narrow; nor is it when it has resigned.
+        bench.control.begin_life(3, 1, [1].into(), 9);
+        bench
+            .answer(Ask::Heartbeat, &word(3, 1, &[1, 2], 10))
+            .unwrap();
+        assert!(bench.heard.opening().is_some());
+        bench.control.resign();
         assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
     }
 

@@ -63,6 +63,8 @@ pub struct Control {
     epoch: AtomicU32,
     /// Epoch that this broker is the master of, or 0.
     master_epoch: AtomicU32,
+    /// The last epoch that the logs were opened in as a master, whatever became of it.
+    begun_epoch: AtomicU32,
     lease_until_ns: AtomicU64,
     /// Epoch of the last batch and end of each log: whoever has most is elected.
     logs: Mutex<BTreeMap<LogId, (u32, u64)>>,
@@ -115,6 +117,7 @@ impl Control {
             id: AtomicU64::new(0),
             epoch: AtomicU32::new(0),
             master_epoch: AtomicU32::new(0),
+            begun_epoch: AtomicU32::new(0),
             lease_until_ns: AtomicU64::new(0),
             logs: Mutex::default(),
             doubts: Mutex::default(),
@@ -204,6 +207,10 @@ impl Control {
         }
     }
 
+    pub fn begun_epoch(&self) -> u32 {
+        self.begun_epoch.load(Ordering::Acquire)
+    }
+
     /// The logs are about to be opened, as the master of this epoch or (0) as a slave.
     pub fn begin_life(
         &self,
@@ -231,6 +238,7 @@ impl Control {
         }
         drop(sets);
         if master_epoch > 0 {
+            self.begun_epoch.store(master_epoch, Ordering::Release);
             self.forget_doubts();
         } else if self.failure.load(Ordering::Acquire) == FAILED_AT_OPENING {
             // As a slave it fetches again what is damaged.

@@ -356,7 +356,8 @@ impl Group {
                     None => agent.on_failed("nobody leads"),
                     Some(line) => {
                         let request = agent.request(ask);
-                        match line.call(&env, request, &[], agent.limit(ask)).await {
+                        let body = agent.body(ask);
+                        match line.call(&env, request, &body, agent.limit(ask)).await {
                             Some(answer) => agent.on_answer(&answer),
                             None => agent.on_failed("no answer"),
                         }
