@@ -1107,7 +1107,11 @@ impl Group {
             let is_alone = own.is_some_and(|own| group.in_sync == [own].into());
             let has_failed = broker.opened.borrow().as_ref().is_some_and(|shard| {
                 let mut logs = shard.logs();
-                logs.any(|log| log.refusal().is_some() && log.damage().is_none())
+                // Not a write that failed.
+                logs.any(|log| {
+                    let refusal = log.refusal().map(|refusal| refusal.to_string());
+                    log.damage().is_none() && refusal.is_some_and(|why| why.contains("is damaged"))
+                })
             });
             if !is_alone || !has_failed {
                 continue;
