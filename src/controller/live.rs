@@ -48,6 +48,16 @@ pub enum NoElection {
     Nobody,
 }
 
+/// Why a broker that an operator has named is not elected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    IsMaster,
+    IsSilent,
+    IsOutOfSync,
+    /// Its logs may lack something, and others of the in-sync set may have that.
+    MayLack,
+}
+
 /// Heartbeats of all brokers. See the module's page.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
@@ -186,6 +196,43 @@ impl Live {
                     .in_sync
                     .iter()
                     .all(|id| self.is_heard(name, *id, now_ms)))
+    }
+
+    /// Whether an operator's wish can be carried out, and on what ground: who may lack something is elected by hand only if it would
+    /// be by itself, or `unclean`.
+    pub fn designate(
+        &self,
+        name: &str,
+        group: &Group,
+        asked: u64,
+        unclean: bool,
+        now_ms: u64,
+    ) -> Result<Chosen, Unfit> {
+        let doubt = self.doubt(name, asked);
+        if group.master == Some(asked) && doubt == Doubt::None {
+            return Err(Unfit::IsMaster);
+        }
+        let beat = match self.beat(name, asked) {
+            Some(beat) if self.is_alive(name, asked, now_ms) => *beat,
+            _ => return Err(Unfit::IsSilent),
+        };
+        // The controllers have lost what they knew: the operator has to know.
+        let is_unknown = group.in_sync.is_empty();
+        let is_next = || {
+            let next = self.choose(name, group, None, false, now_ms);
+            next.is_some_and(|(id, ..)| id == asked)
+        };
+        let unfit = if !is_unknown && !group.in_sync.contains(&asked) {
+            Unfit::IsOutOfSync
+        } else if doubt == Doubt::Damaged || doubt == Doubt::Torn && !is_unknown && !is_next() {
+            Unfit::MayLack
+        } else {
+            return Ok((asked, beat, Ground::InSync));
+        };
+        match unclean {
+            true => Ok((asked, beat, Ground::Unclean)),
+            false => Err(unfit),
+        }
     }
 
     /// Whom to elect: an alive member of the in-sync set, or with `unclean` anybody alive if there is none. Of several one whose
@@ -344,6 +391,58 @@ mod tests {
         assert_eq!(replace(&mut live, 40_100), Ok(1));
         live.on_elected("g", 1);
         assert_eq!(replace(&mut live, 40_100), Err(NoElection::LeaseRuns));
+    }
+
+    #[test]
+    fn an_operator_names_nobody_who_may_lack_something_unless_it_is_the_next_one() {
+        let mut live = Live::new(0);
+        let group = group(&[1, 2]);
+        let lost = Group {
+            in_sync: BTreeSet::new(),
+            master: None,
+            ..group.clone()
+        };
+        let beats = |live: &mut Live, one: Doubt, two: Option<Doubt>| {
+            for (id, doubt) in [(1, Some(one)), (2, two), (3, Some(Doubt::None))] {
+                live.on_gone("g", id);
+                if let Some(doubt) = doubt {
+                    live.on_beat(
+                        "g",
+                        id,
+                        Beat {
+                            doubt,
+                            ..beat(10_000, 3, 100 - id as i64)
+                        },
+                    );
+                }
+            }
+        };
+        let named = |live: &Live, group: &Group, id, unclean| {
+            let chosen = live.designate("g", group, id, unclean, 10_100);
+            chosen.map(|(id, _, ground)| (id, ground))
+        };
+        for (one, two, of_one) in [
+            (Doubt::None, Some(Doubt::None), Err(Unfit::IsMaster)),
+            (Doubt::Torn, Some(Doubt::None), Err(Unfit::MayLack)),
+            (Doubt::Torn, Some(Doubt::Torn), Ok((1, Ground::InSync))),
+            (Doubt::Torn, None, Err(Unfit::MayLack)),
+            (Doubt::Damaged, Some(Doubt::None), Err(Unfit::MayLack)),
+            (Doubt::Damaged, None, Err(Unfit::MayLack)),
+        ] {
+            beats(&mut live, one, two);
+            assert_eq!(named(&live, &group, 1, false), of_one, "{one:?} {two:?}");
+            if of_one == Err(Unfit::MayLack) {
+                assert_eq!(named(&live, &group, 1, true), Ok((1, Ground::Unclean)));
+            }
+            let by_hand = match one {
+                Doubt::Damaged => Err(Unfit::MayLack),
+                _ => Ok((1, Ground::InSync)),
+            };
+            assert_eq!(named(&live, &lost, 1, false), by_hand);
+        }
+        assert_eq!(named(&live, &group, 2, false), Err(Unfit::IsSilent));
+        assert_eq!(named(&live, &group, 3, false), Err(Unfit::IsOutOfSync));
+        assert_eq!(named(&live, &group, 3, true), Ok((3, Ground::Unclean)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::base::doubt::Doubt;
 use crate::controller::agreement::{Agreement, NotLeader};
-use crate::controller::live::{Beat, Chosen, Live, NoElection};
+use crate::controller::live::{Beat, Chosen, Live, NoElection, Unfit};
 use crate::controller::state::{Change, Ground, Group, Groups, Outcome, unknown_group};
 use crate::controller::{ControllerOptions, node_name};
 use crate::wire::remoting::code::{request, response};
@@ -486,7 +486,16 @@ impl<A: Agreement> Node<A> {
         self.lead().await?;
         let group = self.group(name)?;
         let seen_epoch = epoch_of(command, "logEpoch")?.max(epoch_of(command, "seenEpoch")?);
-        let (candidate, seen_epoch, ground, term) = match (group.master, asked) {
+        let of_asked = |id| {
+            let doubt = self.with_live(|live| live.doubt(name, id))?;
+            let beat = Beat {
+                epoch: seen_epoch,
+                doubt,
+                ..Beat::default()
+            };
+            Ok::<_, Failure>((id, beat, Ground::InSync))
+        };
+        let (chosen, term) = match (group.master, asked) {
             (None, Some(_)) if group.needs_operator => {
                 let remark = format!(
                     "the controller has lost what it knew of '{name}', and its brokers cannot know which of them has everything: make the \
@@ -497,11 +506,9 @@ impl<A: Agreement> Node<A> {
                     remark,
                 ));
             }
-            (None, Some(asked)) => (asked, seen_epoch, Ground::InSync, ANY_TERM),
+            (None, Some(asked)) => (of_asked(asked)?, ANY_TERM),
             // A new life of the master needs an epoch of its own: what it wrote last may be on no other disk.
-            (Some(master), Some(asked)) if master == asked => {
-                (asked, seen_epoch, Ground::InSync, ANY_TERM)
-            }
+            (Some(master), Some(asked)) if master == asked => (of_asked(asked)?, ANY_TERM),
             (None, None) => {
                 let remark =
                     "the group has no master yet: say which broker is to be the first".to_owned();
@@ -511,7 +518,7 @@ impl<A: Agreement> Node<A> {
                 ));
             }
             (Some(master), _) => match self.replace(name, &group)? {
-                (term, Ok((id, beat, ground))) => (id, beat.epoch, ground, term),
+                (term, Ok(chosen)) => (chosen, term),
                 (_, Err(NoElection::LeaseRuns)) => {
                     let remark = format!("brokerId {master} is the master");
                     return Err(Failure::Refused(
@@ -530,8 +537,7 @@ impl<A: Agreement> Node<A> {
                 }
             },
         };
-        self.make_master(name, &group, candidate, seen_epoch, ground, term)
-            .await
+        self.make_master(name, &group, chosen, term).await
     }
 
     /// Whom to elect in the place of a silent master, which gets no lease while that is agreed on, and in which term.
@@ -557,42 +563,45 @@ impl<A: Agreement> Node<A> {
         let term = self.with_live_of_term(|term, _| term)?;
         let refuse = |code, remark: String| Err(Failure::Refused(code, remark));
         let chosen = match asked {
-            Some(asked)
-                if group.master == Some(asked)
-                    && self.with_live(|live| live.doubt(name, asked))? == Doubt::None =>
-            {
-                return refuse(
-                    response::CONTROLLER_MASTER_STILL_EXIST,
-                    format!("brokerId {asked} is the master already"),
-                );
-            }
             Some(asked) => {
-                let beat = self.with_live(|live| {
-                    live.is_alive(name, asked, now_ms)
-                        .then(|| live.beat(name, asked).copied())
-                })?;
-                let Some(beat) = beat.flatten() else {
-                    return refuse(
-                        response::CONTROLLER_BROKER_NOT_ALIVE,
-                        format!("brokerId {asked} sends no heartbeats"),
-                    );
-                };
-                let is_safe = group.in_sync.is_empty() || group.in_sync.contains(&asked);
-                let ground = if is_safe {
-                    Ground::InSync
-                } else {
-                    Ground::Unclean
-                };
-                if ground == Ground::Unclean && !self.options.unclean {
-                    return refuse(
-                        response::CONTROLLER_ELECT_MASTER_FAILED,
-                        format!(
-                            "brokerId {asked} is not in sync and may lack acknowledged messages: wait until it is, or, if the others are \
-                             lost for good, start the controllers with enableElectUncleanMaster=true"
-                        ),
-                    );
+                let unclean = self.options.unclean;
+                let fit =
+                    self.with_live(|live| live.designate(name, &group, asked, unclean, now_ms))?;
+                match fit {
+                    Ok(chosen) => chosen,
+                    Err(Unfit::IsMaster) => {
+                        return refuse(
+                            response::CONTROLLER_MASTER_STILL_EXIST,
+                            format!("brokerId {asked} is the master already"),
+                        );
+                    }
+                    Err(Unfit::IsSilent) => {
+                        return refuse(
+                            response::CONTROLLER_BROKER_NOT_ALIVE,
+                            format!("brokerId {asked} sends no heartbeats"),
+                        );
+                    }
+                    Err(Unfit::IsOutOfSync) => {
+                        return refuse(
+                            response::CONTROLLER_ELECT_MASTER_FAILED,
+                            format!(
+                                "brokerId {asked} is not in sync and may lack acknowledged messages: wait until it is, or, if the others \
+                                 are lost for good, start the controllers with enableElectUncleanMaster=true"
+                            ),
+                        );
+                    }
+                    Err(Unfit::MayLack) => {
+                        return refuse(
+                            response::CONTROLLER_ELECT_MASTER_FAILED,
+                            format!(
+                                "a log of brokerId {asked} is damaged or not whole, so it may lack acknowledged messages that another \
+                                 broker of the in-sync set {:?} has: start that one, or, if all of them are lost for good, start the \
+                                 controllers with enableElectUncleanMaster=true",
+                                group.in_sync
+                            ),
+                        );
+                    }
                 }
-                (asked, beat, ground)
             }
             None => {
                 let unclean = self.options.unclean;
@@ -623,29 +632,25 @@ impl<A: Agreement> Node<A> {
                 self.agreement.sleep(Duration::from_millis(20)).await;
             }
         }
-        let (id, beat, ground) = chosen;
-        self.make_master(name, &group, id, beat.epoch, ground, term)
-            .await
+        self.make_master(name, &group, chosen, term).await
     }
 
+    /// What the chosen one was known to lack when it was chosen is part of the election: it may be another process by now, which
+    /// has less, and does not begin then.
     async fn make_master(
         &self,
         name: &str,
         group: &Group,
-        candidate: u64,
-        seen_epoch: u32,
-        ground: Ground,
+        (candidate, beat, ground): Chosen,
         term: u64,
     ) -> Result<Group> {
-        // One that asks by itself tells what it lacks before.
-        let (heard, doubt) =
-            self.with_live(|live| (live.seen_epoch(name), live.doubt(name, candidate)))?;
+        let heard = self.with_live(|live| live.seen_epoch(name))?;
         let change = Change::Elect {
             group: name.to_owned(),
             candidate,
             epoch: group.epoch,
-            doubt: doubt.number() as u8,
-            seen_epoch: seen_epoch.max(heard),
+            doubt: beat.doubt.number() as u8,
+            seen_epoch: beat.epoch.max(heard),
             ground,
             term,
         };
@@ -808,14 +813,14 @@ impl<A: Agreement> Node<A> {
             {
                 continue;
             }
-            let (term, id, beat, ground) = match self.replace(&name, &group) {
-                Ok((term, Ok((id, beat, ground)))) => {
+            let (term, chosen) = match self.replace(&name, &group) {
+                Ok((term, Ok(chosen))) => {
                     tracing::warn!(
                         group = name,
                         master,
                         "the master is silent, or may lack something"
                     );
-                    (term, id, beat, ground)
+                    (term, chosen)
                 }
                 // Somebody has heard of a later master, of controllers that are gone: it would not follow this one.
                 Ok((term, Err(NoElection::LeaseRuns)))
@@ -826,13 +831,12 @@ impl<A: Agreement> Node<A> {
                         })
                         .is_ok_and(|is_later| is_later) =>
                 {
-                    (term, master, Beat::default(), Ground::InSync)
+                    (term, (master, Beat::default(), Ground::InSync))
                 }
                 _ => continue,
             };
-            if let Err(Failure::Refused(_, remark)) = self
-                .make_master(&name, &group, id, beat.epoch, ground, term)
-                .await
+            if let Err(Failure::Refused(_, remark)) =
+                self.make_master(&name, &group, chosen, term).await
             {
                 tracing::warn!(group = name, %remark, "no election");
             }

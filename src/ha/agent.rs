@@ -292,7 +292,9 @@ pub struct Trouble {
 const WAS_SLAVE: &str = "this store was a slave's, and the controller has no master for its group: start the broker that was the master, \
     or make this one the master with `ringmq cluster elect`";
 
-const LACKS: &str = "a log of this broker is damaged, or ends with what may be more than the torn write of a crash: it is not elected     before another member of the in-sync set was, or was looked at. If that one will not come back: `ringmq cluster elect`";
+const LACKS: &str = "a log of this broker is damaged, or ends with what may be more than the torn write of a crash: it is not elected \
+    before another member of the in-sync set was, or was looked at. If none of those will come back, start the \
+    controllers with enableElectUncleanMaster=true";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {

@@ -97,6 +97,7 @@ impl Parliament {
     fn apply(&self, entry: Entry) {
         let before = self.group();
         let outcome = self.groups.borrow_mut().apply_in(entry.term, &entry.change);
+        tracing::debug!(change = ?entry.change, ?outcome, "agreed");
         if let (Change::Elect { candidate, .. }, Outcome::Done(_), Some(before)) =
             (&entry.change, &outcome, before)
         {

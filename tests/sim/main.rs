@@ -95,11 +95,21 @@ fn a_pair_keeps_the_promise() {
     assert!(sum.acknowledged > 0 && sum.checked > 0 && sum.promotions > 0);
 }
 
+/// What the product's code logs, between the lines of the trace.
+fn log_to_stderr() {
+    let logs = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    let _ = logs
+        .without_time()
+        .with_max_level(tracing::Level::DEBUG)
+        .try_init();
+}
+
 /// Brokers under controllers: `RINGMQ_SEED=n cargo test --test sim brokers_under` runs one seed with a trace.
 #[test]
 fn brokers_under_controllers_keep_the_promise() {
     if let Ok(seed) = std::env::var("RINGMQ_SEED") {
         let seed = seed.parse().unwrap();
+        log_to_stderr();
         match controlled::run_seed(seed, None, true) {
             Ok(counts) => eprintln!("{counts:?}"),
             Err(why) => panic!("RINGMQ_SEED={seed} breaks the promise: {why}"),
