@@ -315,7 +315,7 @@ async fn repair<E: Env>(
         )));
     }
     let held = log.allocated_end().saturating_sub(position);
-    log.wipe_damage().await?;
+    // Said before: another log's change of role may end this one on the way, and the next opening goes on with it.
     tracing::warn!(
         log = log.id(),
         position,
@@ -323,8 +323,9 @@ async fn repair<E: Env>(
         wiped_bytes = held,
         to = end,
         master = %address,
-        "this log was damaged: everything from there on is wiped and fetched from the master again"
+        "this log is damaged: everything from there on is wiped and fetched from the master again"
     );
+    log.wipe_damage().await?;
     Ok(())
 }
 
