@@ -101,16 +101,13 @@ impl Live {
         }
     }
 
-    fn is_heard(&self, group: &str, id: u64, now_ms: u64) -> bool {
-        self.beat(group, id).is_some_and(|beat| {
-            !beat.is_gone && now_ms.saturating_sub(beat.heard_ms) <= beat.timeout_ms
-        })
-    }
-
     /// Whether a broker was heard within its timeout. One that was never heard is not alive.
     pub fn is_alive(&self, group: &str, id: u64, now_ms: u64) -> bool {
-        let has_resigned = self.beat(group, id).is_some_and(|beat| beat.has_resigned);
-        !has_resigned && self.is_heard(group, id, now_ms)
+        self.beat(group, id).is_some_and(|beat| {
+            !beat.has_resigned
+                && !beat.is_gone
+                && now_ms.saturating_sub(beat.heard_ms) <= beat.timeout_ms
+        })
     }
 
     /// What a broker's logs may lack.
@@ -186,8 +183,9 @@ impl Live {
             .is_none_or(|until_ms| now_ms >= *until_ms)
     }
 
-    /// Whether a broker that may lack something has waited for the others long enough: all members of the set were heard, or it
-    /// has waited as long as anybody should. One that surely lacks something waits for ever.
+    /// Whether a broker that may lack something has waited for the others long enough: all members of the set can be elected, or
+    /// it has waited as long as anybody should. One that has resigned has everything and may be back. One that surely lacks
+    /// something waits for ever.
     fn has_waited(&self, name: &str, group: &Group, beat: &Beat, now_ms: u64) -> bool {
         let waited_ms = now_ms.saturating_sub(beat.doubtful_since_ms);
         beat.doubt == Doubt::Torn
@@ -195,7 +193,7 @@ impl Live {
                 || group
                     .in_sync
                     .iter()
-                    .all(|id| self.is_heard(name, *id, now_ms)))
+                    .all(|id| self.is_alive(name, *id, now_ms)))
     }
 
     /// Whether an operator's wish can be carried out, and on what ground: who may lack something is elected by hand only if it would
@@ -382,6 +380,19 @@ mod tests {
         assert_eq!(replace(&mut live, 10_300), Ok(1));
         live.on_beat("g", 3, doubtful(10_300, 90, Doubt::None));
         assert_eq!(replace(&mut live, 10_400), Ok(3));
+        // One whose disk refuses writes has resigned; it has everything, and may be started again.
+        live.on_beat(
+            "g",
+            2,
+            Beat {
+                has_resigned: true,
+                ..beat(10_400, 3, 200)
+            },
+        );
+        live.on_beat("g", 3, doubtful(10_400, 90, Doubt::Torn));
+        assert_eq!(replace(&mut live, 10_400), Err(NoElection::Nobody));
+        live.on_beat("g", 2, doubtful(10_400, 200, Doubt::Damaged));
+        live.on_beat("g", 3, doubtful(10_400, 90, Doubt::None));
         // A broker whose connection has ended is another process when it is heard again.
         live.on_gone("g", 3);
         assert_eq!(replace(&mut live, 10_400), Err(NoElection::Nobody));

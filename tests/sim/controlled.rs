@@ -1258,10 +1258,20 @@ impl Group {
             shard.logs().any(failed)
         });
         let own = broker.identity.borrow().0.as_ref().map(|own| own.broker_id);
-        let can_be_replaced = self
-            .parliament
-            .group()
-            .is_some_and(|group| group.master == own && group.in_sync.len() > 1);
+        // By one that surely has everything: another one may wait for this master.
+        let has_whole = |id: &u64| {
+            let of_id = |broker: &&Broker| {
+                let own = broker.identity.borrow();
+                own.0.as_ref().is_some_and(|own| own.broker_id == *id)
+            };
+            let other = self.brokers.iter().find(of_id);
+            let opened = other.and_then(|other| other.opened.borrow().clone());
+            opened.is_none_or(|shard| shard.logs().all(|log| log.doubt() == Doubt::None))
+        };
+        let can_be_replaced = self.parliament.group().is_some_and(|group| {
+            let mut others = group.in_sync.iter().filter(|id| Some(**id) != own);
+            group.master == own && others.any(has_whole)
+        });
         has_failed && !can_be_replaced
     }
 
