@@ -95,12 +95,18 @@ pub const MESH_WAITING_MAX: usize = 64 << 10;
 pub const HA_BATCHES_BYTES_MAX: usize = 128 << 20;
 /// Batches that a master puts into one frame of the slave stream, unless one alone is larger.
 pub const HA_FRAME_BYTES_TARGET: usize = 512 << 10;
+/// What a master reads from the disk ahead of what it sends to one slave.
+pub const HA_READ_AHEAD_BYTES: u64 = 4 << 20;
 /// Every other frame of the slave stream.
 pub const HA_CONTROL_BYTES_MAX: usize = 1 << 10;
 /// What a slave lets be on its way to it per log, and so what it holds in memory besides its caches.
-pub const HA_WINDOW_BYTES: u64 = 4 << 20;
-/// Bytes that a slave writes in one go, unless one batch alone is larger. A crash tears no more than that.
-pub const REPLICA_RUN_BYTES_MAX: usize = 1 << 20;
+pub const HA_WINDOW_BYTES: u64 = 8 << 20;
+/// Bytes that a slave writes in one go, unless one batch alone is larger.
+/// With the sectors at both of its ends it takes half of a large page.
+pub const REPLICA_RUN_BYTES_MAX: usize = (1 << 20) - SECTOR_BYTES;
+/// A crash of a slave tears no more than this. Recovery relies on it, so it never shrinks below what any version has written
+/// in one go.
+pub const REPLICA_TORN_BYTES_MAX: usize = 1 << 20;
 /// Connections at the slave stream's port that have not proved themselves; further ones are closed at once.
 pub const HA_STRANGERS_MAX: usize = 64;
 /// Broker groups that a controller keeps, and brokers of one of them.
@@ -117,4 +123,7 @@ const _: () = assert!(NATIVE_FETCH_BYTES_MAX + RECORD_BYTES_MAX < FRAME_BYTES_MA
 const _: () = assert!(LOG_PENDING_BYTES_MAX > 2 * RECORD_BYTES_MAX);
 const _: () = assert!(HA_BATCHES_BYTES_MAX > FRAME_BYTES_MAX + RECORD_BYTES_MAX);
 const _: () = assert!(REPLICA_RUN_BYTES_MAX > BATCH_BYTES_TARGET);
+const _: () = assert!(REPLICA_RUN_BYTES_MAX.is_multiple_of(SECTOR_BYTES));
+const _: () = assert!(REPLICA_RUN_BYTES_MAX <= REPLICA_TORN_BYTES_MAX);
+const _: () = assert!(HA_WINDOW_BYTES > 2 * REPLICA_RUN_BYTES_MAX as u64);
 const _: () = assert!(SQL_STEPS_MAX < u16::MAX as usize);

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::base::limits::HA_FRAME_BYTES_TARGET;
+use crate::base::limits::{HA_FRAME_BYTES_TARGET, HA_READ_AHEAD_BYTES};
 use crate::base::offset::LogId;
 use crate::ha::handshake::{StreamError, check_shape, greet_slave, read_frame, write_frame};
 use crate::io::env::Env;
@@ -323,6 +323,7 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
             }
             continue;
         }
+        log.read_ahead(sent..session.window_end.get().min(sent + HA_READ_AHEAD_BYTES));
         let room = session.window_end.get().saturating_sub(sent) as usize;
         let batches = match log
             .batches_from(sent, HA_FRAME_BYTES_TARGET.min(room))

@@ -242,6 +242,7 @@ async fn session<E: Env, N: Net>(
     repair(log, options, address, end).await?;
     progress.master_start.set(start);
     progress.master_end.set(end);
+    log.set_master_end(end);
     progress.is_connected.set(true);
     progress.last_error.borrow_mut().clear();
     tracing::info!(log = log.id(), master = %address, from = log.replica_end().position, to = end, "this log follows its master");
@@ -419,6 +420,7 @@ async fn take_batches<E: Env, S: NetStream>(
         };
         progress.master_start.set(start);
         progress.master_end.set(end);
+        log.set_master_end(end);
         progress.heard_ms.set(env.now_ns() / 1_000_000);
         if position != log.replica_end().position {
             return Err(StreamError::Unexpected("batches of another place were due"));

@@ -20,7 +20,8 @@ use smallvec::SmallVec;
 use crate::base::doubt::Doubt;
 use crate::base::histogram::Histogram;
 use crate::base::limits::{
-    BATCH_BYTES_TARGET, GROUP_BATCHES_MAX, LOG_PENDING_BYTES_MAX, SECTOR_BYTES,
+    BATCH_BYTES_TARGET, GROUP_BATCHES_MAX, LOG_PENDING_BYTES_MAX, REPLICA_RUN_BYTES_MAX,
+    SECTOR_BYTES,
 };
 use crate::base::notify::Notify;
 use crate::base::offset::{LogId, PhysicalOffset, Position};
@@ -35,7 +36,7 @@ use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Damage, Recovered};
 use crate::store::seed;
-use crate::store::segment::Segments;
+use crate::store::segment::{Ahead, Segments};
 use crate::store::snapshot::{self, Mark, Writer};
 use crate::store::tables::consume_queue::Lookup;
 use crate::store::tables::timers::{Timer, TimerKey};
@@ -200,6 +201,8 @@ pub struct CommitLog<E: Env> {
     release_limit: Cell<u64>,
     /// A replica under a controller that was opened with so much does not know how much of it counts. 0: it does.
     unsettled_end: Cell<u64>,
+    /// Of a replica: where its master's log ended when that last said so; 0 if it has not, and of any other log.
+    master_end: Cell<u64>,
     /// It was begun from a seed and has not come to its end yet.
     is_seeding: Cell<bool>,
     /// The queues begin at the first messages from here on; none while that changes.
@@ -357,6 +360,7 @@ impl<E: Env> CommitLog<E> {
                 Some(_) if options.replica => end,
                 _ => 0,
             }),
+            master_end: Cell::default(),
             is_seeding: Cell::new(is_seeding),
             tables_start: Cell::default(),
             damage: Cell::new(damage.filter(|_| options.replica)),
@@ -984,10 +988,14 @@ impl<E: Env> CommitLog<E> {
         if wanted <= open.buffer.len() {
             return;
         }
+        let usual = match self.options.replica {
+            true => REPLICA_RUN_BYTES_MAX,
+            false => BATCH_BYTES_TARGET,
+        };
         // Doubling: each byte is moved at most once on the average, and only while the device is busy.
         let room = (self.segments.segment_end(open.start) - open.buffer_start) as usize;
         let bigger = wanted
-            .max((open.buffer.len() * 2).min(BATCH_BYTES_TARGET + SECTOR_BYTES))
+            .max((open.buffer.len() * 2).min(usual + SECTOR_BYTES))
             .min(room);
         if !open.buffer.grow(bigger) {
             let mut buffer = self.env.alloc_batch(bigger);
@@ -1464,6 +1472,21 @@ impl<E: Env> CommitLog<E> {
         AHEAD_BYTES.min(2 * self.options.segment_bytes)
     }
 
+    /// A replica that is further behind than the space ahead of its tail writes long runs: to zero its space first would be
+    /// to write everything twice.
+    fn ahead(&self) -> Ahead {
+        let next = self.state.borrow().next;
+        match self.is_far_behind(next) {
+            true => Ahead::Reserved,
+            false => Ahead::Zeroed,
+        }
+    }
+
+    /// Of a replica that ends at `next`: the master has more than the space ahead of the tail.
+    fn is_far_behind(&self, next: u64) -> bool {
+        self.master_end.get() > next + self.ahead_bytes()
+    }
+
     fn needs_space(&self) -> bool {
         if self.damage.get().is_some() {
             // Segments are about to be removed.
@@ -1505,7 +1528,7 @@ impl<E: Env> CommitLog<E> {
     }
 
     async fn try_extend(&self) -> bool {
-        match self.segments.extend().await {
+        match self.segments.extend(self.ahead()).await {
             Ok(()) => {
                 if self.state.borrow_mut().disk_full.take().is_some() {
                     tracing::info!(

@@ -214,6 +214,16 @@ impl<E: Env> LogReader<E> {
         Ok(PageSlice::new(Rc::new(PageBuf::from_heap(copy)), 0, bytes))
     }
 
+    /// Begins to read what somebody who goes on in order will ask for: the whole chunks of `range` that are on the disk only,
+    /// as many as leave room for other readers.
+    pub fn read_ahead(self: &Rc<Self>, range: std::ops::Range<u64>) {
+        let first = range.start / CHUNK_BYTES;
+        let end = range.end.min(self.tail_start()) / CHUNK_BYTES;
+        for number in first..end.min(first + self.chunks_max as u64 / 4) {
+            self.start_load(number);
+        }
+    }
+
     async fn chunk(self: &Rc<Self>, number: u64) -> io::Result<Rc<PageBuf>> {
         let in_order = self.last_chunk.replace(number).wrapping_add(1) == number;
         if in_order {

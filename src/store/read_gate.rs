@@ -14,9 +14,9 @@ use crate::io::env::Env;
 const READS_MAX: u32 = 8;
 /// A log commits when its last commit ended this short a time ago.
 const RECENT_NS: u64 = 5_000_000;
-/// A read waits for a commit that is under way, but not longer than this: a device that is slow with a write must not stop
-/// all reading.
-const WAIT_MAX: Duration = Duration::from_millis(1);
+/// A read waits for a commit that is under way, but not longer than this, about the time of a small one: a device or a core
+/// that is slow with a write must not stop all reading. One read that is there at the same time costs a commit 0.1 ms.
+const WAIT_MAX: Duration = Duration::from_micros(200);
 
 /// See the module's page.
 #[derive(Default)]
@@ -100,7 +100,7 @@ mod tests {
         let gate = Rc::new(ReadGate::default());
         gate.commit_begins();
         let begun = begin(&world, &gate, 3);
-        world.run_for(Duration::from_micros(500));
+        world.run_for(WAIT_MAX / 2);
         assert_eq!(begun.get(), 0);
         gate.commit_ended(world.env().now_ns());
         world.run_for(Duration::from_millis(4));

@@ -9,7 +9,7 @@ use std::io;
 use std::rc::Rc;
 
 use crate::base::doubt::Doubt;
-use crate::base::limits::{REPLICA_RUN_BYTES_MAX, SECTOR_BYTES};
+use crate::base::limits::{REPLICA_TORN_BYTES_MAX, SECTOR_BYTES};
 use crate::base::offset::Position;
 use crate::base::planted::{PlantedBug, planted};
 use crate::io::aligned_buf::PageBuf;
@@ -226,7 +226,7 @@ impl<'a, E: Env> Scanner<'a, E> {
         let mut is_torn = epoch < u32::MAX
             && BatchHeader::resembles(self.at(torn), Position(torn), self.store_id);
         let nearest = if was_replica {
-            REPLICA_RUN_BYTES_MAX as u64
+            REPLICA_TORN_BYTES_MAX as u64
         } else {
             1
         };

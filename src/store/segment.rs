@@ -1,7 +1,7 @@
 //! The files of one log: fixed-size O_DIRECT segments, named by the position of their first byte.
 //!
 //! Space ahead of the tail is reserved and zeroed in the background, so that a commit changes no file-system metadata
-//! and never meets ENOSPC: a full disk shows here, where no acknowledged byte is involved, and is tried again.
+//! and never meets ENOSPC ([`Ahead::Reserved`]: only that, for a replica far behind): a full disk shows here, where no acknowledged byte is involved, and is tried again.
 //! A segment that retention frees is renamed to be the next one and needs no zeroing: its stale batches carry other
 //! positions. Invariant: everything below `allocated_end` is reserved; nothing is appended beyond it.
 
@@ -19,12 +19,23 @@ use crate::io::env::{DiskFile, Env, OpenMode};
 const EXTEND_STEP_BYTES: u64 = 16 << 20;
 /// Zeros written at once.
 const ZERO_WRITE_BYTES: u64 = 256 << 10;
+/// Space is reserved in steps of this where it is not zeroed: a step waits for the writes that are under way in its file.
+const RESERVE_STEP_BYTES: u64 = 64 << 20;
 const SUFFIX: &str = ".seg";
 const SPARE_NAME: &str = "spare";
 
 /// Whether a file of a log's directory is a segment, and where it begins.
 pub fn start_of(name: &str) -> Option<u64> {
     name.strip_suffix(SUFFIX)?.parse().ok()
+}
+
+/// How space ahead of the tail is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ahead {
+    /// Reserved and zeroed: a small flushed write into it costs half of one into space that is only reserved.
+    Zeroed,
+    /// Only reserved, for who writes so much at once that zeros would cost as much as the data.
+    Reserved,
 }
 
 /// The segment files of one log. See the module's page.
@@ -154,7 +165,7 @@ impl<E: Env> Segments<E> {
     }
 
     /// Reserves the next step of space. One caller at a time. ENOSPC leaves everything as it was.
-    pub async fn extend(&self) -> io::Result<()> {
+    pub async fn extend(&self, ahead: Ahead) -> io::Result<()> {
         let from = self.allocated_end.get();
         let index = from / self.segment_bytes;
         let at = from % self.segment_bytes;
@@ -174,11 +185,31 @@ impl<E: Env> Segments<E> {
             Some(file) => file,
             None => self.open_file(index, true).await?,
         };
-        let step = EXTEND_STEP_BYTES.min(self.segment_bytes - at);
-        match file.allocate(at, step).await {
-            Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
-            _ => {}
+        let step = match ahead {
+            Ahead::Zeroed => EXTEND_STEP_BYTES,
+            Ahead::Reserved => RESERVE_STEP_BYTES,
+        };
+        let step = step.min(self.segment_bytes - at);
+        let is_reserved = match file.allocate(at, step).await {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => false,
+            Err(error) => return Err(error),
+        };
+        match ahead {
+            Ahead::Reserved if is_reserved => file.sync().await?,
+            // What cannot be reserved is had by writing to it.
+            _ => self.write_zeros(index, at, step).await?,
         }
+        if is_new {
+            self.env.sync_dir(&self.directory).await?;
+            self.files.borrow_mut().insert(index, file);
+        }
+        self.allocated_end.set(from + step);
+        Ok(())
+    }
+
+    /// Writes and flushes zeros to a part of a segment that was reserved just now.
+    async fn write_zeros(&self, index: u64, at: u64, step: u64) -> io::Result<()> {
         // A second handle without O_DSYNC: zeros need one flush at the end, not one each.
         let plain = self
             .env
@@ -197,13 +228,7 @@ impl<E: Env> Segments<E> {
             plain.write_at(zeros, at + written).await?;
             written += bytes;
         }
-        plain.sync().await?;
-        if is_new {
-            self.env.sync_dir(&self.directory).await?;
-            self.files.borrow_mut().insert(index, file);
-        }
-        self.allocated_end.set(from + step);
-        Ok(())
+        plain.sync().await
     }
 
     /// Takes a log that begins at `position` (the start of a segment) although no segment is there.
@@ -282,4 +307,40 @@ pub fn zero_pages<E: Env>(env: &E, bytes: usize) -> Rc<PageBuf> {
     let mut pages = env.alloc(bytes);
     pages.as_mut().fill(0);
     Rc::new(pages)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::io::sim::{OpKind, SimOptions, SimWorld};
+
+    const SEGMENT_BYTES: u64 = 1 << 20;
+
+    #[test]
+    fn space_that_is_only_reserved_costs_no_write_and_is_there_and_zero() {
+        let world = SimWorld::new(1, SimOptions::default());
+        let env = world.env();
+        let node = 0;
+        let writes = || world.with_disk(node, |disk| disk.count_of(OpKind::Write));
+        world.block_on(async {
+            let directory = PathBuf::from("/data/log");
+            env.create_dir(&directory).await.unwrap();
+            let segments = Segments::open(env.clone(), directory.clone(), SEGMENT_BYTES, true);
+            let segments = segments.await.unwrap();
+            segments.extend(Ahead::Reserved).await.unwrap();
+            assert_eq!(writes(), 0);
+            assert_eq!(segments.allocated_end(), SEGMENT_BYTES);
+            let (file, at) = segments
+                .locate(SEGMENT_BYTES - SECTOR_BYTES as u64)
+                .unwrap();
+            let last = file.read_at(at, SECTOR_BYTES).await.unwrap();
+            assert_eq!(&last[..], [0; SECTOR_BYTES]);
+            segments.extend(Ahead::Zeroed).await.unwrap();
+            assert_eq!(writes() * ZERO_WRITE_BYTES, SEGMENT_BYTES);
+            // Both are found again.
+            let again = Segments::open(env.clone(), directory, SEGMENT_BYTES, true).await;
+            assert_eq!(again.unwrap().allocated_end(), 2 * SEGMENT_BYTES);
+        });
+    }
 }

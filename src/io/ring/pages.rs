@@ -21,14 +21,17 @@ const STORE_BYTES_MAX: usize = IO_BYTES_PER_SHARD as usize;
 /// Bytes of a run: one huge page, where the kernel has them.
 const RUN_BYTES: usize = 2 << 20;
 /// A buffer that takes more of a run than this has memory of its own.
-const RUN_PART_BYTES_MAX: usize = RUN_BYTES / 4;
+const RUN_PART_BYTES_MAX: usize = RUN_BYTES / 2;
+/// Empty runs that a thread keeps: those of a replica far behind come back some at a time, and new ones cost more than what
+/// is written to them.
+const SPARE_RUNS_MAX: usize = 4;
 
 /// Memory of many buffers.
 struct Run(NonNull<u8>);
 
 impl Run {
     fn new() -> Self {
-        let spare = RUNS.try_with(|runs| runs.borrow_mut().spare.take());
+        let spare = RUNS.try_with(|runs| runs.borrow_mut().spare.pop());
         if let Ok(Some(memory)) = spare {
             return Self(memory);
         }
@@ -40,9 +43,9 @@ impl Drop for Run {
     fn drop(&mut self) {
         let kept = RUNS.try_with(|runs| {
             let mut runs = runs.borrow_mut();
-            let free = runs.spare.is_none();
+            let free = runs.spare.len() < SPARE_RUNS_MAX;
             if free {
-                runs.spare = Some(self.0);
+                runs.spare.push(self.0);
             }
             free
         });
@@ -93,16 +96,16 @@ fn unmap(memory: NonNull<u8>, bytes: usize) {
     }
 }
 
-/// The run that is being filled, and one that is empty.
+/// The run that is being filled, and those that are empty.
 #[derive(Default)]
 struct Runs {
     current: Option<(Rc<Run>, usize)>,
-    spare: Option<NonNull<u8>>,
+    spare: Vec<NonNull<u8>>,
 }
 
 impl Drop for Runs {
     fn drop(&mut self) {
-        if let Some(memory) = self.spare.take() {
+        for memory in self.spare.drain(..) {
             unmap(memory, RUN_BYTES);
         }
     }
@@ -311,6 +314,8 @@ impl Drop for Pages {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn address(pages: &Pages) -> usize {
@@ -349,6 +354,27 @@ mod tests {
         let next = Pages::in_run(part);
         assert_eq!(address(&next), first);
         drop(rest);
+    }
+
+    #[test]
+    fn runs_that_come_back_together_are_all_used_again() {
+        let half = RUN_BYTES / 2;
+        let take = || -> Vec<Pages> {
+            let two_each = 2 * SPARE_RUNS_MAX;
+            (0..two_each).map(|_| Pages::in_run(half)).collect()
+        };
+        let runs = |parts: &[Pages]| -> BTreeSet<usize> {
+            parts.iter().map(|part| address(part) / RUN_BYTES).collect()
+        };
+        let first = take();
+        let known = runs(&first);
+        // The last one stays the current run until another one is begun.
+        let other = Pages::in_run(half);
+        drop(first);
+        let more = Pages::in_run(half);
+        let again = take();
+        assert_eq!(runs(&again), known);
+        drop((other, more));
     }
 
     #[test]

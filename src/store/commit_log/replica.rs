@@ -17,7 +17,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use crate::base::limits::{REPLICA_RUN_BYTES_MAX, SECTOR_BYTES};
+use crate::base::limits::{REPLICA_RUN_BYTES_MAX, REPLICA_TORN_BYTES_MAX, SECTOR_BYTES};
 use crate::base::offset::Position;
 use crate::base::planted::{PlantedBug, planted};
 use crate::io::aligned_buf::{PageBuf, PageSlice};
@@ -100,7 +100,7 @@ pub(super) async fn forget_mark<E: Env>(
         return Ok(());
     }
     let sector = SECTOR_BYTES as u64;
-    let wiped_end = (end + REPLICA_RUN_BYTES_MAX as u64)
+    let wiped_end = (end + REPLICA_TORN_BYTES_MAX as u64)
         .next_multiple_of(sector)
         .min(segments.allocated_end());
     let mut at = end & !(sector - 1);
@@ -141,6 +141,11 @@ impl<E: Env> CommitLog<E> {
             epoch: if state.next == 0 { 0 } else { state.epoch },
             previous_crc: state.last_crc,
         }
+    }
+
+    /// The master's log ends there.
+    pub fn set_master_end(&self, end: u64) {
+        self.master_end.set(end);
     }
 
     /// Takes the batches at the front of `bytes`, which begin where this log ends. Returns how many bytes were taken; the rest
@@ -227,7 +232,12 @@ impl<E: Env> CommitLog<E> {
 
     fn put_in_run(&self, state: &mut State, batch: &[u8], first_timestamp_ms: u64) {
         if state.open.is_none() {
-            self.open_batch(state, batch.len(), first_timestamp_ms);
+            // A log that is far behind fills the whole run.
+            let bytes = match self.is_far_behind(state.next) {
+                true => batch.len().max(REPLICA_RUN_BYTES_MAX - HEADER_BYTES),
+                false => batch.len(),
+            };
+            self.open_batch(state, bytes, first_timestamp_ms);
             if let Some(open) = &mut state.open {
                 // The header is part of what is copied.
                 open.used -= HEADER_BYTES;
@@ -445,6 +455,12 @@ impl<E: Env> CommitLog<E> {
         Ok(found)
     }
 
+    /// Somebody will ask for the batches of this range soon, in order.
+    pub fn read_ahead(&self, range: std::ops::Range<u64>) {
+        let end = range.end.min(self.durable_here().0);
+        self.reader.read_ahead(range.start..end);
+    }
+
     /// What a replica may acknowledge.
     pub fn replica_durable(&self) -> u64 {
         if planted(PlantedBug::ReplicaAcksBeforeFlush) {
@@ -478,7 +494,8 @@ mod tests {
 
     use super::*;
     use crate::base::offset::LogId;
-    use crate::io::sim::{SimEnv, SimOptions, SimWorld};
+    use crate::io::sim::{OpKind, SimEnv, SimOptions, SimWorld};
+    use crate::store::log_reader::CHUNK_BYTES;
     use crate::store::testing::{self, small_log};
     use crate::store::types::NewMessage;
 
@@ -540,6 +557,59 @@ mod tests {
             assert_eq!(log.durable_here().0, end);
             assert!(behind(&log, end).await.iter().all(|byte| *byte == 0));
             assert!(!is_marked(&env, &directory).await.unwrap());
+        });
+    }
+
+    /// Opens a replica, lets it make all of its space, and tells how many writes that took.
+    fn writes_ahead(master_end: u64) -> u64 {
+        let world = SimWorld::new(1, SimOptions::default());
+        let env = world.env();
+        let writes = || world.with_disk(0, |disk| disk.count_of(OpKind::Write));
+        let directory = PathBuf::from("/data/log");
+        world.block_on(async {
+            env.create_dir(&directory).await.unwrap();
+            let mut options = small_log(&directory, 1 << 20);
+            options.replica = true;
+            let log = CommitLog::open(env.clone(), options).await.unwrap();
+            let before = writes();
+            log.set_master_end(master_end);
+            log.start(Rc::new(Deaf));
+            while log.needs_space() {
+                env.sleep(Duration::from_millis(1)).await;
+            }
+            writes() - before
+        })
+    }
+
+    #[test]
+    fn a_replica_zeroes_space_only_when_it_is_near_its_master() {
+        assert_eq!(writes_ahead(3 << 20), 0);
+        assert!(writes_ahead(1 << 20) > 0);
+    }
+
+    #[test]
+    fn what_was_read_ahead_is_not_read_again_and_leaves_room_for_others() {
+        let world = SimWorld::new(1, SimOptions::default());
+        let env = world.env();
+        let reads = || world.with_disk(0, |disk| disk.count_of(OpKind::Read));
+        let directory = PathBuf::from("/data/log");
+        let chunks = 16;
+        world.block_on(async {
+            env.create_dir(&directory).await.unwrap();
+            let mut options = small_log(&directory, 4 << 20);
+            options.read_cache_bytes = chunks * CHUNK_BYTES as usize;
+            let log = CommitLog::open(env.clone(), options).await.unwrap();
+            log.start(Rc::new(Deaf));
+            while log.durable_here().0 < 1 << 20 {
+                let _ = log.append(&[message()]);
+                env.sleep(Duration::from_micros(100)).await;
+            }
+            let before = reads();
+            log.read_ahead(0..1 << 20);
+            env.sleep(Duration::from_millis(100)).await;
+            assert_eq!(reads() - before, chunks as u64 / 4);
+            log.header_at(0).await.unwrap().unwrap();
+            assert_eq!(reads() - before, chunks as u64 / 4);
         });
     }
 
