@@ -19,6 +19,9 @@ use crate::store::commit_log::replica::{LogEnd, Relation};
 use crate::store::types::Refusal;
 use crate::wire::ha::{Frame, StoreShape, Trust, data_head};
 
+/// The pause after a frame from the disk: long enough for the core to look at the device and at other connections.
+const TURN: Duration = Duration::from_micros(10);
+
 /// Who weighs what slaves acknowledge.
 pub trait Windows {
     /// A slave follows a log from there. Gives the number of its connection; an older one of the same slave is dead by that.
@@ -339,6 +342,11 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
         if let Err(error) = write_all(stream, &parts).await {
             return error.into();
         }
+        let was_cold = sent < log.reader().tail_start();
         sent = batches.next;
+        if was_cold {
+            // What was read ahead and fits into the socket never waits: a commit would have to, for all of it.
+            env.sleep(TURN).await;
+        }
     }
 }
