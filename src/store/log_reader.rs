@@ -27,6 +27,8 @@ use crate::store::types::QueueEntry;
 pub const CHUNK_BYTES: u64 = 128 << 10;
 /// Chunks read ahead of a reader that goes on in order, at most.
 const READAHEAD_CHUNKS_MAX: u64 = 8;
+/// Readers in order that are told apart: consumers of several groups read one log at several places.
+const STREAMS_MAX: usize = 8;
 /// How often a chunk is read again that others pushed out before it was used.
 const CHUNK_TRIES: u32 = 32;
 /// Sectors of one index file.
@@ -52,6 +54,16 @@ enum Chunk {
     },
 }
 
+/// A reader that may go on in order.
+struct Stream {
+    /// Its last chunk.
+    last: u64,
+    /// Chunks to read ahead of it.
+    window: u64,
+    /// When it last read: the oldest makes room for a new one.
+    used: u64,
+}
+
 /// Reads of one log. See the module's page.
 pub struct LogReader<E: Env> {
     env: E,
@@ -65,8 +77,7 @@ pub struct LogReader<E: Env> {
     clock: Cell<u64>,
     loaded: Notify,
     gate: ReadGate,
-    last_chunk: Cell<u64>,
-    readahead: Cell<u64>,
+    streams: RefCell<Vec<Stream>>,
     index_directory: PathBuf,
     index_files: RefCell<AHashMap<u32, E::File>>,
     blocks: RefCell<AHashMap<u32, (Block, u64)>>,
@@ -94,8 +105,7 @@ impl<E: Env> LogReader<E> {
             clock: Cell::new(0),
             loaded: Notify::default(),
             gate: ReadGate::default(),
-            last_chunk: Cell::new(u64::MAX),
-            readahead: Cell::new(0),
+            streams: RefCell::default(),
             index_directory,
             index_files: RefCell::default(),
             blocks: RefCell::default(),
@@ -224,20 +234,47 @@ impl<E: Env> LogReader<E> {
         }
     }
 
+    /// How many chunks behind this one are worth reading before somebody asks for them: none before a reader goes on in order,
+    /// and all readers together no more than half of the cache.
+    fn readahead(&self, number: u64) -> u64 {
+        let used = self.tick();
+        let mut streams = self.streams.borrow_mut();
+        if let Some(stream) = streams.iter_mut().find(|stream| stream.last == number) {
+            stream.used = used;
+            return 0;
+        }
+        let in_order = streams
+            .iter_mut()
+            .find(|stream| stream.last.checked_add(1) == Some(number));
+        if let Some(stream) = in_order {
+            let window = (stream.window * 2).clamp(1, READAHEAD_CHUNKS_MAX);
+            *stream = Stream {
+                last: number,
+                window,
+                used,
+            };
+            let running = streams.iter().filter(|stream| stream.window > 0).count();
+            return window.min((self.chunks_max / 2 / running.max(1)) as u64);
+        }
+        if streams.len() == STREAMS_MAX {
+            let oldest = (0..STREAMS_MAX).min_by_key(|at| streams[*at].used);
+            oldest.map(|at| streams.swap_remove(at));
+        }
+        streams.push(Stream {
+            last: number,
+            window: 0,
+            used,
+        });
+        0
+    }
+
     async fn chunk(self: &Rc<Self>, number: u64) -> io::Result<Rc<PageBuf>> {
-        let in_order = self.last_chunk.replace(number).wrapping_add(1) == number;
-        if in_order {
-            let window = (self.readahead.get() * 2).clamp(1, READAHEAD_CHUNKS_MAX);
-            self.readahead.set(window);
-            // Never beyond what is surely written: the last chunks are in the tail cache or read one by one.
-            let end = self.segments.allocated_end();
-            for ahead in 1..=window.min(self.chunks_max as u64 / 2) {
-                if (number + ahead + 1) * CHUNK_BYTES + self.tail_bytes.get() as u64 <= end {
-                    self.start_load(number + ahead);
-                }
+        // Never beyond what is surely written: the last chunks are in the tail cache or read one by one.
+        let end = self.segments.allocated_end();
+        for ahead in 1..=self.readahead(number) {
+            if (number + ahead + 1) * CHUNK_BYTES + self.tail_bytes.get() as u64 <= end {
+                self.start_load(number + ahead);
             }
-        } else if self.last_chunk.get() != number {
-            self.readahead.set(0);
         }
         // Other readers may push it out again before this one runs: then it is read once more.
         for _ in 0..CHUNK_TRIES {
@@ -449,5 +486,57 @@ impl<E: Env> LogReader<E> {
         }
         blocks.insert(number, (block, tick));
         Ok(entry)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::io::sim::{OpKind, SimEnv, SimOptions, SimWorld};
+    use crate::store::segment::Ahead;
+
+    const SEGMENT_BYTES: u64 = 16 << 20;
+
+    /// Reads chunks one after the other and tells how many reads of the disk that took, readahead included.
+    fn reads_for(chunks_max: u64, numbers: &[u64]) -> u64 {
+        let world = SimWorld::new(1, SimOptions::default());
+        let env = world.env();
+        let reads = || world.with_disk(0, |disk| disk.count_of(OpKind::Read));
+        world.block_on(async {
+            let directory = PathBuf::from("/data/log");
+            env.create_dir(&directory).await.unwrap();
+            let segments =
+                Segments::open(env.clone(), directory.clone(), SEGMENT_BYTES, true).await;
+            let segments = Rc::new(segments.unwrap());
+            for _ in 0..4 {
+                segments.extend(Ahead::Reserved).await.unwrap();
+            }
+            let budget = (chunks_max * CHUNK_BYTES) as usize;
+            let reader: Rc<LogReader<SimEnv>> =
+                LogReader::new(env.clone(), segments, directory, 0, budget, 0);
+            let before = reads();
+            for number in numbers {
+                reader.chunk(*number).await.unwrap();
+                env.sleep(std::time::Duration::from_millis(10)).await;
+            }
+            reads() - before
+        })
+    }
+
+    #[test]
+    fn each_of_several_readers_that_go_on_in_order_is_read_ahead_for() {
+        // Nobody goes on in order.
+        assert_eq!(reads_for(64, &[10, 200, 90, 300, 40]), 5);
+        assert_eq!(reads_for(64, &[10, 10, 10]), 1);
+        // Windows of 1, 2, 4, 8 and 8 chunks.
+        let one = reads_for(64, &[10, 11, 12, 13, 14, 15]);
+        assert_eq!(one, 6 + 8);
+        // Two in turns: as much for each of them.
+        let two = reads_for(64, &[10, 200, 11, 201, 12, 202, 13, 203, 14, 204, 15, 205]);
+        assert_eq!(two, 2 * one);
+        // A small cache is not filled by it: 2 chunks for one reader, 1 for each of two.
+        assert_eq!(reads_for(4, &[10, 11, 12, 13]), 4 + 2);
+        assert_eq!(reads_for(4, &[10, 200, 11, 201, 12, 202]), 6 + 2);
     }
 }
