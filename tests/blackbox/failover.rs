@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,6 +20,7 @@ use crate::client::{Command, Connection, Message, answer, sent};
 use crate::ledger::{LedgerFile, message};
 use crate::node::{Node, Setup, broker_command, knob, signal, store_dir, tail};
 use crate::ports::free_ports;
+use crate::store_files::{compare, flip_bit};
 
 const TOPIC: &str = "elected";
 const GROUP: &str = "trio";
@@ -871,38 +872,6 @@ fn a_broker_that_was_away_for_longer_than_the_retention_begins_anew_and_can_be_e
     });
 }
 
-/// Flips a bit of an acknowledged message in the files of a broker that does not run.
-fn spoil(store: &Path, body: &[u8]) {
-    for log in ["log-000", "log-001"] {
-        for entry in fs::read_dir(store.join(log)).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_none_or(|extension| extension != "seg") {
-                continue;
-            }
-            let mut content = fs::read(&path).unwrap();
-            let found = content.windows(body.len()).position(|bytes| bytes == body);
-            if let Some(at) = found {
-                content[at + body.len() / 2] ^= 1;
-                return fs::write(&path, content).unwrap();
-            }
-        }
-    }
-    panic!("what was acknowledged is in no file of {}", store.display());
-}
-
-/// `ringmq store compare` of two stores that nobody uses: what it says of each log.
-fn compare(one: &Path, other: &Path) -> Vec<Value> {
-    let output = broker_command()
-        .args(["store", "compare", "-o", "json"])
-        .args([one, other])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["result"].clone())
-        .collect()
-}
-
 /// One broker of a pair is killed under load, comes back with a damaged log, and is the only one a moment later.
 fn damage_one_copy(is_master: bool) {
     let mut cluster = Cluster::new(2, 1, &[]);
@@ -923,7 +892,7 @@ fn damage_one_copy(is_master: bool) {
         found.map(|(place, id)| (*place, *id)).unwrap()
     };
     let body = body_of(place.0, id);
-    spoil(&cluster.brokers[damaged].setup.store, &body);
+    flip_bit(&cluster.brokers[damaged].setup.store, &body, body.len() / 2);
     cluster.spawn(damaged);
     cluster.until_in_sync(2);
     let said = cluster.node(damaged).output();
@@ -949,8 +918,8 @@ fn damage_one_copy(is_master: bool) {
         assert!(node.terminate().success());
     }
     let stores = [0, 1].map(|at| cluster.brokers[at].setup.store.clone());
-    for result in compare(&stores[0], &stores[1]) {
-        assert_eq!(result, "equal");
+    for log in compare(&stores[0], &stores[1]).1 {
+        assert_eq!(log["result"], "equal");
     }
 }
 

@@ -20,6 +20,7 @@ mod ports;
 mod client;
 mod node;
 mod record;
+mod store_files;
 
 mod admin;
 mod codec;

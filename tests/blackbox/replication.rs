@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use crate::client::{Command, Connection, Message, Pull, answer, code, sent};
 use crate::ledger::{LedgerFile, message};
-use crate::node::{Node, Setup, binary, knob, signal, store_dir};
+use crate::node::{Node, Setup, knob, signal, store_dir};
+use crate::store_files::{compare, flip_bit};
 
 const TOPIC: &str = "replicated";
 const QUEUES: i32 = 4;
@@ -581,35 +582,6 @@ fn a_slave_with_fixed_roles_that_was_away_for_longer_than_the_retention_is_refus
     until_caught_up(&master, &anew);
 }
 
-/// `ringmq store compare`: exit code and a JSON object per log.
-fn compare(one: &Path, other: &Path) -> (Option<i32>, Vec<Value>) {
-    let output = std::process::Command::new(binary())
-        .args(["store", "compare", "-o", "json"])
-        .args([one, other])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let logs = text.lines().map(|line| serde_json::from_str(line).unwrap());
-    (output.status.code(), logs.collect())
-}
-
-/// The file below a directory that holds these bytes, and where.
-fn find_bytes(directory: &Path, wanted: &[u8]) -> Option<(std::path::PathBuf, usize)> {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            if let Some(found) = find_bytes(&path, wanted) {
-                return Some(found);
-            }
-        } else if let Ok(content) = fs::read(&path)
-            && let Some(at) = content.windows(wanted.len()).position(|w| w == wanted)
-        {
-            return Some((path, at));
-        }
-    }
-    None
-}
-
 #[test]
 fn the_stores_of_a_pair_are_equal_and_one_flipped_byte_is_found_and_named() {
     let (one, other) = (store_dir(), store_dir());
@@ -638,10 +610,7 @@ fn the_stores_of_a_pair_are_equal_and_one_flipped_byte_is_found_and_named() {
         assert_eq!(log["result"], "equal", "{log}");
         assert!(log["segments"][0]["sha256"].is_string(), "{log}");
     }
-    let (file, at) = find_bytes(other.path(), b"a body that is spoilt later").unwrap();
-    let mut content = fs::read(&file).unwrap();
-    content[at + 3] ^= 1;
-    fs::write(&file, content).unwrap();
+    let (file, at) = flip_bit(other.path(), b"a body that is spoilt later", 3);
     let (code, logs) = compare(one.path(), other.path());
     assert_eq!(code, Some(1), "{logs:#?}");
     let damaged: Vec<&Value> = logs.iter().filter(|l| l["result"] != "equal").collect();
@@ -683,10 +652,7 @@ fn a_slave_whose_log_is_damaged_fetches_it_from_its_master_again() {
     }
     until_caught_up(&master, &slave);
     slave.kill();
-    let (file, at) = find_bytes(other.path(), b"number 40 ").unwrap();
-    let mut content = fs::read(&file).unwrap();
-    content[at + 100] ^= 1;
-    fs::write(&file, content).unwrap();
+    flip_bit(other.path(), b"number 40 ", 100);
     let mut slave = second.start();
     until("the damage is repaired", || {
         slave

@@ -435,26 +435,32 @@ fn a_copy_that_was_begun_from_a_seed_says_what_its_original_says() {
     assert!(counts.refused_as_its_own > 3);
 }
 
-/// A log that retention has shortened, cut at `position`, and opened again as a replica.
+/// A log whose first segments retention has removed.
+async fn shortened(env: &SimEnv) -> Log {
+    let log = open(env, false).await;
+    let queue = QueueKey {
+        topic_id: 1,
+        queue_id: 0,
+    };
+    let message = testing::message(queue, "T", vec![7; 5_000]);
+    while log.durable().0 < 5 * SEGMENT_BYTES {
+        let _ = log.append(std::slice::from_ref(&message));
+        env.sleep(Duration::from_millis(1)).await;
+    }
+    let rules = RetentionRules {
+        bytes_max: Some(2 * SEGMENT_BYTES),
+        ..RetentionRules::default()
+    };
+    clean(&log, rules).await.unwrap();
+    log
+}
+
+/// That log, cut at `position`, and opened again as a replica.
 fn cut_at(position: impl Fn(&Log) -> u64) -> (u64, u64) {
     let world = SimWorld::new(7, SimOptions::default());
     let env = world.core(ORIGINAL);
     world.block_on(async {
-        let log = open(&env, false).await;
-        let queue = QueueKey {
-            topic_id: 1,
-            queue_id: 0,
-        };
-        let message = testing::message(queue, "T", vec![7; 5_000]);
-        while log.durable().0 < 5 * SEGMENT_BYTES {
-            let _ = log.append(std::slice::from_ref(&message));
-            env.sleep(Duration::from_millis(1)).await;
-        }
-        let rules = RetentionRules {
-            bytes_max: Some(2 * SEGMENT_BYTES),
-            ..RetentionRules::default()
-        };
-        clean(&log, rules).await.unwrap();
+        let log = shortened(&env).await;
         log.save_snapshot().await.unwrap();
         assert!(log.start_position().0 > 0);
         log.ask_for_cut(9, position(&log)).await.unwrap();
@@ -486,23 +492,9 @@ fn a_seed_that_is_noted_while_a_snapshot_is_saved_stays_a_seed() {
             ..SimOptions::default()
         };
         let world = SimWorld::new(seed, options);
-        let queue = QueueKey {
-            topic_id: 1,
-            queue_id: 0,
-        };
-        let message = testing::message(queue, "T", vec![7; 5_000]);
         let env = world.core(ORIGINAL);
         let (original, noted) = world.block_on(async {
-            let log = open(&env, false).await;
-            while log.durable().0 < 5 * SEGMENT_BYTES {
-                let _ = log.append(std::slice::from_ref(&message));
-                env.sleep(Duration::from_millis(1)).await;
-            }
-            let rules = RetentionRules {
-                bytes_max: Some(2 * SEGMENT_BYTES),
-                ..RetentionRules::default()
-            };
-            clean(&log, rules).await.unwrap();
+            let log = shortened(&env).await;
             let noted = log.make_seed().await.unwrap();
             (log, noted)
         });
