@@ -39,7 +39,6 @@ use crate::io::ring::{Executor, Placement, RingEnv};
 use crate::server::Handler;
 use crate::server::connection::{Connection, Responder};
 use crate::store::commit_log::repair;
-use crate::store::manifest::Manifest;
 use crate::wire::ha::Nonce;
 use crate::wire::remoting::code::{request, response};
 use crate::wire::remoting::command::{Command, Outgoing};
@@ -548,27 +547,11 @@ impl Driver {
 
 /// Looks at all logs of a store before any of them is opened.
 async fn look(env: &RingEnv, root: &Path) -> io::Result<Looked> {
-    let mut looked = Looked::default();
-    let Some(manifest) = Manifest::read(env, root).await? else {
-        return Ok(looked);
-    };
-    for log in 0..manifest.logs {
-        let directory = root.join(format!("log-{log:03}"));
-        if !directory.exists() {
-            continue;
-        }
-        let found = repair::look(env, &directory, manifest.store_id, manifest.segment_bytes).await;
-        let found = found.map_err(|error| {
-            io::Error::new(
-                error.kind(),
-                format!("log {log} cannot be looked at: {error}"),
-            )
-        })?;
+    let looks = repair::look(env, root).await?;
+    for (log, found) in &looks {
         if let Some(damage) = found.damage {
             tracing::error!(log, %damage, "this log is damaged: the broker is not elected while others of the in-sync set may have what it lacks");
         }
-        looked.was_replica |= found.was_replica;
-        looked.logs.push((log, found.epoch, found.end, found.doubt));
     }
-    Ok(looked)
+    Ok(Looked::of(&looks))
 }

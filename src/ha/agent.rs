@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::doubt::Doubt;
 use crate::base::offset::LogId;
 use crate::ha::control::{Control, Proposal};
+use crate::store::commit_log::repair::Look;
 use crate::wire::remoting::code::{request, response};
 use crate::wire::remoting::command::{Command, Outgoing};
 use crate::wire::remoting::controller::{ElectMasterResponseBody, SyncStateSet};
@@ -223,6 +224,16 @@ pub struct Looked {
     pub was_replica: bool,
     /// Epoch of the last batch, end, and what it may lack.
     pub logs: Vec<(LogId, u32, u64, Doubt)>,
+}
+
+impl Looked {
+    pub fn of(looks: &[(LogId, Look)]) -> Self {
+        let log = |(log, look): &(LogId, Look)| (*log, look.epoch, look.end, look.doubt);
+        Self {
+            was_replica: looks.iter().any(|(_, look)| look.was_replica),
+            logs: looks.iter().map(log).collect(),
+        }
+    }
 }
 
 /// What the agent says of its broker.
@@ -1000,13 +1011,19 @@ mod tests {
             self.agent.on_answer(answer)
         }
 
-        /// A broker that knows its id and has registered.
-        fn registered(own: u64) -> Self {
+        /// A process of a broker that has had its id for long, and what its logs hold.
+        fn restarted(own: u64, seen_epoch: u32, looked: Looked) -> Self {
             let mut bench = bench();
             assert_eq!(bench.agent.next_step(), Step::Load);
-            let identity = identity(own, 0);
+            let identity = identity(own, seen_epoch);
             bench.agent.on_loaded(Some(identity), None).unwrap();
-            bench.look(Looked::default());
+            bench.look(looked);
+            bench
+        }
+
+        /// A broker that knows its id and has registered.
+        fn registered(own: u64) -> Self {
+            let mut bench = Self::restarted(own, 0, Looked::default());
             let nobody = command(Outgoing::success(), &[]);
             bench.answer(Ask::Register, &nobody).unwrap();
             bench
@@ -1094,14 +1111,11 @@ mod tests {
 
     #[test]
     fn a_store_that_was_a_slaves_does_not_stand_for_the_first_election() {
-        let mut bench = bench();
-        assert_eq!(bench.agent.next_step(), Step::Load);
-        let own = Some(identity(1, 0));
-        bench.agent.on_loaded(own, None).unwrap();
-        bench.look(Looked {
+        let looked = Looked {
             was_replica: true,
             logs: Vec::new(),
-        });
+        };
+        let mut bench = Bench::restarted(1, 0, looked);
         let nobody = command(Outgoing::success(), &[]);
         bench.answer(Ask::Register, &nobody).unwrap();
         let refused = bench.answer(Ask::Heartbeat, &nobody).unwrap_err();
@@ -1110,14 +1124,11 @@ mod tests {
 
     #[test]
     fn who_may_lack_something_does_not_stand_before_others_who_have_it() {
-        let mut bench = bench();
-        assert_eq!(bench.agent.next_step(), Step::Load);
-        let own = Some(identity(1, 4));
-        bench.agent.on_loaded(own, None).unwrap();
-        bench.look(Looked {
+        let looked = Looked {
             was_replica: false,
             logs: vec![(0, 4, 100, Doubt::None), (1, 3, 50, Doubt::Damaged)],
-        });
+        };
+        let mut bench = Bench::restarted(1, 4, looked);
         assert_eq!(bench.control.log_state(), (4, 150));
         // It was the master, and may be it still as far as the controller knows.
         let before = word(4, 1, &[1, 2], 9);
@@ -1194,25 +1205,17 @@ mod tests {
         bench.save_seen(6);
         assert_eq!(bench.heard.opening().unwrap().role, Wanted::Slave);
         // Another life, whose controllers know nothing any more.
-        let mut bench = bench_of_a_new_life(6);
+        let looked = Looked {
+            was_replica: true,
+            logs: vec![(0, 5, 100, Doubt::None)],
+        };
+        let mut bench = Bench::restarted(1, 6, looked);
         let nobody = command(Outgoing::success(), &[]);
         bench.answer(Ask::Register, &nobody).unwrap();
         assert_eq!(bench.agent.next_step(), Step::Ask(Ask::Heartbeat));
         let beat = command(bench.agent.request(Ask::Heartbeat), &[]);
         assert_eq!(beat.int("seenEpoch").unwrap(), Some(6));
         assert_eq!(beat.int("logEpoch").unwrap(), Some(5));
-    }
-
-    fn bench_of_a_new_life(seen_epoch: u32) -> Bench {
-        let mut bench = bench();
-        assert_eq!(bench.agent.next_step(), Step::Load);
-        let own = Some(identity(1, seen_epoch));
-        bench.agent.on_loaded(own, None).unwrap();
-        bench.look(Looked {
-            was_replica: true,
-            logs: vec![(0, 5, 100, Doubt::None)],
-        });
-        bench
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::shard::pop::Pops;
 use crate::shard::replication::{MasterRules, Replication, with_copies};
 use crate::shard::resets::Resets;
 use crate::shard::timers::Bell;
+use crate::store::manifest::log_directory;
 use crate::store::{CommitLog, LogListener, LogOptions};
 
 /// The way to the other cores. Production: bounded channels of the runtime; simulation: queues of the world.
@@ -136,7 +137,7 @@ impl<E: Env> Shard<E> {
         for id in (0..options.logs).filter(|id| usize::from(*id) % options.count == options.index) {
             let mut log_options = options.log.clone();
             log_options.log = id;
-            log_options.directory = options.directory.join(format!("log-{id:03}"));
+            log_options.directory = log_directory(&options.directory, id);
             let log = CommitLog::open(env.clone(), log_options).await?;
             replication.add(id, log.durable_here());
             gates.insert(id, AckGate::new(log.durable()));

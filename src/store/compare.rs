@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::base::offset::LogId;
 use crate::io::env::Env;
 use crate::store::batch::BatchHeader;
+use crate::store::manifest::log_directory;
 use crate::store::recovery::{Scanner, Step};
 use crate::store::segment::Segments;
 use crate::store::tool::manifest_of;
@@ -162,7 +163,7 @@ pub async fn compare<E: Env>(env: &E, a: &Path, b: &Path) -> io::Result<Vec<Comp
     let mut all = Vec::new();
     for log in 0..manifest_a.logs {
         let open = |directory: &Path| {
-            let path = directory.join(format!("log-{log:03}"));
+            let path = log_directory(directory, log);
             Segments::open(env.clone(), path, manifest_a.segment_bytes, false)
         };
         let (segments_a, segments_b) = (open(a).await?, open(b).await?);

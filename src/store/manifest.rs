@@ -3,12 +3,13 @@
 //! File `ringmq.store` in the store directory: one JSON object, padded with blanks to a sector, written once.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::limits::SECTOR_BYTES;
+use crate::base::offset::LogId;
 use crate::io::env::{DiskFile, Env, OpenMode};
 
 const NAME: &str = "ringmq.store";
@@ -24,6 +25,11 @@ pub struct Manifest {
     pub store_id: u64,
     pub logs: u8,
     pub segment_bytes: u64,
+}
+
+/// Where a store has one of its logs.
+pub fn log_directory(root: &Path, log: LogId) -> PathBuf {
+    root.join(format!("log-{log:03}"))
 }
 
 /// Makes a directory with its parents and flushes each into the one above it: what is flushed within a directory is lost

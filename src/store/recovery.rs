@@ -215,16 +215,20 @@ impl<'a, E: Env> Scanner<'a, E> {
     /// Looks behind a torn place for a batch that was sealed when the log was durable beyond it. Of a log that was a replica
     /// only what lies further behind than one run counts: see `commit_log/replica.rs`.
     pub async fn damage(&mut self, was_replica: bool) -> io::Result<Option<Damage>> {
-        Ok(self.look_behind(was_replica, u32::MAX).await?.damage)
+        Ok(self.look_behind(was_replica, None).await?.damage)
     }
 
-    /// The same, and whether something was torn there: `epoch` is the last one of the log, since what an earlier life left
+    /// The same, and whether something was torn there, if that is asked with the last epoch of the log: what an earlier life left
     /// behind its end was given up.
-    pub async fn look_behind(&mut self, was_replica: bool, epoch: u32) -> io::Result<Behind> {
+    pub async fn look_behind(
+        &mut self,
+        was_replica: bool,
+        epoch: Option<u32>,
+    ) -> io::Result<Behind> {
         let torn = self.position;
         self.load(torn, HEADER_BYTES).await?;
-        let mut is_torn = epoch < u32::MAX
-            && BatchHeader::resembles(self.at(torn), Position(torn), self.store_id);
+        let mut is_torn =
+            epoch.is_some() && BatchHeader::resembles(self.at(torn), Position(torn), self.store_id);
         let nearest = if was_replica {
             REPLICA_TORN_BYTES_MAX as u64
         } else {
@@ -245,7 +249,7 @@ impl<'a, E: Env> Scanner<'a, E> {
                 continue;
             };
             let is_proof = header.durable > torn && at >= torn + nearest;
-            let is_hint = !is_torn && header.epoch >= epoch;
+            let is_hint = !is_torn && epoch.is_some_and(|epoch| header.epoch >= epoch);
             if (is_proof || is_hint) && at + u64::from(header.length) <= segment_end {
                 self.load(at, header.length as usize).await?;
                 if header.crc_is_right(self.at(at)) {
@@ -459,7 +463,9 @@ pub async fn recover<E: Env>(
     recovered.previous_crc = scanner.previous_crc;
     let was_replica = replica::is_marked(env, &options.directory).await?;
     if pretended_end.is_none() {
-        recovered.behind = scanner.look_behind(was_replica, recovered.epoch).await?;
+        recovered.behind = scanner
+            .look_behind(was_replica, Some(recovered.epoch))
+            .await?;
     }
     let within = recovered.end % SECTOR_BYTES as u64;
     if within > 0 {

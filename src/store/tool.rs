@@ -12,7 +12,7 @@ use crate::store::commit_log::replica;
 use crate::store::control::Control;
 use crate::store::delayed;
 use crate::store::half;
-use crate::store::manifest::Manifest;
+use crate::store::manifest::{Manifest, log_directory};
 use crate::store::recovery::{Damage, Scanner, Step, is_control, raw_records};
 use crate::store::segment::Segments;
 use crate::store::snapshot;
@@ -73,7 +73,7 @@ async fn walk<E: Env>(
     log: LogId,
     mut see: impl FnMut(u64, &Shown<'_>) -> io::Result<()>,
 ) -> io::Result<LogReport> {
-    let path = directory.join(format!("log-{log:03}"));
+    let path = log_directory(directory, log);
     let segments = Segments::open(env.clone(), path.clone(), manifest.segment_bytes, false).await?;
     let mut report = LogReport {
         log,

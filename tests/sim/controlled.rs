@@ -12,7 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,7 +40,7 @@ use ringmq::shard::message::{
 use ringmq::shard::replication::MasterRules;
 use ringmq::shard::{Role, Shard, ShardHandle};
 use ringmq::store::commit_log::repair;
-use ringmq::store::manifest::Manifest;
+use ringmq::store::manifest::{Manifest, log_directory};
 use ringmq::wire::record::RecordView;
 use ringmq::wire::remoting::code::{request, response};
 use ringmq::wire::remoting::command::Outgoing;
@@ -375,30 +375,9 @@ impl Group {
 
     async fn look(&self, at: usize) -> std::io::Result<Looked> {
         let core = self.process(self.core_node(at));
-        let directory = PathBuf::from(DIRECTORY);
-        let mut looked = Looked::default();
-        let result = async {
-            let Some(manifest) = Manifest::read(&core, &directory).await? else {
-                return Ok(());
-            };
-            for log in 0..manifest.logs {
-                let path = directory.join(format!("log-{log:03}"));
-                let files = self
-                    .world
-                    .with_disk(self.core_node(at), |disk| disk.files());
-                if !files.iter().any(|(file, _)| file.starts_with(&path)) {
-                    continue;
-                }
-                let (store_id, segment_bytes) = (manifest.store_id, manifest.segment_bytes);
-                let found = repair::look(&core, &path, store_id, segment_bytes).await?;
-                looked.was_replica |= found.was_replica;
-                looked.logs.push((log, found.epoch, found.end, found.doubt));
-            }
-            Ok(())
-        };
-        let result = result.await;
+        let looks = repair::look(&core, Path::new(DIRECTORY)).await;
         self.world.crash(self.core_node(at), Crash::Process);
-        result.map(|()| looked)
+        looks.map(|looks| Looked::of(&looks))
     }
 
     /// The connection to the leading controller.
@@ -1065,7 +1044,7 @@ impl Group {
         });
         let log = self.choose(usize::from(LOGS)) as LogId;
         let end = broker.ends.borrow().get(&log).copied().unwrap_or(0);
-        let directory = PathBuf::from(DIRECTORY).join(format!("log-{log:03}"));
+        let directory = log_directory(Path::new(DIRECTORY), log);
         let files = self
             .world
             .with_disk(self.core_node(at), |disk| disk.files());

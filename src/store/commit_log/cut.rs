@@ -27,10 +27,15 @@ const PIECE_BYTES: u64 = 256 << 10;
 
 /// Whether a file of a log's directory is the note of a cut, and where.
 pub fn position_of(name: &str) -> Option<u64> {
-    let position = name
-        .strip_prefix(NOTE)
-        .or_else(|| name.strip_prefix(WIPE_NOTE))?;
-    position.parse().ok()
+    read_note(name).map(|(_, position)| position)
+}
+
+/// Which of the two notes, and where to cut.
+fn read_note(name: &str) -> Option<(&'static str, u64)> {
+    [NOTE, WIPE_NOTE].into_iter().find_map(|note| {
+        let position = name.strip_prefix(note)?.parse().ok()?;
+        Some((note, position))
+    })
 }
 
 fn note_of(directory: &Path, note: &str, position: u64) -> PathBuf {
@@ -60,13 +65,7 @@ pub(super) async fn note_wipe<E: Env>(env: &E, directory: &Path, position: u64) 
 /// Notes of a directory: which, and where to cut.
 async fn notes<E: Env>(env: &E, directory: &Path) -> io::Result<Vec<(&'static str, u64)>> {
     let entries = env.list(directory).await?;
-    let read = |note: &'static str, name: &str| {
-        let position = name.strip_prefix(note)?.parse().ok()?;
-        Some((note, position))
-    };
-    let found = entries
-        .iter()
-        .filter_map(|(name, _)| read(NOTE, name).or_else(|| read(WIPE_NOTE, name)));
+    let found = entries.iter().filter_map(|(name, _)| read_note(name));
     Ok(found.collect())
 }
 

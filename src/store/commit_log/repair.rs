@@ -11,8 +11,10 @@ use std::io;
 use std::path::Path;
 
 use crate::base::doubt::Doubt;
+use crate::base::offset::LogId;
 use crate::io::env::{DiskFile, Env, OpenMode};
 use crate::store::commit_log::{CommitLog, cut, replica};
+use crate::store::manifest::{Manifest, log_directory};
 use crate::store::recovery::{Damage, Scanner, Step};
 use crate::store::seed;
 use crate::store::segment::Segments;
@@ -67,22 +69,39 @@ pub(super) async fn forget<E: Env>(env: &E, directory: &Path) -> io::Result<()> 
     Ok(())
 }
 
-/// Looks at a log that nobody has open. Writes nothing into it.
-pub async fn look<E: Env>(
-    env: &E,
-    directory: &Path,
-    store_id: u64,
-    segment_bytes: u64,
-) -> io::Result<Look> {
-    let entries = env.list(directory).await?;
-    if entries.iter().any(|(name, _)| name == seed::NAME) {
-        // It begins anew when it is opened.
-        return Ok(Look {
-            doubt: Doubt::Damaged,
-            was_replica: true,
-            ..Look::default()
-        });
+/// Looks at all logs of a store that nobody has open, and writes nothing into them. A store or a log that was not made yet has
+/// nothing to look at.
+pub async fn look<E: Env>(env: &E, root: &Path) -> io::Result<Vec<(LogId, Look)>> {
+    let mut looks = Vec::new();
+    let Some(manifest) = Manifest::read(env, root).await? else {
+        return Ok(looks);
+    };
+    for log in 0..manifest.logs {
+        let directory = log_directory(root, log);
+        let entries = match env.list(&directory).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed?,
+        };
+        let found = match &entries[..] {
+            [] => continue,
+            // It begins anew when it is opened.
+            names if names.iter().any(|(name, _)| name == seed::NAME) => Look {
+                doubt: Doubt::Damaged,
+                was_replica: true,
+                ..Look::default()
+            },
+            _ => look_at(env, &directory, &manifest).await.map_err(|error| {
+                let text = format!("log {log} cannot be looked at: {error}");
+                io::Error::new(error.kind(), text)
+            })?,
+        };
+        looks.push((log, found));
     }
+    Ok(looks)
+}
+
+async fn look_at<E: Env>(env: &E, directory: &Path, manifest: &Manifest) -> io::Result<Look> {
+    let (store_id, segment_bytes) = (manifest.store_id, manifest.segment_bytes);
     let segments = Segments::open(env.clone(), directory.to_owned(), segment_bytes, false).await?;
     let was_replica = replica::is_marked(env, directory).await?;
     let mut look = Look {
@@ -106,7 +125,7 @@ pub async fn look<E: Env>(
     }
     while limit.is_none_or(|limit| scanner.position < limit) {
         let Step::Batch(header, _) = scanner.next().await? else {
-            let behind = scanner.look_behind(was_replica, look.epoch).await?;
+            let behind = scanner.look_behind(was_replica, Some(look.epoch)).await?;
             look.damage = behind.damage;
             look.doubt = look.doubt.max(behind.doubt());
             break;
