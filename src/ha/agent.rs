@@ -1153,6 +1153,31 @@ mod tests {
     }
 
     #[test]
+    fn who_was_elected_by_somebody_who_did_not_know_what_it_lacks_does_not_begin() {
+        for (known, next) in [(Doubt::Torn, Ask::Heartbeat), (Doubt::Damaged, Ask::Narrow)] {
+            let looked = Looked {
+                was_replica: true,
+                logs: vec![(0, 3, 50, Doubt::Damaged)],
+            };
+            let mut bench = Bench::restarted(1, 4, looked);
+            let other = word(4, 2, &[1, 2], 9);
+            bench.answer(Ask::Register, &other).unwrap();
+            bench.answer(Ask::Heartbeat, &other).unwrap();
+            bench.answer(Ask::Elect, &other).unwrap();
+            // The controllers tell everybody whom they have elected.
+            bench.heard.hear(Word {
+                elected_doubt: known,
+                ..Word::read(&word(5, 1, &[1, 2], 10))
+            });
+            bench.pass(10_000);
+            bench.save_seen(5);
+            let role = bench.heard.opening().map(|opening| opening.role);
+            assert!(!matches!(role, Some(Wanted::Master(_))), "{role:?}");
+            assert_eq!(bench.agent.next_step(), Step::Ask(next), "{known:?}");
+        }
+    }
+
+    #[test]
     fn a_new_master_begins_when_the_set_is_agreed_to_be_itself() {
         let mut bench = Bench::registered(1);
         bench.answer(Ask::Heartbeat, &word(0, 0, &[], 0)).unwrap();
