@@ -189,10 +189,18 @@ impl Core {
 
     /// The executor of this thread. Panics where there is none: our own bug.
     pub(super) fn current() -> Rc<Self> {
-        let Some(core) = CURRENT.with_borrow(Option::clone) else {
+        let Some(core) = Self::try_current() else {
             panic!("this thread runs no executor");
         };
         core
+    }
+
+    /// The executor of this thread, if it runs one.
+    pub(super) fn try_current() -> Option<Rc<Self>> {
+        CURRENT
+            .try_with(|current| current.borrow().clone())
+            .ok()
+            .flatten()
     }
 
     pub(super) fn remote(&self) -> Arc<Remote> {

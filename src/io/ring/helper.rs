@@ -1,4 +1,5 @@
-//! The thread beside an executor for system calls that would stop it: directories, names, reservations of space.
+//! The thread beside an executor for system calls that would stop it: directories, names, reservations of space,
+//! the first touch of new memory.
 
 use std::io;
 use std::sync::mpsc;
@@ -29,6 +30,11 @@ impl Helper {
                 }
             })?;
         Ok(Self { work: sender })
+    }
+
+    /// Has `work` done on the thread; nobody hears of its end. False: the thread has ended.
+    pub fn post(&self, work: impl FnOnce() + Send + 'static) -> bool {
+        self.work.send(Box::new(work)).is_ok()
     }
 
     /// Runs `work` on the thread, one after the other, and completes with what it returns.

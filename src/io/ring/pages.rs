@@ -3,13 +3,22 @@
 //! Batches of a log take theirs from **runs**: large pieces of memory that are filled from front to back and come back
 //! as a whole when the last buffer in them is gone. The tail cache drops its oldest buffers first, so runs come back in
 //! the order in which they were filled, are used again without a page fault, and hold no more than what was written.
+//! Until the first ones come back new ones are needed, and the kernel zeroes them at the first touch: 0.1 ms for a huge page, and
+//! 5 ms in a virtual machine whose host gives memory only then. So the executor's helper thread touches [`RUNS_AHEAD`] of them
+//! before they are asked for; and where a huge page takes so long that whatever waits for its processor would notice,
+//! the next runs are small pages, which are touched in steps with pauses.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::base::config::memory::IO_BYTES_PER_SHARD;
+use crate::io::ring::core::Core;
 
 /// Alignment of every buffer: that of the strictest block device we know.
 const ALIGN_BYTES: usize = 4096;
@@ -25,39 +34,109 @@ const RUN_PART_BYTES_MAX: usize = RUN_BYTES / 2;
 /// Empty runs that a thread keeps: those of a replica far behind come back some at a time, and new ones cost more than what
 /// is written to them.
 const SPARE_RUNS_MAX: usize = 4;
+/// Runs that are there, or on their way, before one is needed.
+const RUNS_AHEAD: usize = 2;
+/// What the helper thread touches before it lets others run for as long as that took.
+const STEP_BYTES: usize = 64 << 10;
+/// A huge page that takes longer was the last one.
+const HUGE_PAGE_LIMIT: Duration = Duration::from_micros(500);
 
-/// Memory of many buffers.
-struct Run(NonNull<u8>);
+/// Steps that take no longer need no pause.
+const STEP_UNNOTICED: Duration = Duration::from_micros(50);
+
+/// Memory comes slowly on this machine.
+static IS_SLOW: AtomicBool = AtomicBool::new(false);
+
+/// [`RUN_BYTES`] of memory from [`map_run`], given back to the kernel when nobody wants it.
+struct RunMemory(NonNull<u8>);
+
+// SAFETY: it is the only way to its memory, and unmapping works from any thread.
+unsafe impl Send for RunMemory {}
+
+impl RunMemory {
+    /// Has the kernel give all of it now, in steps.
+    fn touch(&self) {
+        for step in (0..RUN_BYTES).step_by(STEP_BYTES) {
+            let begun = Instant::now();
+            for at in (step..step + STEP_BYTES).step_by(ALIGN_BYTES) {
+                // SAFETY: within the mapping, which nobody else knows. Volatile, since the value means nothing.
+                unsafe { self.0.add(at).write_volatile(0) };
+            }
+            let took = begun.elapsed();
+            if took > HUGE_PAGE_LIMIT {
+                IS_SLOW.store(true, Ordering::Relaxed);
+            }
+            if took > STEP_UNNOTICED {
+                thread::sleep(took);
+            }
+        }
+    }
+}
+
+impl Drop for RunMemory {
+    fn drop(&mut self) {
+        unmap(self.0, RUN_BYTES);
+    }
+}
+
+/// Memory of many buffers. `None` only while it is dropped.
+struct Run(Option<RunMemory>);
 
 impl Run {
     fn new() -> Self {
-        let spare = RUNS.try_with(|runs| runs.borrow_mut().spare.pop());
-        if let Ok(Some(memory)) = spare {
-            return Self(memory);
+        let runs = RUNS.try_with(|runs| {
+            let mut runs = runs.borrow_mut();
+            let memory = runs.spare.pop().or_else(|| runs.ahead.take());
+            runs.prepare();
+            memory
+        });
+        Self(Some(runs.ok().flatten().unwrap_or_else(map_run)))
+    }
+
+    fn start(&self) -> NonNull<u8> {
+        match &self.0 {
+            Some(memory) => memory.0,
+            None => unreachable!("its memory goes when it is dropped"),
         }
-        Self(map_run())
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        let kept = RUNS.try_with(|runs| {
+        let memory = self.0.take();
+        // Beyond what is kept, and at the end of the thread, it goes back to the kernel.
+        let _ = RUNS.try_with(|runs| {
             let mut runs = runs.borrow_mut();
-            let free = runs.spare.len() < SPARE_RUNS_MAX;
-            if free {
-                runs.spare.push(self.0);
+            if runs.spare.len() < SPARE_RUNS_MAX {
+                runs.spare.extend(memory);
             }
-            free
         });
-        if kept != Ok(true) {
-            unmap(self.0, RUN_BYTES);
-        }
     }
 }
 
-/// A new run from the kernel: zeros, aligned to its size, and one huge page where the kernel gives them. By the
+/// Runs that the helper thread has touched. The lock is taken once for 2 MiB, and held for a push or a pop.
+#[derive(Default)]
+struct Ahead {
+    ready: Mutex<Vec<RunMemory>>,
+    /// Those that are ready, and those that the helper was asked for.
+    count: AtomicUsize,
+}
+
+impl Ahead {
+    fn take(&self) -> Option<RunMemory> {
+        let memory = self.ready().pop()?;
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        Some(memory)
+    }
+
+    fn ready(&self) -> MutexGuard<'_, Vec<RunMemory>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A new run from the kernel: zeros, aligned to its size, and one huge page where the kernel gives them soon. By the
 /// allocator it would be touched in 512 small steps.
-fn map_run() -> NonNull<u8> {
+fn map_run() -> RunMemory {
     // Twice the size has an aligned part.
     // SAFETY: a new anonymous mapping.
     let memory = unsafe {
@@ -83,9 +162,13 @@ fn map_run() -> NonNull<u8> {
     unmap(memory, before);
     // SAFETY: what lies behind the run, up to the end of the mapping.
     unmap(unsafe { run.add(RUN_BYTES) }, RUN_BYTES - before);
+    let advice = match IS_SLOW.load(Ordering::Relaxed) {
+        false => libc::MADV_HUGEPAGE,
+        true => libc::MADV_NOHUGEPAGE,
+    };
     // SAFETY: advice about memory that was mapped just now. An error means small pages.
-    let _ = unsafe { libc::madvise(run.as_ptr().cast(), RUN_BYTES, libc::MADV_HUGEPAGE) };
-    run
+    let _ = unsafe { libc::madvise(run.as_ptr().cast(), RUN_BYTES, advice) };
+    RunMemory(run)
 }
 
 /// Gives whole pages back to the kernel; none is fine.
@@ -100,13 +183,27 @@ fn unmap(memory: NonNull<u8>, bytes: usize) {
 #[derive(Default)]
 struct Runs {
     current: Option<(Rc<Run>, usize)>,
-    spare: Vec<NonNull<u8>>,
+    spare: Vec<RunMemory>,
+    ahead: Arc<Ahead>,
 }
 
-impl Drop for Runs {
-    fn drop(&mut self) {
-        for memory in self.spare.drain(..) {
-            unmap(memory, RUN_BYTES);
+impl Runs {
+    /// Asks the helper thread for the runs that come next. Without an executor there is none, and they come when they are needed.
+    fn prepare(&self) {
+        let mut count = self.ahead.count.load(Ordering::Relaxed);
+        while self.spare.len() + count < RUNS_AHEAD {
+            let ahead = self.ahead.clone();
+            let asked = Core::try_current().is_some_and(|core| {
+                core.helper.post(move || {
+                    let memory = map_run();
+                    memory.touch();
+                    ahead.ready().push(memory);
+                })
+            });
+            if !asked {
+                return;
+            }
+            count = self.ahead.count.fetch_add(1, Ordering::Relaxed) + 1;
         }
     }
 }
@@ -186,7 +283,7 @@ impl Pages {
         });
         Self {
             // SAFETY: `at` and `capacity` lie within the run, and no other buffer has that part.
-            memory: unsafe { run.0.add(at) },
+            memory: unsafe { run.start().add(at) },
             len: bytes,
             capacity,
             run: Some(run),
@@ -202,7 +299,7 @@ impl Pages {
             let Some((current, used)) = runs.current.as_mut() else {
                 return false;
             };
-            let at = self.memory.as_ptr() as usize - run.0.as_ptr() as usize;
+            let at = self.memory.as_ptr() as usize - run.start().as_ptr() as usize;
             let fits = Rc::ptr_eq(current, run)
                 && at + self.capacity == *used
                 && at + capacity <= RUN_BYTES;
@@ -315,6 +412,8 @@ impl Drop for Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::env::Env;
+    use crate::io::ring::testing::on_executor;
 
     fn address(pages: &Pages) -> usize {
         pages.address() as usize
@@ -372,6 +471,43 @@ mod tests {
         // New memory is zero, whatever its address is.
         assert!(take().iter().all(|part| part.as_bytes()[0] == 7));
         drop((other, more));
+    }
+
+    /// Whether the kernel has given every page of it.
+    fn is_resident(memory: &RunMemory) -> bool {
+        let mut pages = [0; RUN_BYTES / ALIGN_BYTES];
+        // SAFETY: the mapping is whole, and the array has a byte for each of its pages.
+        let result =
+            unsafe { libc::mincore(memory.0.as_ptr().cast(), RUN_BYTES, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().all(|page| page & 1 == 1)
+    }
+
+    #[test]
+    fn the_runs_that_come_next_were_touched_by_the_helper_thread() {
+        on_executor(async |env| {
+            let first = Pages::in_run(RUN_PART_BYTES_MAX);
+            let ahead = RUNS.with_borrow(|runs| runs.ahead.clone());
+            let limit = Instant::now() + Duration::from_secs(10);
+            while ahead.ready().len() < RUNS_AHEAD && Instant::now() < limit {
+                env.sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(ahead.ready().len(), RUNS_AHEAD);
+            assert!(ahead.ready().iter().all(is_resident));
+            assert!(!is_resident(&map_run()));
+            let next = ahead.ready().last().map(|memory| memory.0);
+            let rest = Pages::in_run(RUN_PART_BYTES_MAX);
+            let second = Pages::in_run(RUN_PART_BYTES_MAX);
+            assert_eq!(Some(second.memory), next);
+            // One was taken, one is asked for: never more.
+            assert_eq!(ahead.count.load(Ordering::Relaxed), RUNS_AHEAD);
+            // What comes back is used first, and counts.
+            drop((first, rest));
+            let _rest = Pages::in_run(RUN_PART_BYTES_MAX);
+            let third = Pages::in_run(RUN_PART_BYTES_MAX);
+            assert!(third.address().addr() != 0);
+            assert_eq!(ahead.count.load(Ordering::Relaxed), RUNS_AHEAD);
+        });
     }
 
     #[test]
