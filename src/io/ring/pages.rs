@@ -34,7 +34,7 @@ const RUN_PART_BYTES_MAX: usize = RUN_BYTES / 2;
 /// Empty runs that a thread keeps: those of a replica far behind come back some at a time, and new ones cost more than what
 /// is written to them.
 const SPARE_RUNS_MAX: usize = 4;
-/// Runs that are there, or on their way, before one is needed.
+/// Runs that are there, or on their way, before one is needed; one fewer as long as the first one is not full.
 const RUNS_AHEAD: usize = 2;
 /// What the helper thread touches before it lets others run for as long as that took.
 const STEP_BYTES: usize = 64 << 10;
@@ -190,8 +190,9 @@ struct Runs {
 impl Runs {
     /// Asks the helper thread for the runs that come next. Without an executor there is none, and they come when they are needed.
     fn prepare(&self) {
+        let wanted = RUNS_AHEAD - usize::from(self.current.is_none());
         let mut count = self.ahead.count.load(Ordering::Relaxed);
-        while self.spare.len() + count < RUNS_AHEAD {
+        while self.spare.len() + count < wanted {
             let ahead = self.ahead.clone();
             let asked = Core::try_current().is_some_and(|core| {
                 core.helper.post(move || {
@@ -486,21 +487,25 @@ mod tests {
     #[test]
     fn the_runs_that_come_next_were_touched_by_the_helper_thread() {
         on_executor(async |env| {
-            let first = Pages::in_run(RUN_PART_BYTES_MAX);
             let ahead = RUNS.with_borrow(|runs| runs.ahead.clone());
-            let limit = Instant::now() + Duration::from_secs(10);
-            while ahead.ready().len() < RUNS_AHEAD && Instant::now() < limit {
-                env.sleep(Duration::from_millis(1)).await;
-            }
-            assert_eq!(ahead.ready().len(), RUNS_AHEAD);
+            let prepared = async |count| {
+                let limit = Instant::now() + Duration::from_secs(10);
+                while ahead.ready().len() < count && Instant::now() < limit {
+                    env.sleep(Duration::from_millis(1)).await;
+                }
+                assert_eq!(ahead.ready().len(), count);
+            };
+            let first = Pages::in_run(RUN_PART_BYTES_MAX);
+            prepared(1).await;
             assert!(ahead.ready().iter().all(is_resident));
             assert!(!is_resident(&map_run()));
             let next = ahead.ready().last().map(|memory| memory.0);
             let rest = Pages::in_run(RUN_PART_BYTES_MAX);
             let second = Pages::in_run(RUN_PART_BYTES_MAX);
             assert_eq!(Some(second.memory), next);
-            // One was taken, one is asked for: never more.
+            // One was taken, and never more than two are asked for.
             assert_eq!(ahead.count.load(Ordering::Relaxed), RUNS_AHEAD);
+            prepared(RUNS_AHEAD).await;
             // What comes back is used first, and counts.
             drop((first, rest));
             let _rest = Pages::in_run(RUN_PART_BYTES_MAX);
