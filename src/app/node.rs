@@ -47,6 +47,7 @@ use crate::shard::{Shard, ShardHandle, ShardOptions};
 use crate::store::LogOptions;
 use crate::store::manifest::Manifest;
 use crate::store::retention::{DiskRules, keep};
+use crate::store::scrub::ScrubOptions;
 use crate::wire::remoting::body::TopicConfig;
 
 /// A log gets a snapshot when it has grown by this: what recovery has to read at most.
@@ -444,6 +445,10 @@ impl Node {
                 0
             },
             snapshot_bytes: SNAPSHOT_BYTES.min(4 * manifest.segment_bytes),
+            scrub: ScrubOptions {
+                bytes_per_second: config.store.scrub_bytes_per_second,
+                period: Duration::from_secs(config.store.scrub_period_hours * 3600),
+            },
             store_host: self.store_host(),
             replica: config.broker.role == BrokerRole::Slave,
             elected: self.life.as_ref().map(|life| life.master_epoch),

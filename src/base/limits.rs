@@ -107,6 +107,14 @@ pub const REPLICA_RUN_BYTES_MAX: usize = (1 << 20) - SECTOR_BYTES;
 /// A crash of a slave tears no more than this. Recovery relies on it, so it never shrinks below what any version has written
 /// in one go.
 pub const REPLICA_TORN_BYTES_MAX: usize = 1 << 20;
+/// What a search for damage holds of a log at once.
+pub const SCRUB_PIECE_BYTES: u64 = 256 << 10;
+/// Damaged places of one log that are remembered until they are repaired; further ones are found by a later pass.
+pub const SCRUB_DAMAGED_MAX: usize = 1024;
+/// Places that readers found damaged and nobody has looked at yet.
+pub const SCRUB_SUSPECTS_MAX: usize = 16;
+/// Answers that a large damaged place may take to be fetched.
+pub const FETCH_PIECES_MAX: usize = 64 << 10;
 /// Connections at the slave stream's port that have not proved themselves; further ones are closed at once.
 pub const HA_STRANGERS_MAX: usize = 64;
 /// Broker groups that a controller keeps, and brokers of one of them.
@@ -126,4 +134,5 @@ const _: () = assert!(REPLICA_RUN_BYTES_MAX > BATCH_BYTES_TARGET);
 const _: () = assert!(REPLICA_RUN_BYTES_MAX.is_multiple_of(SECTOR_BYTES));
 const _: () = assert!(REPLICA_RUN_BYTES_MAX <= REPLICA_TORN_BYTES_MAX);
 const _: () = assert!(HA_WINDOW_BYTES > 2 * REPLICA_RUN_BYTES_MAX as u64);
+const _: () = assert!(SCRUB_PIECE_BYTES.is_multiple_of(SECTOR_BYTES as u64));
 const _: () = assert!(SQL_STEPS_MAX < u16::MAX as usize);

@@ -23,6 +23,8 @@ pub enum PlantedBug {
     ElectOutside,
     /// A broker whose log is damaged, or may be, stands for election as if it were not.
     StandThoughDamaged,
+    /// A repair writes whole sectors and does not keep what its neighbours have in the first and the last one.
+    RepairOverNeighbours,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -12,7 +12,7 @@ use crate::io::env::Env;
 use crate::io::net::{NetStream, read_more, within, write_all};
 use crate::io::tcp::ReadBuffer;
 use crate::wire::ha::{
-    Frame, HaError, Nonce, Side, StoreShape, Trust, missing_bytes, next_frame, proof,
+    Frame, HaError, Nonce, Side, StoreShape, Trust, features_of, missing_bytes, next_frame, proof,
     proof_is_right,
 };
 
@@ -67,9 +67,20 @@ pub async fn read_frame<S: NetStream>(
     buffer: &mut ReadBuffer,
     trust: Trust,
 ) -> Result<Frame, StreamError> {
+    let (frame, _) = read_frame_and_features(stream, buffer, trust).await?;
+    Ok(frame)
+}
+
+/// The same, with what its sender knows besides.
+pub async fn read_frame_and_features<S: NetStream>(
+    stream: &S,
+    buffer: &mut ReadBuffer,
+    trust: Trust,
+) -> Result<(Frame, u8), StreamError> {
     loop {
+        let features = features_of(&buffer.bytes);
         if let Some(frame) = next_frame(&mut buffer.bytes, trust)? {
-            return Ok(frame);
+            return Ok((frame, features));
         }
         let missing = match trust {
             Trust::Peer => missing_bytes(&buffer.bytes),

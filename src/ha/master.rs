@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use crate::base::limits::{HA_FRAME_BYTES_TARGET, HA_READ_AHEAD_BYTES};
 use crate::base::offset::LogId;
-use crate::ha::handshake::{StreamError, check_shape, greet_slave, read_frame, write_frame};
+use crate::ha::fetch::Exchange;
+use crate::ha::handshake::{
+    StreamError, check_shape, greet_slave, read_frame_and_features, write_frame,
+};
 use crate::io::env::Env;
 use crate::io::net::{NetStream, within, write_all};
 use crate::io::tcp::ReadBuffer;
@@ -124,6 +127,8 @@ struct Session<W: Windows + ?Sized> {
     connection: u64,
     /// Nothing from here on may be sent yet.
     window_end: Cell<u64>,
+    /// The slave has this durably.
+    acked: Cell<u64>,
     ended: Cell<bool>,
 }
 
@@ -154,22 +159,24 @@ pub async fn serve<E: Env, S: NetStream, W: Windows + ?Sized + 'static>(
         windows,
         log: log.id(),
         connection,
-        window_end: Cell::new(position + wish.window_bytes),
+        window_end: Cell::new(position.saturating_add(wish.window_bytes)),
+        acked: Cell::new(position),
         ended: Cell::new(false),
     });
+    let exchange = Exchange::new(&env, &log, address);
     let failure: Rc<Cell<Option<StreamError>>> = Rc::default();
     {
         let (env, stream, session) = (env.clone(), stream.clone(), session.clone());
-        let (log, failure) = (log.clone(), failure.clone());
+        let (log, failure, exchange) = (log.clone(), failure.clone(), exchange.clone());
         env.clone().spawn(async move {
-            let error = take_acks(&env, &*stream, &session, &log, times).await;
+            let error = take_acks(&env, &*stream, &session, &log, &exchange, times).await;
             failure.set(Some(error));
             session.ended.set(true);
             stream.shutdown();
             log.look_again();
         });
     }
-    let error = send(&env, &*stream, &session, &log, position, times).await;
+    let error = send(&env, &*stream, &session, &log, &exchange, position, times).await;
     session.ended.set(true);
     stream.shutdown();
     failure.take().unwrap_or(error)
@@ -266,27 +273,38 @@ async fn take_acks<E: Env, S: NetStream, W: Windows + ?Sized>(
     stream: &S,
     session: &Session<W>,
     log: &CommitLog<E>,
+    exchange: &Rc<Exchange<E>>,
     times: StreamTimes,
 ) -> StreamError {
     let mut buffer = ReadBuffer::new();
     loop {
-        let frame = read_frame(stream, &mut buffer, Trust::None);
-        let frame = match within(env, times.silence, frame).await {
+        let frame = read_frame_and_features(stream, &mut buffer, Trust::Peer);
+        let (frame, features) = match within(env, times.silence, frame).await {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return error,
             None => return StreamError::Silent(times.silence),
         };
-        let Frame::Ack {
-            durable,
-            window_bytes,
-        } = frame
-        else {
-            return StreamError::Unexpected("an acknowledgement was due");
+        exchange.hear_features(features);
+        let (durable, window_bytes) = match frame {
+            Frame::Ack {
+                durable,
+                window_bytes,
+            } => (durable, window_bytes),
+            Frame::Want { position, bytes } => match exchange.on_want(position, bytes) {
+                Ok(()) => continue,
+                Err(error) => return error,
+            },
+            Frame::Range { position, batches } => {
+                exchange.on_range(position, batches);
+                continue;
+            }
+            _ => return StreamError::Unexpected("an acknowledgement was due"),
         };
         if durable > log.durable_here().0 {
             return StreamError::Unexpected("it acknowledges what it was not sent");
         }
         session.window_end.set(durable.saturating_add(window_bytes));
+        session.acked.set(durable);
         if !session
             .windows
             .acked(session.log, session.connection, durable)
@@ -302,6 +320,7 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
     stream: &S,
     session: &Session<W>,
     log: &Rc<CommitLog<E>>,
+    exchange: &Exchange<E>,
     mut sent: u64,
     times: StreamTimes,
 ) -> StreamError {
@@ -310,11 +329,21 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
     loop {
         let may_send = || log.durable_here().0 > sent && sent < session.window_end.get();
         let is_news = || tells_confirmed && log.durable().0 > told;
-        let due =
-            log.grown_until(|| session.ended.get() || log.has_ended() || may_send() || is_news());
+        let has_asked = || exchange.has_next(session.acked.get());
+        let due = log.grown_until(|| {
+            session.ended.get() || log.has_ended() || may_send() || is_news() || has_asked()
+        });
         let is_heartbeat = within(env, times.heartbeat, due).await.is_none();
         if session.ended.get() || log.has_ended() {
             return StreamError::Ended;
+        }
+        if let Some(frame) = exchange.next(session.acked.get()) {
+            if let Err(error) = write_frame(stream, &frame).await {
+                return error;
+            }
+            if !is_heartbeat && !may_send() && !is_news() {
+                continue;
+            }
         }
         let (start, end) = (log.start_position().0, log.durable_here().0);
         let confirmed = log.durable().0;

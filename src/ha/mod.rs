@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod control;
+pub mod fetch;
 pub mod handshake;
 pub mod master;
 pub mod replica_window;

@@ -13,7 +13,10 @@ use crate::base::doubt::Doubt;
 use crate::base::limits::HA_WINDOW_BYTES;
 use crate::base::planted::{PlantedBug, planted};
 use crate::ha::control::Control;
-use crate::ha::handshake::{Secret, StreamError, greet_master, read_frame, write_frame};
+use crate::ha::fetch::Exchange;
+use crate::ha::handshake::{
+    Secret, StreamError, greet_master, read_frame, read_frame_and_features, write_frame,
+};
 use crate::ha::master::StreamTimes;
 use crate::io::env::Env;
 use crate::io::net::{Net, NetStream, within};
@@ -251,19 +254,39 @@ async fn session<E: Env, N: Net>(
         let (log, ended, options) = (log.clone(), ended.clone(), options.clone());
         env.spawn(async move { until_whole(&log, &ended, &options, end).await });
     }
+    let exchange = Exchange::new(env, log, address.to_owned());
+    let followed = Followed {
+        log: log.clone(),
+        options: options.clone(),
+        progress: progress.clone(),
+        exchange,
+        epoch,
+        ended: ended.clone(),
+    };
     {
-        let (env, stream, log) = (env.clone(), stream.clone(), log.clone());
-        let (ended, options) = (ended.clone(), options.clone());
+        let (env, stream, followed) = (env.clone(), stream.clone(), followed.clone());
         env.clone().spawn(async move {
-            acknowledge(&env, &*stream, &log, &ended, &options, epoch).await;
+            acknowledge(&env, &*stream, &followed).await;
             stream.shutdown();
         });
     }
-    let result = take_batches(env, &*stream, &mut buffer, log, options, progress, epoch).await;
+    let result = take_batches(env, &*stream, &mut buffer, &followed).await;
     ended.set(true);
     stream.shutdown();
     log.look_again();
     result
+}
+
+/// What both tasks of a connection that follows share.
+#[derive(Clone)]
+struct Followed<E: Env> {
+    log: Rc<CommitLog<E>>,
+    options: SlaveOptions,
+    progress: Rc<SlaveProgress>,
+    exchange: Rc<Exchange<E>>,
+    /// Of the master.
+    epoch: u32,
+    ended: Rc<Cell<bool>>,
 }
 
 /// Takes the bytes that a [`Frame::Seed`] has announced; as much memory as has come.
@@ -363,21 +386,22 @@ fn check_epoch(options: &SlaveOptions, theirs: u32) -> Result<(), StreamError> {
     Ok(())
 }
 
-/// Sends what is durable whenever that has moved, and in between so that the master knows of us.
-async fn acknowledge<E: Env, S: NetStream>(
-    env: &E,
-    stream: &S,
-    log: &CommitLog<E>,
-    ended: &Cell<bool>,
-    options: &SlaveOptions,
-    epoch: u32,
-) {
+/// Sends what is durable whenever that has moved, and in between so that the master knows of us; and what is asked for or answered.
+async fn acknowledge<E: Env, S: NetStream>(env: &E, stream: &S, followed: &Followed<E>) {
+    let Followed {
+        log,
+        options,
+        progress,
+        exchange,
+        epoch,
+        ended,
+    } = followed;
     let heartbeat = match options.control {
         // A later epoch is noticed between two of them.
         Some(_) => options.times.heartbeat.min(ELECTED_HEARTBEAT),
         None => options.times.heartbeat,
     };
-    while !ended.get() && !log.has_ended() && check_epoch(options, epoch).is_ok() {
+    while !ended.get() && !log.has_ended() && check_epoch(options, *epoch).is_ok() {
         let durable = log.replica_durable();
         let ack = Frame::Ack {
             durable,
@@ -386,8 +410,17 @@ async fn acknowledge<E: Env, S: NetStream>(
         if write_frame(stream, &ack).await.is_err() {
             return;
         }
-        let moved =
-            log.grown_until(|| ended.get() || log.has_ended() || log.replica_durable() != durable);
+        if let Some(frame) = exchange.next(progress.master_end.get())
+            && write_frame(stream, &frame).await.is_err()
+        {
+            return;
+        }
+        let moved = log.grown_until(|| {
+            ended.get()
+                || log.has_ended()
+                || log.replica_durable() != durable
+                || exchange.has_next(progress.master_end.get())
+        });
         within(env, heartbeat, moved).await;
     }
 }
@@ -396,27 +429,41 @@ async fn take_batches<E: Env, S: NetStream>(
     env: &E,
     stream: &S,
     buffer: &mut ReadBuffer,
-    log: &CommitLog<E>,
-    options: &SlaveOptions,
-    progress: &SlaveProgress,
-    epoch: u32,
+    followed: &Followed<E>,
 ) -> Result<(), StreamError> {
+    let Followed {
+        log,
+        options,
+        progress,
+        exchange,
+        epoch,
+        ..
+    } = followed;
     let silence = options.times.silence;
     loop {
-        let frame = read_frame(stream, buffer, Trust::Peer);
-        let frame = match within(env, silence, frame).await {
+        let frame = read_frame_and_features(stream, buffer, Trust::Peer);
+        let (frame, features) = match within(env, silence, frame).await {
             Some(frame) => frame?,
             None => return Err(StreamError::Silent(silence)),
         };
-        let Frame::Data {
-            position,
-            start,
-            end,
-            confirmed,
-            batches,
-        } = frame
-        else {
-            return Err(StreamError::Unexpected("batches were due"));
+        exchange.hear_features(features);
+        let (position, start, end, confirmed, batches) = match frame {
+            Frame::Data {
+                position,
+                start,
+                end,
+                confirmed,
+                batches,
+            } => (position, start, end, confirmed, batches),
+            Frame::Want { position, bytes } => {
+                exchange.on_want(position, bytes)?;
+                continue;
+            }
+            Frame::Range { position, batches } => {
+                exchange.on_range(position, batches);
+                continue;
+            }
+            _ => return Err(StreamError::Unexpected("batches were due")),
         };
         progress.master_start.set(start);
         progress.master_end.set(end);
@@ -425,7 +472,7 @@ async fn take_batches<E: Env, S: NetStream>(
         if position != log.replica_end().position {
             return Err(StreamError::Unexpected("batches of another place were due"));
         }
-        check_epoch(options, epoch)?;
+        check_epoch(options, *epoch)?;
         if options.control.is_some() {
             // What the in-sync set has not confirmed may be cut off again, so it is neither shown nor in a snapshot.
             log.set_release_limit(confirmed);

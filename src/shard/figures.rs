@@ -18,6 +18,7 @@ use crate::shard::core::{ReplyTo, Shard};
 use crate::shard::message::{LocalReply, MasterStats, ReplicaStats};
 use crate::shard::pump::{store_time, why_not_writable};
 use crate::store::commit_log::CommitFigures;
+use crate::store::commit_log::scrub::ScrubFigures;
 use crate::store::types::QueueKey;
 
 /// Queues whose oldest unconsumed message is looked up for one answer: each may be a read from the disk.
@@ -71,6 +72,8 @@ pub struct LogFigures {
     pub bytes: u64,
     pub pending_bytes: u64,
     pub commits: CommitFigures,
+    /// What the search for damage has found.
+    pub scrub: ScrubFigures,
     pub tail_cache_bytes: usize,
     pub read_cache_bytes: usize,
     pub index_cache_bytes: usize,
@@ -147,6 +150,7 @@ impl<E: Env> Shard<E> {
                 bytes: log.durable().0 - log.start_position().0,
                 pending_bytes: log.pending_bytes(),
                 commits: log.figures(),
+                scrub: log.scrub_figures(),
                 tail_cache_bytes: log.reader().tail_bytes(),
                 read_cache_bytes: log.reader().chunk_bytes(),
                 index_cache_bytes: log.reader().block_bytes(),

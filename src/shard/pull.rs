@@ -117,7 +117,15 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
             .0
             .saturating_sub(log.options().tail_cache_bytes as u64);
         is_far_behind |= entry.position < in_memory_from;
-        let record = log.record(entry).await?;
+        let record = match log.record(entry).await {
+            Ok(record) => record,
+            // What lies before one that cannot be read is given out first.
+            Err(_) if messages > 0 => {
+                next -= 1;
+                break;
+            }
+            Err(error) => return Err(error),
+        };
         if let MessageFilter::Sql(filter) = &pull.filter {
             let (wanted, work_bytes) = wanted(filter, &record);
             scanned_bytes += work_bytes;

@@ -15,6 +15,7 @@ use crate::shard::meta::{MetaCommand, Topic};
 use crate::shard::replication::MasterRules;
 use crate::shard::{Role, Shard, ShardHandle, ShardOptions};
 use crate::store::manifest::Manifest;
+use crate::store::scrub::ScrubOptions;
 use crate::store::{self, LogOptions};
 use crate::wire::remoting::body::TopicConfig;
 
@@ -53,6 +54,7 @@ pub async fn start(env: &SimEnv, store: Store) -> Rc<Shard<SimEnv>> {
             index_cache_bytes: 64 << 10,
             key_tail_entries: store.key_tail_entries,
             snapshot_bytes: store.snapshot_bytes,
+            scrub: ScrubOptions::OFF,
             store_host: ([127, 0, 0, 1], 10911).into(),
             replica: false,
             elected: None,

@@ -27,6 +27,9 @@ pub const ALIGN_BYTES: usize = 8;
 /// Flag: the last batch of its segment.
 pub const FLAG_SEGMENT_END: u32 = 1;
 
+/// The CRC of a batch covers it from here to its end.
+pub const CRC_FROM: usize = PREVIOUS_CRC_AT;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"RMQB");
 const LENGTH_AT: usize = 4;
 const CRC_AT: usize = 8;

@@ -35,6 +35,7 @@ use crate::store::group_commit::GroupCommit;
 use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Damage, Recovered};
+use crate::store::scrub::ScrubOptions;
 use crate::store::seed;
 use crate::store::segment::{Ahead, Segments};
 use crate::store::snapshot::{self, Mark, Writer};
@@ -44,12 +45,14 @@ use crate::store::tables::{Effect, Tables};
 use crate::store::types::{
     Appended, Copies, NewMessage, NewRecords, QueueBounds, QueueEntry, QueueKey, Refusal,
 };
-use crate::wire::record::{MAGIC_V1, MAGIC_V2, Patch, RecordFields};
+use crate::wire::record::{MAGIC_V1, MAGIC_V2, Patch, RecordFields, RecordView};
 
 pub(super) mod cut;
 pub mod halves;
+pub mod mend;
 pub mod repair;
 pub mod replica;
+pub mod scrub;
 
 /// First size of a batch's buffer; it doubles up to the target.
 const BATCH_BYTES_FIRST: usize = 8 << 10;
@@ -80,6 +83,8 @@ pub struct LogOptions {
     pub key_tail_entries: usize,
     /// A snapshot is made when the log has grown by this since the last one.
     pub snapshot_bytes: u64,
+    /// How its older part is searched for damage.
+    pub scrub: ScrubOptions,
     /// `storeHost` of the records: the broker's address as clients see it.
     pub store_host: SocketAddr,
     /// The log is a copy of another broker's: it takes that one's batches and no record of its own.
@@ -210,6 +215,8 @@ pub struct CommitLog<E: Env> {
     /// Of a replica: what its master has to send again. See `repair.rs`.
     damage: Cell<Option<Damage>>,
     doubt: Cell<Doubt>,
+    /// Damage in the older part. See `scrub.rs`.
+    scrub: scrub::Scrub,
     /// It is durable further, or takes no writes any more.
     grown: Notify,
     work: Notify,
@@ -365,6 +372,7 @@ impl<E: Env> CommitLog<E> {
             tables_start: Cell::default(),
             damage: Cell::new(damage.filter(|_| options.replica)),
             doubt: Cell::new(doubt),
+            scrub: scrub::Scrub::default(),
             release_limit: Cell::new(match options.elected {
                 Some(_) if options.replica => 0,
                 _ => u64::MAX,
@@ -405,6 +413,9 @@ impl<E: Env> CommitLog<E> {
         let log = self.clone();
         self.env
             .spawn_background(async move { log.keep_space().await });
+        let log = self.clone();
+        self.env
+            .spawn_background(async move { log.keep_scrubbed().await });
         if !self.options.flush_each_write {
             let log = self.clone();
             self.env
@@ -1361,6 +1372,7 @@ impl<E: Env> CommitLog<E> {
             state.unapplied.clear();
         }
         self.keys.forget_staged();
+        self.scrub.ring();
         let listener = self.listener.borrow().clone();
         if let Some(listener) = listener {
             listener.on_poisoned(self.options.log, &reason);
@@ -1598,6 +1610,7 @@ impl<E: Env> CommitLog<E> {
             self.set_release_limit(u64::MAX);
         }
         self.state.borrow_mut().stopping = true;
+        self.scrub.ring();
         self.grown.notify();
         self.space.notify();
         self.extended.notify();
@@ -1612,6 +1625,10 @@ impl<E: Env> CommitLog<E> {
             })
             .await;
         self.keys.stop().await;
+        self.scrub
+            .mended
+            .until(|| !self.scrub.is_mending.get())
+            .await;
         if self.state.borrow().poisoned.is_some() {
             return Ok(());
         }
@@ -1649,14 +1666,21 @@ impl<E: Env> CommitLog<E> {
     }
 
     /// A stored record by its index entry. Bytes that are none (a device that lost what it said was flushed) are an error
-    /// and never a consumer's message.
+    /// and never a consumer's message; neither is one from the disk with another body than was stored.
     pub async fn record(&self, entry: QueueEntry) -> io::Result<SmallVec<[PageSlice; 2]>> {
-        let slices = self
-            .reader
-            .read(entry.position, entry.size as usize)
-            .await?;
-        check_head(&slices, entry)?;
-        Ok(slices)
+        let read = self.reader.read(entry.position, entry.size as usize).await;
+        let is_cold = entry.position < self.reader.tail_start();
+        let checked = read.and_then(|slices| {
+            check_head(&slices, entry)?;
+            if is_cold {
+                check_body(&slices, entry)?;
+            }
+            Ok(slices)
+        });
+        if checked.is_err() {
+            self.suspect(entry.position);
+        }
+        checked
     }
 
     /// The messages' fold follows the log's new start.
@@ -1735,6 +1759,30 @@ fn check_head(slices: &[PageSlice], entry: QueueEntry) -> io::Result<()> {
             entry.size, entry.position
         ),
     ))
+}
+
+/// The body has to have the CRC that it was stored with.
+fn check_body(slices: &[PageSlice], entry: QueueEntry) -> io::Result<()> {
+    let checked = match slices {
+        [one] => RecordView::parse_checked(one).map(|_| ()),
+        // Over the border of two reads: one record of many.
+        _ => {
+            let whole: Vec<u8> = slices
+                .iter()
+                .flat_map(|slice| slice.iter().copied())
+                .collect();
+            RecordView::parse_checked(&whole).map(|_| ())
+        }
+    };
+    checked.map_err(|error| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "the message at position {} is damaged: {error}",
+                entry.position
+            ),
+        )
+    })
 }
 
 /// The record that says that a message's topic is open in this log, if nothing has said so before.

@@ -37,6 +37,8 @@ const INDEX_FILE_BLOCKS: u32 = 16 << 10;
 struct Cached {
     /// Log position of the buffer's first byte.
     start: u64,
+    /// Nothing before this is taken from it.
+    from: u64,
     pages: Rc<PageBuf>,
 }
 
@@ -127,7 +129,11 @@ impl<E: Env> LogReader<E> {
     pub fn add_tail(&self, start: u64, pages: Rc<PageBuf>) {
         self.tail_bytes
             .set(self.tail_bytes.get() + pages.memory_bytes());
-        self.tail.borrow_mut().push_back(Cached { start, pages });
+        self.tail.borrow_mut().push_back(Cached {
+            start,
+            from: start,
+            pages,
+        });
     }
 
     /// Drops the oldest buffers over the budget that lie below `durable`.
@@ -142,6 +148,14 @@ impl<E: Env> LogReader<E> {
                 }
                 _ => break,
             }
+        }
+    }
+
+    /// What lies before `end` is on the disk with another content than a buffer of the tail may have: a log that was opened over
+    /// damage begins its first buffer with a copy of it.
+    pub fn forget_tail(&self, end: u64) {
+        for cached in self.tail.borrow_mut().iter_mut() {
+            cached.from = cached.from.max(end);
         }
     }
 
@@ -175,7 +189,7 @@ impl<E: Env> LogReader<E> {
         let after = tail.partition_point(|cached| cached.start <= position);
         for cached in tail.range(..after).rev().take(2) {
             let at = (position - cached.start) as usize;
-            if at + bytes <= cached.pages.len() {
+            if position >= cached.from && at + bytes <= cached.pages.len() {
                 return Some(PageSlice::new(cached.pages.clone(), at, bytes));
             }
         }

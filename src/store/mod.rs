@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod read_gate;
 pub mod recovery;
 pub mod retention;
+pub mod scrub;
 pub mod seed;
 pub mod segment;
 pub mod snapshot;

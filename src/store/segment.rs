@@ -48,6 +48,8 @@ pub struct Segments<E: Env> {
     /// Position up to which space is reserved.
     allocated_end: Cell<u64>,
     has_spare: Cell<bool>,
+    /// The segment that somebody writes to although the log has gone on: it is not removed meanwhile.
+    pinned: Cell<Option<u64>>,
 }
 
 impl<E: Env> Segments<E> {
@@ -95,6 +97,7 @@ impl<E: Env> Segments<E> {
             files: RefCell::default(),
             allocated_end: Cell::new(0),
             has_spare: Cell::new(has_spare),
+            pinned: Cell::new(None),
         };
         let mut allocated_end = None;
         for (&index, &bytes) in &lengths {
@@ -237,12 +240,23 @@ impl<E: Env> Segments<E> {
         self.allocated_end.set(position);
     }
 
+    /// The segment with this position stays until it is unpinned: one at a time.
+    pub fn pin(&self, position: u64) {
+        assert!(self.pinned.get().is_none(), "one repair at a time");
+        self.pinned.set(Some(position / self.segment_bytes));
+    }
+
+    /// It may go again.
+    pub fn unpin(&self) {
+        self.pinned.set(None);
+    }
+
     /// Removes the first segment if it lies wholly below `position`; keeps it for recycling if there is no spare.
     /// Returns the new start of the log.
     pub async fn remove_first_below(&self, position: u64) -> io::Result<Option<u64>> {
         let first = self.files.borrow().keys().next().copied();
         let Some(index) = first else { return Ok(None) };
-        if (index + 1) * self.segment_bytes > position {
+        if (index + 1) * self.segment_bytes > position || self.pinned.get() == Some(index) {
             return Ok(None);
         }
         let path = self.path(index);

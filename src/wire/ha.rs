@@ -7,14 +7,17 @@
 //! | 0 | 4 | magic `RMQH`: anything else is dropped at once |
 //! | 4 | 1 | version of the stream, 3 |
 //! | 5 | 1 | kind of the frame |
-//! | 6 | 2 | zero |
+//! | 6 | 1 | what the sender knows besides: 1 = it answers [`Frame::Want`] |
+//! | 7 | 1 | zero |
 //! | 8 | 4 | bytes of the payload, checked against the limit of the moment before anything is reserved |
 //!
 //! A conversation: the slave's [`Frame::Hello`], the master's [`Frame::Challenge`] with its proof, the slave's
 //! [`Frame::Proof`]; then [`Frame::Describe`] (a slave without a store asks what to make) or [`Frame::Join`] for one log,
 //! and from there [`Frame::Data`] down and [`Frame::Ack`] up. A slave whose log ends before the master's begins gets a
 //! [`Frame::Seed`] and its [`Frame::SeedPart`]s instead, opens its log with it, and joins again. The master proves itself first, so a slave tells a stranger
-//! nothing. Nonces need not be secret, only new. Batches travel as they are stored; their CRC and chain are checked by
+//! nothing. Either end may send a [`Frame::Want`] for what is damaged in its log, if the other one's frames say that it knows that; the
+//! answer is a [`Frame::Range`]. (A new version of the stream would part brokers of both versions for as long as a group is being
+//! updated; this way they only do not ask each other.) Nonces need not be secret, only new. Batches travel as they are stored; their CRC and chain are checked by
 //! the store. What follows the handshake is neither signed nor encrypted.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -29,6 +32,9 @@ pub const HEAD_BYTES: usize = 12;
 pub const DATA_FIXED_BYTES: usize = 32;
 /// Version of the stream.
 pub const VERSION: u8 = 3;
+/// In the seventh byte of a head: the sender answers [`Frame::Want`]. Older versions send zero there and look at nothing.
+pub const FEATURE_FETCH: u8 = 1;
+const FEATURES_AT: usize = 6;
 const MAGIC: [u8; 4] = *b"RMQH";
 
 pub type Nonce = [u8; 16];
@@ -181,6 +187,16 @@ pub enum Frame {
         confirmed: u64,
         batches: Bytes,
     },
+    /// Some of these bytes are damaged here: the whole batches from `position` on, please, that end within them.
+    Want {
+        position: u64,
+        bytes: u64,
+    },
+    /// As many of them as fit, from `position` on; none if there are none to be had here.
+    Range {
+        position: u64,
+        batches: Bytes,
+    },
     /// The slave's log is durable, as its flushDiskType says, up to there.
     Ack {
         durable: u64,
@@ -201,6 +217,8 @@ const ACK: u8 = 10;
 const APART: u8 = 11;
 const SEED: u8 = 12;
 const SEED_PART: u8 = 13;
+const WANT: u8 = 14;
+const RANGE: u8 = 15;
 
 /// What may come now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,7 +245,7 @@ pub fn next_frame(buffer: &mut BytesMut, trust: Trust) -> Result<Option<Frame>, 
     }
     let bytes = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
     let limit = match (kind, trust) {
-        (DATA | SEED_PART, Trust::Peer) => DATA_FIXED_BYTES + HA_BATCHES_BYTES_MAX,
+        (DATA | SEED_PART | RANGE, Trust::Peer) => DATA_FIXED_BYTES + HA_BATCHES_BYTES_MAX,
         _ => HA_CONTROL_BYTES_MAX,
     };
     if bytes as usize > limit {
@@ -241,6 +259,11 @@ pub fn next_frame(buffer: &mut BytesMut, trust: Trust) -> Result<Option<Frame>, 
     parse(kind, payload)
         .map(Some)
         .ok_or(HaError::Malformed { kind })
+}
+
+/// What the sender of the frame at the front of `buffer` knows besides; 0 if that has not come yet.
+pub fn features_of(buffer: &[u8]) -> u8 {
+    buffer.get(FEATURES_AT).copied().unwrap_or(0)
 }
 
 /// Bytes that the frame at the front of `buffer` still lacks; 0 if its length is not known or not legal.
@@ -327,6 +350,14 @@ fn parse(kind: u8, mut from: Bytes) -> Option<Frame> {
             confirmed: from.try_get_u64_le().ok()?,
             batches: std::mem::take(&mut from),
         },
+        WANT => Frame::Want {
+            position: from.try_get_u64_le().ok()?,
+            bytes: from.try_get_u64_le().ok()?,
+        },
+        RANGE => Frame::Range {
+            position: from.try_get_u64_le().ok()?,
+            batches: std::mem::take(&mut from),
+        },
         ACK => Frame::Ack {
             durable: from.try_get_u64_le().ok()?,
             window_bytes: from.try_get_u64_le().ok()?,
@@ -338,7 +369,7 @@ fn parse(kind: u8, mut from: Bytes) -> Option<Frame> {
 
 fn put_head(out: &mut Vec<u8>, kind: u8, bytes: usize) {
     out.put_slice(&MAGIC);
-    out.put_slice(&[VERSION, kind, 0, 0]);
+    out.put_slice(&[VERSION, kind, FEATURE_FETCH, 0]);
     out.put_u32_le(bytes as u32);
 }
 
@@ -464,6 +495,17 @@ impl Frame {
                 out.put_slice(batches);
                 return out;
             }
+            Self::Want { position, bytes } => {
+                payload.put_u64_le(*position);
+                payload.put_u64_le(*bytes);
+                WANT
+            }
+            Self::Range { position, batches } => {
+                payload.reserve_exact(size_of::<u64>() + batches.len());
+                payload.put_u64_le(*position);
+                payload.put_slice(batches);
+                RANGE
+            }
             Self::Ack {
                 durable,
                 window_bytes,
@@ -565,6 +607,13 @@ mod tests {
                     confirmed,
                     batches: batches.into()
                 }),
+            any::<[u64; 2]>().prop_map(|[position, bytes]| Frame::Want { position, bytes }),
+            (any::<u64>(), proptest::collection::vec(any::<u8>(), 0..300)).prop_map(
+                |(position, batches)| Frame::Range {
+                    position,
+                    batches: batches.into()
+                }
+            ),
             any::<[u64; 2]>().prop_map(|[durable, window_bytes]| Frame::Ack {
                 durable,
                 window_bytes
@@ -586,7 +635,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..15) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..17) {
             let _ = next_frame(&mut BytesMut::from(&bytes[..]), Trust::Peer);
             let mut framed = Vec::new();
             put_head(&mut framed, kind, bytes.len());
@@ -594,6 +643,21 @@ mod tests {
             let _ = next_frame(&mut BytesMut::from(&framed[..]), Trust::None);
             let _ = missing_bytes(&bytes);
         }
+    }
+
+    #[test]
+    fn a_frame_of_an_older_version_says_that_its_sender_is_not_to_be_asked() {
+        let mut bytes = Frame::Describe.encode();
+        assert_eq!(features_of(&bytes) & FEATURE_FETCH, FEATURE_FETCH);
+        bytes[FEATURES_AT] = 0;
+        assert_eq!(features_of(&bytes), 0);
+        assert_eq!(features_of(&bytes[..FEATURES_AT]), 0);
+        let read = next_frame(&mut BytesMut::from(&bytes[..]), Trust::None);
+        assert_eq!(read, Ok(Some(Frame::Describe)));
+        // What a later one says that this one does not know is passed over.
+        bytes[FEATURES_AT] = 0xFF;
+        let read = next_frame(&mut BytesMut::from(&bytes[..]), Trust::None);
+        assert_eq!(read, Ok(Some(Frame::Describe)));
     }
 
     #[test]

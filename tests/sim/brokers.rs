@@ -1,21 +1,24 @@
 //! What the simulations of several brokers share: what their stores are made of, what is sent, a master's port, and logs that have
 //! to be copies of each other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringmq::base::offset::PhysicalOffset;
+use ringmq::base::limits::SECTOR_BYTES;
+use ringmq::base::offset::{LogId, PhysicalOffset, Position};
 use ringmq::ha::handshake::StreamError;
 use ringmq::ha::master::{StreamTimes, let_in, serve};
 use ringmq::io::env::Env;
-use ringmq::io::sim::{SimEnv, SimStream};
+use ringmq::io::sim::{Control as World, SimEnv, SimStream};
 use ringmq::shard::message::{NewMessage, QueueKey, ShardReply, ShardRequest};
 use ringmq::shard::meta::MetaCommand;
 use ringmq::shard::{Role, Shard, ShardHandle, ShardOptions};
-use ringmq::store::manifest::{FORMAT, Manifest};
+use ringmq::store::batch::BatchHeader;
+use ringmq::store::manifest::{FORMAT, Manifest, log_directory};
 use ringmq::store::retention::{self, RetentionRules};
+use ringmq::store::scrub::ScrubOptions;
 use ringmq::store::{CommitLog, LogOptions};
 use ringmq::wire::ha::StoreShape;
 use ringmq::wire::remoting::body::TopicConfig;
@@ -31,6 +34,13 @@ pub const LOGS: u8 = 2;
 pub const SEGMENT_BYTES: [u64; 2] = [1 << 20, 128 << 10];
 /// How often retention is looked at.
 pub const RETENTION_PERIOD: Duration = Duration::from_millis(50);
+/// Damage is found soon.
+const SCRUB: ScrubOptions = ScrubOptions {
+    bytes_per_second: 64 << 20,
+    period: Duration::from_millis(300),
+};
+/// And repaired by then, in virtual time, if another copy is connected.
+pub const WHOLE_WITHIN: Duration = Duration::from_secs(120);
 pub const SECRET: &[u8] = b"a shared secret";
 
 pub fn plant(bug: Option<PlantedBug>) {
@@ -44,6 +54,7 @@ pub fn plant(bug: Option<PlantedBug>) {
             "TruncateInMemory" => PlantedBug::TruncateInMemory,
             "ElectOutside" => PlantedBug::ElectOutside,
             "StandThoughDamaged" => PlantedBug::StandThoughDamaged,
+            "RepairOverNeighbours" => PlantedBug::RepairOverNeighbours,
             other => panic!("no planted bug {other}"),
         }));
     }
@@ -86,6 +97,7 @@ pub fn shard_options(
             index_cache_bytes: 64 << 10,
             key_tail_entries: 64,
             snapshot_bytes: manifest.segment_bytes / 2,
+            scrub: SCRUB,
             store_host: ([127, 0, 0, 1], 10911).into(),
             replica: matches!(role, Role::Slave),
             elected,
@@ -208,10 +220,23 @@ pub async fn compare_log(master: &CommitLog<SimEnv>, slave: &CommitLog<SimEnv>, 
     if end > master.durable_here().0 {
         breach(format!("log {log}: {who} has more than its master"));
     }
-    let mut position = master.start_position().max(slave.start_position()).0;
+    let start = || master.start_position().max(slave.start_position()).0;
+    let mut position = start();
     while position < end {
-        let theirs = slave.batches_from(position, 1).await.unwrap();
-        let ours = master.batches_from(position, 1).await.unwrap();
+        let theirs = slave.batches_from(position, 1).await;
+        let ours = master.batches_from(position, 1).await;
+        if position < start() {
+            // Retention goes on.
+            position = start();
+            continue;
+        }
+        let (theirs, ours) = match (theirs, ours) {
+            (Ok(theirs), Ok(ours)) => (theirs, ours),
+            (theirs, ours) => breach(format!(
+                "log {log}: at {position} of {:?} to {end}, {who}: {theirs:?}, master: {ours:?}",
+                (slave.start_position(), master.start_position())
+            )),
+        };
         let is_same = theirs.next == ours.next
             && theirs
                 .slices
@@ -225,4 +250,118 @@ pub async fn compare_log(master: &CommitLog<SimEnv>, slave: &CommitLog<SimEnv>, 
         }
         position = theirs.next;
     }
+}
+
+/// Where bits of a log may flip: in front of what its next start reads, so that only a search finds it.
+pub fn old_part(world: &World, node: usize, directory: &Path) -> std::ops::Range<u64> {
+    let files = world.with_disk(node, |disk| disk.files());
+    let of_log = || {
+        let mine = files
+            .iter()
+            .filter(|(path, _)| path.parent() == Some(directory));
+        mine.filter_map(|(path, _)| path.file_name()?.to_str())
+    };
+    let start = of_log().filter_map(ringmq::store::segment::start_of).min();
+    let snapshots = of_log().filter_map(|name| name.strip_prefix("snapshot-")?.parse().ok());
+    start.unwrap_or(0)..snapshots.max().unwrap_or(0)
+}
+
+/// Flips a bit of a log of a machine that does not run, and tells whether there was one: the file, the place in it, and which.
+pub fn flip_bit(
+    world: &World,
+    node: usize,
+    directory: &Path,
+    segment_bytes: u64,
+    position: u64,
+) -> Option<(PathBuf, u64, u8)> {
+    let segment = position / segment_bytes * segment_bytes;
+    let path = directory.join(format!("{segment:020}.seg"));
+    let (at, mask) = (position - segment, 1 << (world.random_u64() % 8));
+    let is_there = world.with_disk(node, |disk| disk.flip_bits(&path, at, mask));
+    is_there.then(|| {
+        world.note("bits are flipped", position);
+        (path, at, mask)
+    })
+}
+
+/// What a disk has of a running log, segment by segment.
+struct OnDisk<'a> {
+    world: &'a World,
+    node: usize,
+    log: &'a CommitLog<SimEnv>,
+    segment: (u64, Vec<u8>),
+}
+
+impl OnDisk<'_> {
+    /// The whole batch at a position, and where the next one begins.
+    fn batch(&mut self, position: u64) -> Option<(BatchHeader, u64)> {
+        let options = self.log.options();
+        let start = position / options.segment_bytes * options.segment_bytes;
+        if self.segment.0 != start {
+            let path = options.directory.join(format!("{start:020}.seg"));
+            let bytes = self.world.with_disk(self.node, |disk| disk.content(&path));
+            self.segment = (start, bytes.unwrap_or_default());
+        }
+        let bytes = self.segment.1.get((position - start) as usize..)?;
+        let header = BatchHeader::read(bytes, Position(position), options.store_id)?;
+        let next = match header.ends_segment() {
+            true => start + options.segment_bytes,
+            false => position + u64::from(header.length),
+        };
+        header.crc_is_right(bytes).then_some((header, next))
+    }
+}
+
+/// The first place of a running log where its disk has no whole batch. What reaches into the sector at its end does not count: the next
+/// commit writes that again, and until then nobody can repair it.
+fn first_damage(world: &World, node: usize, log: &CommitLog<SimEnv>) -> Option<u64> {
+    let end = log.durable_here().0 & !(SECTOR_BYTES as u64 - 1);
+    let mut disk = OnDisk {
+        world,
+        node,
+        log,
+        segment: (u64::MAX, Vec::new()),
+    };
+    let mut position = log.start_position().0;
+    let mut previous_crc = None;
+    while position < end {
+        let found = disk.batch(position);
+        let whole =
+            found.filter(|(header, _)| previous_crc.is_none_or(|crc| crc == header.previous_crc));
+        let Some((header, next)) = whole else {
+            let mut behind = (position + 8..=end).step_by(8);
+            return behind
+                .any(|at| disk.batch(at).is_some())
+                .then_some(position);
+        };
+        previous_crc = Some(header.crc);
+        position = next;
+    }
+    None
+}
+
+/// Waits until every log is whole on the disk of its machine.
+pub async fn until_whole(world: &World, node: usize, shard: &Shard<SimEnv>) -> Result<(), String> {
+    let until_ns = world.now_ns() + WHOLE_WITHIN.as_nanos() as u64;
+    loop {
+        let damaged: Vec<(LogId, u64)> = shard
+            .logs()
+            .filter_map(|log| Some((log.id(), first_damage(world, node, log)?)))
+            .collect();
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        if world.now_ns() > until_ns {
+            let figures: Vec<_> = shard.logs().map(|log| log.scrub_figures()).collect();
+            return Err(format!(
+                "machine {node} is not whole within {WHOLE_WITHIN:?}: (log, position) {damaged:?}, {figures:?}"
+            ));
+        }
+        world.sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The directories of a store's logs.
+pub fn log_directories(root: &Path) -> impl Iterator<Item = (LogId, PathBuf)> {
+    (0..LOGS).map(|log| (log, log_directory(root, log)))
 }

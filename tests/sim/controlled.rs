@@ -47,7 +47,8 @@ use ringmq::wire::remoting::command::Outgoing;
 
 use crate::brokers::{
     LOGS, QUEUES, RETENTION_PERIOD, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log,
-    is_removed, make_topic, manifest_like, message, plant, retain, shape_of, shard_options,
+    flip_bit, is_removed, log_directories, make_topic, manifest_like, message, old_part, plant,
+    retain, shape_of, shard_options, until_whole,
 };
 use crate::controllers::{self, GROUP, Line, Parliament, local_ns};
 use crate::ledger::{breach, caught};
@@ -80,6 +81,9 @@ pub struct Counts {
     /// Logs in which bits were flipped, and openings that found something.
     pub rotted: u64,
     pub doubted: u64,
+    /// Bits that flipped in the old part of a log, and bytes that were fetched for them.
+    pub rotted_old: u64,
+    pub repaired_bytes: u64,
     /// How often all controllers forgot everything.
     pub forgotten: u64,
 }
@@ -97,6 +101,8 @@ impl Counts {
         self.seeded += other.seeded;
         self.rotted += other.rotted;
         self.doubted += other.doubted;
+        self.rotted_old += other.rotted_old;
+        self.repaired_bytes += other.repaired_bytes;
         self.forgotten += other.forgotten;
     }
 }
@@ -141,6 +147,8 @@ struct Broker {
     /// Bits of its logs were flipped, and not everything was fetched again yet. It is not started before.
     rotted_until_ns: Cell<Option<u64>>,
     is_flipped: Cell<bool>,
+    /// The same in the old part of a log, where it keeps nobody from anything.
+    is_rotten: Cell<bool>,
     flipped: RefCell<Option<(PathBuf, u64, u8)>>,
     rate: Cell<u64>,
 }
@@ -943,7 +951,7 @@ impl Group {
         let at = self.choose(self.brokers.len());
         let (one, other) = (self.choose(self.machines()), self.choose(self.machines()));
         let core = self.core_node(at);
-        match self.choose(26) {
+        match self.choose(28) {
             0 | 1 => self.set_cut(&self.machine(one), &self.machine(other), true),
             2 | 3 => {
                 self.set_cut(&self.machine(one), &self.machine(other), true);
@@ -1000,6 +1008,7 @@ impl Group {
             }
             22 | 23 => self.rot(at),
             24 => self.forget(),
+            26 | 27 => self.rot_old_part(at),
             18 => {
                 let by_ms = self.range(0..20_000) as i64 - 10_000;
                 self.world.jump_clock(core, by_ms);
@@ -1016,12 +1025,44 @@ impl Group {
         }
     }
 
+    fn is_one_rotten(&self) -> bool {
+        let is_rotten =
+            |broker: &Broker| broker.rotted_until_ns.get().is_some() || broker.is_rotten.get();
+        self.brokers.iter().any(is_rotten)
+    }
+
+    /// Bits flip under a broker that may be running, where no start looks: of one copy at a time, and never of the only one.
+    fn rot_old_part(&self, at: usize) {
+        let broker = &self.brokers[at];
+        let has_others = self.parliament.group().is_some_and(|group| {
+            let own = broker.identity.borrow().0.as_ref().map(|own| own.broker_id);
+            group.in_sync.iter().any(|id| Some(*id) != own)
+        });
+        if self.is_one_rotten() || !has_others || !self.parliament.is_quiet() {
+            return;
+        }
+        let node = self.core_node(at);
+        for (_, directory) in log_directories(Path::new(DIRECTORY)) {
+            let old = old_part(&self.world, node, &directory);
+            if old.is_empty() {
+                continue;
+            }
+            let mut position = self.range(old.clone());
+            for _ in 0..self.range(0..4) {
+                let bytes = self.segment_bytes;
+                let flipped = flip_bit(&self.world, node, &directory, bytes, position);
+                if flipped.is_some() {
+                    broker.is_rotten.set(true);
+                    self.counts.borrow_mut().rotted_old += 1;
+                }
+                position = (position + self.range(1..20_000)).min(old.end - 1);
+            }
+        }
+    }
+
     /// A machine dies, and bits of one of its logs flip while it is down: of one copy at a time.
     fn rot(self: &Rc<Self>, at: usize) {
-        let is_one_rotten = self
-            .brokers
-            .iter()
-            .any(|broker| broker.rotted_until_ns.get().is_some());
+        let is_one_rotten = self.is_one_rotten();
         if is_one_rotten || self.remembered.borrow().is_some() {
             return;
         }
@@ -1120,10 +1161,7 @@ impl Group {
         let Some(group) = self.parliament.group() else {
             return;
         };
-        let is_one_rotten = self
-            .brokers
-            .iter()
-            .any(|broker| broker.rotted_until_ns.get().is_some());
+        let is_one_rotten = self.is_one_rotten();
         if group.in_sync.is_empty() || is_one_rotten || self.remembered.borrow().is_some() {
             return;
         }
@@ -1286,8 +1324,11 @@ impl Group {
                 })
             });
             if all && run && serves && whole && self.master().is_some() {
+                // Until then another copy is not to rot.
+                self.be_whole().await;
                 for broker in &self.brokers {
                     broker.rotted_until_ns.set(None);
+                    broker.is_rotten.set(false);
                     *broker.flipped.borrow_mut() = None;
                 }
                 return;
@@ -1314,6 +1355,21 @@ impl Group {
                 ));
             }
             self.world.sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until no log of a broker is damaged on its disk.
+    async fn be_whole(&self) {
+        for (at, broker) in self.brokers.iter().enumerate() {
+            let running = broker.running.borrow().clone();
+            let Some(running) = running else { continue };
+            let node = self.core_node(at);
+            if let Err(why) = until_whole(&self.world, node, &running.shard).await {
+                breach(why);
+            }
+            let logs = running.shard.logs();
+            let repaired = logs.map(|log| log.scrub_figures().repaired_bytes);
+            self.counts.borrow_mut().repaired_bytes += repaired.sum::<u64>();
         }
     }
 

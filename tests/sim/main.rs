@@ -86,6 +86,8 @@ fn a_pair_keeps_the_promise() {
                 sum.refused_joins += counts.refused_joins;
                 sum.checked += counts.checked;
                 sum.seeded += counts.seeded;
+                sum.rotted += counts.rotted;
+                sum.repaired_bytes += counts.repaired_bytes;
             }
             Err(why) => panic!("RINGMQ_SEED={seed} breaks the promise: {why}"),
         }
@@ -93,6 +95,7 @@ fn a_pair_keeps_the_promise() {
     let mib = run::resident_mib();
     eprintln!("{sum:?}, {mib} MiB resident at the end");
     assert!(sum.acknowledged > 0 && sum.checked > 0 && sum.promotions > 0);
+    assert!(sum.rotted > 0 && sum.repaired_bytes > 0);
 }
 
 /// What the product's code logs, between the lines of the trace.
@@ -149,6 +152,7 @@ fn brokers_under_controllers_keep_the_promise() {
         panic!("RINGMQ_SEED={seed} breaks the promise: {why}");
     }
     assert!(sum.acknowledged > 0 && sum.checked > 0 && sum.elections > 24);
+    assert!(sum.rotted_old > 0 && sum.repaired_bytes > 0);
 }
 
 /// Each fault that is planted in what a controller makes possible is found, and how soon.
@@ -179,7 +183,11 @@ fn brokers_under_controllers_with_a_planted_bug_break_the_promise() {
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn a_pair_with_a_planted_bug_breaks_the_promise() {
-    for bug in ["AckBeforeReplica", "ReplicaAcksBeforeFlush"] {
+    for bug in [
+        "AckBeforeReplica",
+        "ReplicaAcksBeforeFlush",
+        "RepairOverNeighbours",
+    ] {
         let found = (0..200).find_map(|seed| {
             let why = replicas::run_seed(seed, Some(bug), false).err()?;
             Some((seed, why))

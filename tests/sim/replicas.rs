@@ -24,8 +24,8 @@ use ringmq::wire::record::RecordView;
 
 use crate::brokers::{
     LOGS, QUEUES, RETENTION_PERIOD, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log,
-    is_removed, make_topic, manifest_like, message, plant, retain, shape_of, shard_options,
-    was_removed,
+    flip_bit, is_removed, log_directories, make_topic, manifest_like, message, old_part, plant,
+    retain, shape_of, shard_options, until_whole, was_removed,
 };
 use crate::ledger::{breach, caught};
 use crate::store::Bell;
@@ -58,6 +58,9 @@ pub struct Counts {
     pub checked: u64,
     /// Slaves that began from a seed.
     pub seeded: u64,
+    /// Bits that flipped in the old part of a log, and bytes that were fetched from the other copy for it.
+    pub rotted: u64,
+    pub repaired_bytes: u64,
 }
 
 /// How a slave came to its master.
@@ -516,6 +519,62 @@ impl Pair {
         self.heal();
     }
 
+    /// Bits of one copy flip while its machine is down, in the part that no start reads. Whatever dies then, as long as both come
+    /// together again everything is whole again.
+    fn rot(&self) {
+        // What only one of them has cannot be had again.
+        self.caught_up();
+        let node = self.random.borrow_mut().usize(..2);
+        self.crash(node);
+        self.heal();
+        for (_, directory) in log_directories(&self.directory(node)) {
+            let old = old_part(&self.world, node, &directory);
+            let flips = self.random.borrow_mut().u8(..4);
+            for _ in 0..flips {
+                if old.is_empty() {
+                    break;
+                }
+                let mut position = self.random.borrow_mut().u64(old.clone());
+                let burst = self.random.borrow_mut().u64(1..6);
+                for _ in 0..burst {
+                    let flipped =
+                        flip_bit(&self.world, node, &directory, self.segment_bytes, position);
+                    self.counts.borrow_mut().rotted += u64::from(flipped.is_some());
+                    position = (position + 700).min(old.end - 1);
+                }
+            }
+        }
+        self.start(node);
+        *self.target.borrow_mut() = self.running(self.master.get()).map(|shard| shard.handle());
+        let steps = self.random.borrow_mut().u64(10..6_000);
+        self.world.block_on(self.world.after_steps(steps));
+        if self.random.borrow_mut().bool() {
+            let dies = self.random.borrow_mut().usize(..2);
+            self.crash(dies);
+            self.start(dies);
+            *self.target.borrow_mut() = self.running(self.master.get()).map(|shard| shard.handle());
+        }
+        match self.together() {
+            Ok(()) => {}
+            Err(why) if why.contains("removed by retention") => self.wipe_slave(),
+            Err(why) => breach(format!("a slave is refused after bits flipped: {why}")),
+        }
+        self.check_whole();
+        self.compare_logs();
+    }
+
+    /// Nothing is damaged on either disk, in the end.
+    fn check_whole(&self) {
+        for node in 0..2 {
+            let shard = self.running(node).unwrap();
+            if let Err(why) = self.world.block_on(until_whole(&self.world, node, &shard)) {
+                breach(why);
+            }
+            let repaired = shard.logs().map(|log| log.scrub_figures().repaired_bytes);
+            self.counts.borrow_mut().repaired_bytes += repaired.sum::<u64>();
+        }
+    }
+
     fn promote(&self) {
         let (old, new) = (self.master.get(), 1 - self.master.get());
         self.crash(old);
@@ -547,8 +606,8 @@ impl Pair {
         self.caught_up();
     }
 
-    /// The slave has all that its master has at this moment: one that was wiped is in sync a little before, and lacks what
-    /// was acknowledged before the wipe until then.
+    /// The slave has all that its master has at this moment: one that was wiped, or far behind, is in sync a little before, and lacks
+    /// what was acknowledged earlier until then.
     fn caught_up(&self) {
         let master = self.running(self.master.get()).unwrap();
         let slave = self.running(1 - self.master.get()).unwrap();
@@ -570,7 +629,7 @@ impl Pair {
             .world
             .block_on(within(&env, TOGETHER_WITHIN, caught_up));
         if caught_up.is_none() {
-            breach("a slave that was wiped does not catch up".to_owned());
+            breach("the slave does not catch up".to_owned());
         }
     }
 
@@ -617,6 +676,9 @@ impl Pair {
                 )),
             }
             self.compare_logs();
+            if self.random.borrow_mut().bool() {
+                self.rot();
+            }
         }
         *self.target.borrow_mut() = None;
         self.check_promises(0, "at the end");
@@ -624,6 +686,7 @@ impl Pair {
         self.world.block_on(self.world.after_steps(steps));
         let _ = self.together();
         self.compare_logs();
+        self.check_whole();
     }
 }
 

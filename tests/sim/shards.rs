@@ -21,6 +21,7 @@ use ringmq::shard::{Mesh, Role, Shard, ShardHandle, ShardOptions};
 use ringmq::store::LogOptions;
 use ringmq::store::manifest::Manifest;
 use ringmq::store::retention::{RetentionRules, clean};
+use ringmq::store::scrub::ScrubOptions;
 use ringmq::wire::record::RecordView;
 use ringmq::wire::remoting::body::TopicConfig;
 
@@ -121,6 +122,7 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<ShardsBroker> 
                 index_cache_bytes: 64 << 10,
                 key_tail_entries: 64,
                 snapshot_bytes: manifest.segment_bytes / 2,
+                scrub: ScrubOptions::OFF,
                 store_host: ([127, 0, 0, 1], 10911).into(),
                 replica: false,
                 elected: None,

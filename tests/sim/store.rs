@@ -17,6 +17,7 @@ use ringmq::io::env::Env;
 use ringmq::io::sim::SimEnv;
 use ringmq::store::control::Control;
 use ringmq::store::manifest::Manifest;
+use ringmq::store::scrub::ScrubOptions;
 use ringmq::store::types::{NewMessage, QueueKey, Refusal};
 use ringmq::store::{CommitLog, LogListener, LogOptions};
 use ringmq::wire::record::RecordView;
@@ -149,6 +150,7 @@ async fn open(env: SimEnv, settings: Settings) -> std::io::Result<LogsBroker> {
             index_cache_bytes: 64 << 10,
             key_tail_entries: 64,
             snapshot_bytes: settings.segment_bytes / 2,
+            scrub: ScrubOptions::OFF,
             store_host: ([127, 0, 0, 1], 10911).into(),
             replica: false,
             elected: None,

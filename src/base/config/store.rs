@@ -41,6 +41,11 @@ settings! {
         "diskSpaceWarningLevelRatio" disk_refuse_percent: u8 = 90, Bounds::Clamp(35, 90), "percent";
         /// Segments may be removed before their time when the disk fills up. If false, sends are refused instead.
         "cleanFileForciblyEnable" clean_early: bool = true, Bounds::Any, "";
+        /// What a search for damage in the older part of a log reads at most; 0 switches the search off, and then only what a
+        /// reader finds damaged is looked at.
+        "scrubBytesPerSecond" scrub_bytes_per_second: u64 = 4 << 20, Bounds::Bytes(0, 1 << 40), "bytes";
+        /// How often such a search begins. The first one begins soon after a start, which is not remembered.
+        "scrubPeriodHours" scrub_period_hours: u64 = 168, Bounds::Range(1, 10_000), "hours";
         /// Messages can be found by key.
         "messageIndexEnable" key_index: bool = true, Bounds::Any, "";
         /// Delays of the levels of delayed messages; level 1 is the first.

@@ -211,6 +211,18 @@ pub const FAMILIES: &[Family] = &[
         "Time of a group commit, with its flush under SYNC_FLUSH.",
     ),
     histogram("ringmq_log_batch_bytes", "Bytes of a group commit."),
+    counter(
+        "ringmq_log_scrubbed_bytes_total",
+        "Bytes of a log that the search for damage has read and found whole.",
+    ),
+    gauge(
+        "ringmq_log_damaged_bytes",
+        "Acknowledged bytes of the older part of a log that were found damaged and are not repaired.",
+    ),
+    counter(
+        "ringmq_log_repaired_bytes_total",
+        "Damaged bytes of a log that were fetched from another copy.",
+    ),
     gauge(
         "ringmq_cache_bytes",
         "Bytes of a cache: tail (newest bytes of the log), read (chunks read from the disk), index (blocks of the queue index).",
@@ -460,6 +472,14 @@ impl Metrics {
                     1_000_000,
                 );
                 page.histogram("ringmq_log_batch_bytes", &own, &log.commits.group_bytes, 1);
+                let scrub = &log.scrub;
+                for (name, bytes) in [
+                    ("ringmq_log_scrubbed_bytes_total", scrub.scrubbed_bytes),
+                    ("ringmq_log_damaged_bytes", scrub.damaged_bytes),
+                    ("ringmq_log_repaired_bytes_total", scrub.repaired_bytes),
+                ] {
+                    page.sample(name, &own, bytes);
+                }
                 for (cache, bytes) in [
                     ("tail", log.tail_cache_bytes),
                     ("read", log.read_cache_bytes),

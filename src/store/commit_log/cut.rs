@@ -16,6 +16,7 @@ use crate::io::env::{DiskFile, Env, OpenMode};
 use crate::store::batch::{BatchHeader, HEADER_BYTES};
 use crate::store::commit_log::{CommitLog, LogOptions};
 use crate::store::recovery::EVIDENCE_BYTES;
+use crate::store::scrub::next_of;
 use crate::store::segment::{self, Segments, zero_pages};
 use crate::store::{seed, snapshot};
 
@@ -76,43 +77,59 @@ pub(super) async fn noted<E: Env>(env: &E, directory: &Path) -> io::Result<Optio
 }
 
 impl<E: Env> CommitLog<E> {
-    /// The last epoch of this log that is not greater than `epoch`, and where its batches end. (0, start) if there is none.
+    /// The last epoch of this log that is not greater than `epoch`, and where its batches end. (0, start) if there is none. A log that
+    /// is damaged on the way there does not know: another one, which is whole, must not be cut to what can be read of this one.
     pub async fn end_of_epoch(&self, epoch: u32) -> io::Result<(u32, u64)> {
+        let (found, end, damaged) = self.read_to_end_of_epoch(epoch).await?;
+        if let Some(position) = damaged {
+            self.suspect(position);
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "log {} is damaged at position {position} here, so where it parts from another one is not known",
+                    self.id()
+                ),
+            ));
+        }
+        Ok((found, end))
+    }
+
+    /// The same as far as the log can be read, and where that ends before its end.
+    async fn read_to_end_of_epoch(&self, epoch: u32) -> io::Result<(u32, u64, Option<u64>)> {
         let end = self.durable_here().0;
+        let mut walk = self.walker();
         let mut at = self.start_position().0;
-        // The last segment that begins with such a batch: epochs only grow.
-        let mut next = at;
-        while next < end
-            && self
-                .header_at(next)
-                .await?
-                .is_some_and(|header| header.epoch <= epoch)
-        {
-            at = next;
+        // The last segment that begins with such a batch: epochs only grow. One whose first batch cannot be read may be one.
+        let mut next = self.segments().segment_end(at);
+        while next < end {
+            match walk.batch_at(next, None).await {
+                Some(header) if header.epoch > epoch => break,
+                Some(_) => at = next,
+                None => {}
+            }
             next = self.segments().segment_end(next);
         }
         let mut found = 0;
+        let mut previous_crc = None;
         while at < end {
-            let Some(header) = self
-                .header_at(at)
-                .await?
-                .filter(|header| header.epoch <= epoch)
-            else {
+            let Some(header) = walk.batch_at(at, previous_crc).await else {
+                return Ok((found, at, Some(at)));
+            };
+            if header.epoch > epoch {
                 break;
-            };
+            }
             found = header.epoch;
-            at = match header.ends_segment() {
-                true => self.segments().segment_end(at),
-                false => at + u64::from(header.length),
-            };
+            previous_crc = Some(header.crc);
+            at = next_of(&header, self.segments().segment_end(at));
         }
-        Ok((found, at))
+        Ok((found, at, None))
     }
 
     /// Notes durably that this log has to be cut to what it has in common with its master's, whose last epoch that is not
     /// greater than this log's is `epoch` and ends there at `position`. It happens when the log is opened again.
     pub async fn ask_for_cut(&self, epoch: u32, position: u64) -> io::Result<()> {
-        let (own_epoch, own_end) = self.end_of_epoch(epoch).await?;
+        // Cut where its own damage is, it gets more from its master again than it would have to.
+        let (own_epoch, own_end, _) = self.read_to_end_of_epoch(epoch).await?;
         let cut = position.min(own_end);
         let (start, end) = (self.start_position().0, self.replica_end().position);
         // Retention has left nothing that both have.

@@ -17,7 +17,9 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use crate::base::limits::{REPLICA_RUN_BYTES_MAX, REPLICA_TORN_BYTES_MAX, SECTOR_BYTES};
+use crate::base::limits::{
+    HA_BATCHES_BYTES_MAX, REPLICA_RUN_BYTES_MAX, REPLICA_TORN_BYTES_MAX, SECTOR_BYTES,
+};
 use crate::base::offset::Position;
 use crate::base::planted::{PlantedBug, planted};
 use crate::io::aligned_buf::{PageBuf, PageSlice};
@@ -426,12 +428,21 @@ impl<E: Env> CommitLog<E> {
         };
         while found.next < durable {
             let at = found.next;
-            let header = self.header_at(at).await?.ok_or_else(|| {
-                io::Error::new(
+            let segment_end = self.segments.segment_end(at);
+            // A damaged length must not be read, nor sent.
+            let is_possible = |header: &BatchHeader| {
+                at + u64::from(header.length) <= segment_end
+                    && header.length as usize <= HA_BATCHES_BYTES_MAX
+            };
+            let Some(header) = self.header_at(at).await?.filter(is_possible) else {
+                self.suspect(at);
+                return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("no batch begins at position {at}; `ringmq store check` shows what is damaged"),
-                )
-            })?;
+                    format!(
+                        "no batch begins at position {at}; `ringmq store check` shows what is damaged"
+                    ),
+                ));
+            };
             let length = header.length as usize;
             if found.bytes > 0 && found.bytes + length > bytes_max {
                 break;
