@@ -63,6 +63,41 @@ fn the_shards_keep_the_promise() {
     assert!(counts.acknowledged > 0 && counts.delivered > 0 && counts.restarts > 0);
 }
 
+/// Runs each seed, on all processors, until one breaks the promise: the sum of what they counted, and who broke it how. With
+/// `RINGMQ_SIM_KEEP_GOING` the others run all the same.
+fn each_seed<C: Default + Send>(
+    seeds: Vec<u64>,
+    run: impl Fn(u64) -> Result<C, String> + Sync,
+    add: impl Fn(&mut C, &C) + Sync,
+) -> (C, Vec<(u64, String)>) {
+    let keep_going = std::env::var_os("RINGMQ_SIM_KEEP_GOING").is_some();
+    let next = AtomicUsize::new(0);
+    let results: Mutex<(C, Vec<(u64, String)>)> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if !keep_going && !results.lock().unwrap().1.is_empty() {
+                        return;
+                    }
+                    let outcome = run(*seed);
+                    let mut results = results.lock().unwrap();
+                    match outcome {
+                        Ok(counts) => add(&mut results.0, &counts),
+                        Err(why) => {
+                            if keep_going {
+                                eprintln!("RINGMQ_SEED={seed}: {why}");
+                            }
+                            results.1.push((*seed, why));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap()
+}
+
 /// Two machines: `RINGMQ_SEED=n cargo test --test sim a_pair` runs one seed with a trace.
 #[test]
 fn a_pair_keeps_the_promise() {
@@ -74,26 +109,16 @@ fn a_pair_keeps_the_promise() {
         }
         return;
     }
-    let mut sum = replicas::Counts::default();
-    for seed in seeds_from_env(40) {
-        match replicas::run_seed(seed, None, false) {
-            Ok(counts) => {
-                sum.acknowledged += counts.acknowledged;
-                sum.alone += counts.alone;
-                sum.late += counts.late;
-                sum.crashes += counts.crashes;
-                sum.promotions += counts.promotions;
-                sum.refused_joins += counts.refused_joins;
-                sum.checked += counts.checked;
-                sum.seeded += counts.seeded;
-                sum.rotted += counts.rotted;
-                sum.repaired_bytes += counts.repaired_bytes;
-            }
-            Err(why) => panic!("RINGMQ_SEED={seed} breaks the promise: {why}"),
-        }
-    }
+    let (sum, failures) = each_seed(
+        seeds_from_env(40).collect(),
+        |seed| replicas::run_seed(seed, None, false),
+        replicas::Counts::add,
+    );
     let mib = run::resident_mib();
     eprintln!("{sum:?}, {mib} MiB resident at the end");
+    if let Some((seed, why)) = failures.iter().min() {
+        panic!("RINGMQ_SEED={seed} breaks the promise: {why}");
+    }
     assert!(sum.acknowledged > 0 && sum.checked > 0 && sum.promotions > 0);
     assert!(sum.rotted > 0 && sum.repaired_bytes > 0);
 }
@@ -119,33 +144,11 @@ fn brokers_under_controllers_keep_the_promise() {
         }
         return;
     }
-    let seeds: Vec<u64> = seeds_from_env(24).collect();
-    let keep_going = std::env::var_os("RINGMQ_SIM_KEEP_GOING").is_some();
-    let next = AtomicUsize::new(0);
-    let results: Mutex<(controlled::Counts, Vec<(u64, String)>)> = Mutex::default();
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if !keep_going && !results.lock().unwrap().1.is_empty() {
-                        return;
-                    }
-                    let outcome = controlled::run_seed(*seed, None, false);
-                    let mut results = results.lock().unwrap();
-                    match outcome {
-                        Ok(counts) => results.0.add(&counts),
-                        Err(why) => {
-                            if keep_going {
-                                eprintln!("RINGMQ_SEED={seed}: {why}");
-                            }
-                            results.1.push((*seed, why));
-                        }
-                    }
-                }
-            });
-        }
-    });
-    let (sum, failures) = results.into_inner().unwrap();
+    let (sum, failures) = each_seed(
+        seeds_from_env(24).collect(),
+        |seed| controlled::run_seed(seed, None, false),
+        controlled::Counts::add,
+    );
     let mib = run::resident_mib();
     eprintln!("{sum:?}, {mib} MiB resident at the end");
     if let Some((seed, why)) = failures.iter().min() {

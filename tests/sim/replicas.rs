@@ -63,6 +63,21 @@ pub struct Counts {
     pub repaired_bytes: u64,
 }
 
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.acknowledged += other.acknowledged;
+        self.alone += other.alone;
+        self.late += other.late;
+        self.crashes += other.crashes;
+        self.promotions += other.promotions;
+        self.refused_joins += other.refused_joins;
+        self.checked += other.checked;
+        self.seeded += other.seeded;
+        self.rotted += other.rotted;
+        self.repaired_bytes += other.repaired_bytes;
+    }
+}
+
 /// How a slave came to its master.
 enum Joined {
     InSync,
@@ -552,8 +567,8 @@ impl Pair {
             let dies = self.random.borrow_mut().usize(..2);
             self.crash(dies);
             self.start(dies);
-            *self.target.borrow_mut() = self.running(self.master.get()).map(|shard| shard.handle());
         }
+        *self.target.borrow_mut() = None;
         match self.together() {
             Ok(()) => {}
             Err(why) if why.contains("removed by retention") => self.wipe_slave(),
