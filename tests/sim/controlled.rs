@@ -1008,6 +1008,7 @@ impl Group {
             }
             22 | 23 => self.rot(at),
             24 => self.forget(),
+            26 | 27 if std::env::var_os("RINGMQ_NO_OLD_ROT").is_some() => {}
             26 | 27 => self.rot_old_part(at),
             18 => {
                 let by_ms = self.range(0..20_000) as i64 - 10_000;
