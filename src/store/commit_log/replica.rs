@@ -436,6 +436,10 @@ impl<E: Env> CommitLog<E> {
             };
             let Some(header) = self.header_at(at).await?.filter(is_possible) else {
                 self.suspect(at);
+                if found.bytes > 0 {
+                    // What lies before it goes first.
+                    break;
+                }
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
                     format!(

@@ -375,3 +375,79 @@ fn what_a_log_took_into_memory_when_it_was_opened_over_damage_is_not_served_afte
         assert!(*before != right[..], "it was damaged");
     });
 }
+
+#[test]
+fn a_message_with_another_body_than_was_stored_is_an_error() {
+    let world = SimWorld::new(5, SimOptions::default());
+    make_copies(&world);
+    let env = world.env();
+    world.block_on(async {
+        let log = open(&env, &here(), ScrubOptions::OFF).await;
+        let queue = QueueKey {
+            topic_id: 1,
+            queue_id: 0,
+        };
+        let entry = log.entry(queue, 20).await.unwrap().unwrap();
+        let within = entry.position + u64::from(entry.size) - 30;
+        for is_flipped in [true, false] {
+            flip(&world, within, 1);
+            log.reader().forget(0..SEGMENT_BYTES, 0);
+            assert_eq!(log.record(entry).await.is_err(), is_flipped);
+        }
+        // Its place is looked at.
+        flip(&world, within, 1);
+        log.reader().forget(0..SEGMENT_BYTES, 0);
+        env.sleep(Duration::from_secs(20)).await;
+        assert!(log.record(entry).await.is_err());
+        let damaged = found(&env, &log).await;
+        assert!(is_in(&damaged, within));
+        // Whoever asks after the repair gets what was stored.
+        let copy = open(&env, &there(), ScrubOptions::OFF).await;
+        assert!(log.record(entry).await.is_err());
+        let batches = copy.whole_batches(damaged.position, damaged.end).await;
+        log.mend(&damaged, &batches).await.unwrap();
+        log.record(entry).await.unwrap();
+    });
+}
+
+#[test]
+fn a_damaged_log_does_not_say_where_another_one_is_to_be_cut() {
+    let world = SimWorld::new(5, SimOptions::default());
+    let end = make_copies(&world);
+    let env = world.env();
+    world.block_on(async {
+        let log = open(&env, &there(), ScrubOptions::OFF).await;
+        assert_eq!(log.end_of_epoch(1).await.unwrap(), (1, end));
+    });
+    // In the last segment, and the first batch of it.
+    for position in [3 * SEGMENT_BYTES + 20_000, 3 * SEGMENT_BYTES] {
+        flip(&world, position, 1);
+        world.block_on(async {
+            let log = open(&env, &here(), ScrubOptions::OFF).await;
+            let error = log.end_of_epoch(1).await.unwrap_err();
+            assert!(error.to_string().contains("is damaged"), "{error}");
+            log.stop().await.unwrap();
+        });
+        flip(&world, position, 1);
+    }
+}
+
+#[test]
+fn a_damaged_length_makes_nobody_read_or_send_what_it_says() {
+    let world = SimWorld::new(5, SimOptions::default());
+    make_copies(&world);
+    let env = world.env();
+    world.block_on(async {
+        let log = open(&env, &here(), ScrubOptions::OFF).await;
+        let first = log.batches_from(0, 1).await.unwrap();
+        // The third byte of a length: 8 MiB more than the batch has.
+        flip(&world, first.next + 6, 0x80);
+        log.reader().forget(0..SEGMENT_BYTES, 0);
+        let reads = || world.with_disk(0, |disk| disk.count_of(OpKind::Read));
+        log.batches_from(0, 1).await.unwrap();
+        let before = reads();
+        assert!(log.batches_from(first.next, 1).await.is_err());
+        assert_eq!(reads(), before);
+        found(&env, &log).await;
+    });
+}
