@@ -326,14 +326,20 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
 ) -> StreamError {
     let tells_confirmed = session.windows.group_epoch() > 0;
     let mut told = 0;
+    // What comes next is damaged here: until the next heartbeat.
+    let is_stuck = Cell::new(false);
     loop {
-        let may_send = || log.durable_here().0 > sent && sent < session.window_end.get();
+        let has_more = || log.durable_here().0 > sent && sent < session.window_end.get();
+        let may_send = || has_more() && !is_stuck.get();
         let is_news = || tells_confirmed && log.durable().0 > told;
         let has_asked = || exchange.has_next(session.acked.get());
         let due = log.grown_until(|| {
             session.ended.get() || log.has_ended() || may_send() || is_news() || has_asked()
         });
         let is_heartbeat = within(env, times.heartbeat, due).await.is_none();
+        if is_heartbeat {
+            is_stuck.set(false);
+        }
         if session.ended.get() || log.has_ended() {
             return StreamError::Ended;
         }
@@ -362,6 +368,11 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
             .await
         {
             Ok(batches) => batches,
+            // The slave may have what is damaged before, or another one what is damaged here.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                is_stuck.set(true);
+                continue;
+            }
             Err(error) => return error.into(),
         };
         let head = data_head(sent, start, end, confirmed, batches.bytes);
@@ -377,5 +388,107 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
             // What was read ahead and fits into the socket never waits: a commit would have to, for all of it.
             env.sleep(TURN).await;
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A test may panic.
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ha::slave::{SlaveOptions, SlaveProgress, follow};
+    use crate::io::sim::{SimNetwork, SimOptions, SimWorld};
+    use crate::store::LogOptions;
+    use crate::store::testing::copies::{FAST, SEGMENT_BYTES, flip, here, make_copies, open};
+    use crate::store::testing::{Quiet, small_log};
+
+    const ADDRESS: &str = "master";
+    const SHAPE: StoreShape = StoreShape {
+        store_id: 9,
+        logs: 1,
+        segment_bytes: SEGMENT_BYTES,
+    };
+    const TIMES: StreamTimes = StreamTimes {
+        heartbeat: Duration::from_millis(50),
+        silence: Duration::from_secs(3),
+    };
+
+    /// Nobody waits for the slave; how often it came is counted.
+    #[derive(Default)]
+    struct Counted(Cell<u64>);
+
+    impl Windows for Counted {
+        fn joined(&self, _log: LogId, _broker_id: u64, _address: &str, _position: u64) -> u64 {
+            self.0.set(self.0.get() + 1);
+            self.0.get()
+        }
+        fn acked(&self, _log: LogId, _connection: u64, _durable: u64) -> bool {
+            true
+        }
+        fn left(&self, _log: LogId, _connection: u64) {}
+    }
+
+    #[test]
+    fn a_slave_that_cannot_be_sent_what_is_damaged_stays_and_is_asked_for_what_it_has() {
+        let world = SimWorld::new(7, SimOptions::default());
+        make_copies(&world);
+        let (first, second) = (5_000, SEGMENT_BYTES + 40_000);
+        flip(&world, second, 1);
+        let network = SimNetwork::new((*world).clone());
+        let env = world.env();
+        world.block_on(async {
+            let log = open(&env, &here(), FAST).await;
+            let slaves = Rc::new(Counted::default());
+            let (own, served, windows) = (env.clone(), log.clone(), slaves.clone());
+            network.listen(&env, ADDRESS, move |stream| {
+                let (env, log, windows) = (own.clone(), served.clone(), windows.clone());
+                own.spawn(async move {
+                    let wish = let_in(&env, &stream, b"secret", SHAPE, false).await;
+                    let (_, wish) = wish.unwrap().unwrap();
+                    serve(env, Rc::new(stream), wish, log, windows, TIMES).await;
+                });
+            });
+            let directory = PathBuf::from("/data/slave");
+            env.create_dir(&directory).await.unwrap();
+            let options = LogOptions {
+                replica: true,
+                ..small_log(&directory, SEGMENT_BYTES)
+            };
+            let copy = CommitLog::open(env.clone(), options).await.unwrap();
+            copy.start(Rc::new(Quiet));
+            let options = SlaveOptions {
+                broker_id: 1,
+                shape: SHAPE,
+                secret: Arc::from(b"secret".as_slice()),
+                times: TIMES,
+                master: Rc::new(|| Some(ADDRESS.to_owned())),
+                control: None,
+                reopen: Rc::new(|| {}),
+            };
+            let progress = Rc::new(SlaveProgress::default());
+            let net = network.of(&env);
+            env.spawn(follow(
+                env.clone(),
+                net,
+                copy.clone(),
+                options,
+                progress.clone(),
+            ));
+            env.sleep(Duration::from_secs(20)).await;
+            let reached = copy.replica_end().position;
+            assert!(reached > second - 20_000 && reached <= second);
+            flip(&world, first, 1);
+            env.sleep(Duration::from_secs(20)).await;
+            let figures = log.scrub_figures();
+            assert!(figures.repaired_bytes > 0 && figures.damaged_bytes > 0);
+            assert_eq!((slaves.0.get(), progress.is_connected.get()), (1, true));
+            // Somebody has restored the rest.
+            flip(&world, second, 1);
+            log.reader().forget(0..u64::MAX, 0);
+            env.sleep(Duration::from_secs(20)).await;
+            assert_eq!(copy.durable_here(), log.durable_here());
+        });
     }
 }

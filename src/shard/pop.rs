@@ -152,6 +152,12 @@ struct Found {
     bytes: usize,
 }
 
+impl Found {
+    fn has_any(&self) -> bool {
+        !(self.messages.is_empty() && self.done.is_empty() && self.dead.is_empty())
+    }
+}
+
 /// What is decided before anything is read.
 struct Plan {
     due: Vec<(i64, InFlight)>,
@@ -562,7 +568,16 @@ impl<E: Env> Shard<E> {
                 cut = true;
                 break;
             }
-            let mut slices = log.record(entry).await?;
+            let mut slices = match log.record(queue, offset, entry).await {
+                Ok(slices) => slices,
+                // One that cannot be read stays in flight, and only an order makes the others wait for it.
+                Err(error) if take.order.is_none() => {
+                    tracing::error!(?queue, offset, %error, "a message in flight cannot be read");
+                    continue;
+                }
+                Err(_) if found.has_any() => return Ok(found),
+                Err(error) => return Err(error),
+            };
             if let MessageFilter::Sql(filter) = &take.filter
                 && !wanted(filter, &slices).0
             {
@@ -615,7 +630,12 @@ impl<E: Env> Shard<E> {
             if is_full(&found, entry.size) {
                 break;
             }
-            let slices = log.record(entry).await?;
+            let slices = match log.record(queue, offset, entry).await {
+                Ok(slices) => slices,
+                // What lies before one that cannot be read is given out first.
+                Err(_) if found.has_any() || offset > plan.next => break,
+                Err(error) => return Err(error),
+            };
             found.next += 1;
             if let MessageFilter::Sql(filter) = &take.filter {
                 let (is_wanted, work_bytes) = wanted(filter, &slices);

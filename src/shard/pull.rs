@@ -103,6 +103,7 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
         let Some(entry) = log.entry(pull.queue, next).await? else {
             break;
         };
+        let offset = next;
         next += 1;
         if !pull.filter.matches_entry(entry.tags_code) {
             continue;
@@ -117,7 +118,7 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
             .0
             .saturating_sub(log.options().tail_cache_bytes as u64);
         is_far_behind |= entry.position < in_memory_from;
-        let record = match log.record(entry).await {
+        let record = match log.record(pull.queue, offset, entry).await {
             Ok(record) => record,
             // What lies before one that cannot be read is given out first.
             Err(_) if messages > 0 => {

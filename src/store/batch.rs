@@ -135,6 +135,17 @@ impl BatchHeader {
             && crc32c::crc32c(&batch[PREVIOUS_CRC_AT..self.length as usize]) == self.crc
     }
 
+    /// The same of a batch in pieces, which are all of it and no more.
+    pub fn crc_is_right_in<'a>(&self, pieces: impl IntoIterator<Item = &'a [u8]>) -> bool {
+        let (mut crc, mut skip) = (0, CRC_FROM);
+        for piece in pieces {
+            let counted = &piece[skip.min(piece.len())..];
+            skip -= skip.min(piece.len());
+            crc = crc32c::crc32c_append(crc, counted);
+        }
+        crc == self.crc
+    }
+
     /// Whether the log goes on in the next segment.
     pub fn ends_segment(&self) -> bool {
         self.flags & FLAG_SEGMENT_END != 0
@@ -175,6 +186,17 @@ mod tests {
             let read = BatchHeader::read(&batch, Position(position), 99).unwrap();
             prop_assert_eq!(read, header);
             prop_assert!(read.crc_is_right(&batch));
+        }
+
+        #[test]
+        fn a_batch_in_pieces_has_the_same_crc(records in proptest::collection::vec(any::<u8>(), 1..300), size in 1usize..400, at in any::<proptest::sample::Index>(), flip in 0u8..2) {
+            let (_, mut batch) = sealed(&records, 4096);
+            let at = at.index(batch.len());
+            batch[at] ^= flip;
+            let header = BatchHeader::read(&batch, Position(4096), 99);
+            if let Some(header) = header.filter(|header| header.length as usize == batch.len()) {
+                prop_assert_eq!(header.crc_is_right_in(batch.chunks(size)), header.crc_is_right(&batch));
+            }
         }
 
         #[test]

@@ -26,7 +26,7 @@ use crate::base::limits::{
 use crate::base::notify::Notify;
 use crate::base::offset::{LogId, PhysicalOffset, Position};
 use crate::base::planted::{PlantedBug, planted};
-use crate::io::aligned_buf::{PageBuf, PageSlice};
+use crate::io::aligned_buf::PageBuf;
 use crate::io::env::{DiskFile, Env};
 use crate::store::batch::{ALIGN_BYTES, BatchHeader, FLAG_SEGMENT_END, HEADER_BYTES};
 use crate::store::control::Control;
@@ -39,17 +39,17 @@ use crate::store::scrub::ScrubOptions;
 use crate::store::seed;
 use crate::store::segment::{Ahead, Segments};
 use crate::store::snapshot::{self, Mark, Writer};
-use crate::store::tables::consume_queue::Lookup;
 use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
 use crate::store::types::{
-    Appended, Copies, NewMessage, NewRecords, QueueBounds, QueueEntry, QueueKey, Refusal,
+    Appended, Copies, NewMessage, NewRecords, QueueEntry, QueueKey, Refusal,
 };
-use crate::wire::record::{MAGIC_V1, MAGIC_V2, Patch, RecordFields, RecordView};
+use crate::wire::record::{Patch, RecordFields};
 
 pub(super) mod cut;
 pub mod halves;
 pub mod mend;
+mod read;
 pub mod repair;
 pub mod replica;
 pub mod scrub;
@@ -204,14 +204,19 @@ pub struct CommitLog<E: Env> {
     too_full: RefCell<Option<Arc<str>>>,
     /// Nothing beyond this is released, however durable it is here.
     release_limit: Cell<u64>,
-    /// A replica under a controller that was opened with so much does not know how much of it counts. 0: it does.
+    /// Under a controller a log that was opened with so much does not know how much of it counts. 0: it does.
     unsettled_end: Cell<u64>,
     /// Of a replica: where its master's log ended when that last said so; 0 if it has not, and of any other log.
     master_end: Cell<u64>,
+    /// Where it ended when it was opened: what lies before was read from the disk.
+    opened_end: u64,
     /// It was begun from a seed and has not come to its end yet.
     is_seeding: Cell<bool>,
     /// The queues begin at the first messages from here on; none while that changes.
     tables_start: Cell<Option<u64>>,
+    /// Where they begin when that is over, and how many are at it.
+    trims_to: Cell<u64>,
+    trims_running: Cell<u32>,
     /// Of a replica: what its master has to send again. See `repair.rs`.
     damage: Cell<Option<Damage>>,
     doubt: Cell<Doubt>,
@@ -362,14 +367,14 @@ impl<E: Env> CommitLog<E> {
             listener: RefCell::default(),
             figures: RefCell::default(),
             too_full: RefCell::default(),
-            // A replica under a controller hears from its master what is confirmed.
-            unsettled_end: Cell::new(match options.elected {
-                Some(_) if options.replica => end,
-                _ => 0,
-            }),
+            // A replica hears from its master what is confirmed, a master from its replicas.
+            unsettled_end: Cell::new(options.elected.map_or(0, |_| end)),
             master_end: Cell::default(),
+            opened_end: end,
             is_seeding: Cell::new(is_seeding),
             tables_start: Cell::default(),
+            trims_to: Cell::default(),
+            trims_running: Cell::default(),
             damage: Cell::new(damage.filter(|_| options.replica)),
             doubt: Cell::new(doubt),
             scrub: scrub::Scrub::default(),
@@ -480,7 +485,13 @@ impl<E: Env> CommitLog<E> {
     /// Whether what this log holds may be shown. A replica under a controller has to hear first that everything that it was
     /// opened with is confirmed: what a master had stored and nobody else got is cut off when it returns.
     pub fn is_settled(&self) -> bool {
-        self.unsettled_end.get() == 0 && !self.is_seeding.get()
+        (self.is_confirmed() || !self.options.replica) && !self.is_seeding.get()
+    }
+
+    /// Whether nothing that this log was opened with can be cut off any more. No snapshot is made before: it would take the place of
+    /// the older one from which the log is recovered after a cut.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.unsettled_end.get() == 0
     }
 
     /// Whether it was begun from a seed and has not come to its end yet: it is of no use without its master.
@@ -1398,7 +1409,8 @@ impl<E: Env> CommitLog<E> {
             });
         }
         let grown = self.durable().0 - self.last_snapshot.get();
-        let is_due = grown >= self.options.snapshot_bytes && !self.is_seeding.get();
+        let is_due =
+            grown >= self.options.snapshot_bytes && self.is_confirmed() && !self.is_seeding.get();
         if is_due && !self.snapshot_running.get() {
             self.snapshot_running.set(true);
             let log = self.clone();
@@ -1439,6 +1451,11 @@ impl<E: Env> CommitLog<E> {
         if self.is_seeding.get() {
             return Err(io::Error::other(
                 "this log is an unfinished copy: its seed is its snapshot",
+            ));
+        }
+        if !self.is_confirmed() {
+            return Err(io::Error::other(
+                "it is not known yet how much of this log counts",
             ));
         }
         if self.index_failed.get() {
@@ -1635,58 +1652,38 @@ impl<E: Env> CommitLog<E> {
         while self.snapshot_running.get() {
             self.env.sleep(Duration::from_millis(5)).await;
         }
-        if self.durable().0 != self.last_snapshot.get() && !self.is_seeding.get() {
+        let is_newer = self.durable().0 != self.last_snapshot.get();
+        if is_newer && self.is_confirmed() && !self.is_seeding.get() {
             self.save_snapshot().await?;
         }
         Ok(())
     }
 
-    /// First and next visible offset of a queue.
-    pub fn bounds(&self, queue: QueueKey) -> QueueBounds {
-        self.tables.borrow().queues.bounds(queue)
-    }
-
-    /// The index entry of a visible message.
-    pub async fn entry(&self, queue: QueueKey, offset: i64) -> io::Result<Option<QueueEntry>> {
-        let found = self.tables.borrow().queues.lookup(queue, offset);
-        match found {
-            Lookup::Entry(entry) => Ok(Some(entry)),
-            Lookup::Nothing => Ok(None),
-            Lookup::InBlock { number, index } => {
-                self.reader.block_entry(number, index).await.map(Some)
-            }
-        }
-    }
-
-    /// Whether the message at an offset left memory so long ago that a pull of it has to read the disk, or what another
-    /// pull had read from there.
-    pub fn is_cold(&self, queue: QueueKey, offset: i64) -> bool {
-        let position = self.tables.borrow().queues.position_before(queue, offset);
-        position.is_some_and(|position| position < self.reader.tail_start())
-    }
-
-    /// A stored record by its index entry. Bytes that are none (a device that lost what it said was flushed) are an error
-    /// and never a consumer's message; neither is one from the disk with another body than was stored.
-    pub async fn record(&self, entry: QueueEntry) -> io::Result<SmallVec<[PageSlice; 2]>> {
-        let read = self.reader.read(entry.position, entry.size as usize).await;
-        let is_cold = entry.position < self.reader.tail_start();
-        let checked = read.and_then(|slices| {
-            check_head(&slices, entry)?;
-            if is_cold {
-                check_body(&slices, entry)?;
-            }
-            Ok(slices)
-        });
-        if checked.is_err() {
-            self.suspect(entry.position);
-        }
-        checked
-    }
-
-    /// The messages' fold follows the log's new start.
+    /// The messages' fold follows the log's new start. What could not be read of an index block is tried again by
+    /// [`Self::finish_trim`].
     pub(super) async fn trim_tables(&self, start: u64) -> io::Result<()> {
         self.keys.trim(start);
         self.tables_start.set(None);
+        self.trims_to.set(start);
+        self.trims_running.set(self.trims_running.get() + 1);
+        let trimmed = self.trim_queues(start).await;
+        self.trims_running.set(self.trims_running.get() - 1);
+        trimmed?;
+        if self.trims_to.get() == start {
+            self.tables_start.set(Some(start));
+        }
+        Ok(())
+    }
+
+    /// Ends what a trim has begun and could not end: until then no copy of this log can begin with a seed.
+    pub async fn finish_trim(&self) -> io::Result<()> {
+        if self.tables_start.get().is_some() || self.trims_running.get() > 0 {
+            return Ok(());
+        }
+        self.trim_tables(self.trims_to.get()).await
+    }
+
+    async fn trim_queues(&self, start: u64) -> io::Result<()> {
         let border = self.tables.borrow_mut().queues.trim(start);
         for queue in border {
             let bounds = self.bounds(queue);
@@ -1700,7 +1697,6 @@ impl<E: Env> CommitLog<E> {
             }
             self.tables.borrow_mut().queues.set_min(queue, low);
         }
-        self.tables_start.set(Some(start));
         Ok(())
     }
 }
@@ -1728,61 +1724,6 @@ impl State {
         memory.copy_from_slice(record);
         position
     }
-}
-
-/// The length and the magic of a record have to be those of a message of the index entry's size.
-fn check_head(slices: &[PageSlice], entry: QueueEntry) -> io::Result<()> {
-    const LENGTH: usize = size_of::<u32>();
-    let mut head = [0; 2 * LENGTH];
-    match slices.first().and_then(|first| first.first_chunk()) {
-        Some(whole) => head = *whole,
-        // Over the border of two reads.
-        None => {
-            let bytes = slices.iter().flat_map(|slice| &slice[..]);
-            head.iter_mut()
-                .zip(bytes)
-                .for_each(|(to, from)| *to = *from);
-        }
-    }
-    let (length, magic) = head.split_at(LENGTH);
-    if length == entry.size.to_be_bytes()
-        && [MAGIC_V1, MAGIC_V2]
-            .iter()
-            .any(|known| magic == known.to_be_bytes())
-    {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!(
-            "there is no message of {} bytes at position {}, where the index has one: `ringmq store check` shows what is damaged",
-            entry.size, entry.position
-        ),
-    ))
-}
-
-/// The body has to have the CRC that it was stored with.
-fn check_body(slices: &[PageSlice], entry: QueueEntry) -> io::Result<()> {
-    let checked = match slices {
-        [one] => RecordView::parse_checked(one).map(|_| ()),
-        // Over the border of two reads: one record of many.
-        _ => {
-            let whole: Vec<u8> = slices
-                .iter()
-                .flat_map(|slice| slice.iter().copied())
-                .collect();
-            RecordView::parse_checked(&whole).map(|_| ())
-        }
-    };
-    checked.map_err(|error| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!(
-                "the message at position {} is damaged: {error}",
-                entry.position
-            ),
-        )
-    })
 }
 
 /// The record that says that a message's topic is open in this log, if nothing has said so before.

@@ -95,6 +95,7 @@ pub async fn clean<E: Env>(
 ) -> io::Result<Option<Position>> {
     let mut moved = None;
     let mut before_time = rules.before_time;
+    log.finish_trim().await?;
     loop {
         let segments = log.segments();
         let start = segments.start();
@@ -141,6 +142,7 @@ pub async fn follow<E: Env>(log: &CommitLog<E>, start: u64) -> io::Result<Option
     if log.is_seeding() {
         return Ok(None);
     }
+    log.finish_trim().await?;
     loop {
         let segments = log.segments();
         let first_end = segments.segment_end(segments.start());
@@ -158,7 +160,7 @@ pub async fn follow<E: Env>(log: &CommitLog<E>, start: u64) -> io::Result<Option
 /// each needs a snapshot of its end or later: recovery begins there, and it holds what the segment said of topics and offsets. The
 /// tables forget the segment first: a crash in between leaves a file that the next pass removes.
 async fn remove_first<E: Env>(log: &CommitLog<E>, first_end: u64) -> io::Result<bool> {
-    if log.snapshot_position() < first_end {
+    if log.snapshot_position() < first_end && log.is_confirmed() {
         log.save_snapshot().await?;
     }
     if log.snapshot_position() < first_end {

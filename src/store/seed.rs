@@ -78,7 +78,7 @@ impl<E: Env> CommitLog<E> {
         let moving = || io::Error::from(io::ErrorKind::WouldBlock);
         let position = self.tables_start().ok_or_else(moving)?;
         let first = match position < self.durable_here().0 {
-            true => self.header_at(position).await?,
+            true => self.walker().batch_at(position, None).await,
             false => None,
         };
         // Retention may have gone on while that was read.

@@ -183,6 +183,18 @@ pub async fn retain(shard: &Shard<SimEnv>, bytes_max: u64) {
     }
 }
 
+/// What every pass of a master's retention begins with.
+pub async fn finish_trims(env: SimEnv, shard: std::rc::Weak<Shard<SimEnv>>) {
+    while let Some(shard) = shard.upgrade() {
+        for log in shard.logs() {
+            // A disk that fails has to be able to read again first.
+            let _ = log.finish_trim().await;
+        }
+        drop(shard);
+        env.sleep(RETENTION_PERIOD).await;
+    }
+}
+
 /// An acknowledged message: where clients find it, and where its record lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Stored {
@@ -232,6 +244,8 @@ pub async fn compare_log(master: &CommitLog<SimEnv>, slave: &CommitLog<SimEnv>, 
         }
         let (theirs, ours) = match (theirs, ours) {
             (Ok(theirs), Ok(ours)) => (theirs, ours),
+            // What reaches into the last sector is repaired when the log has left that.
+            (Err(_), Ok(ours)) if ours.next > end & !(SECTOR_BYTES as u64 - 1) => return,
             (theirs, ours) => breach(format!(
                 "log {log}: at {position} of {:?} to {end}, {who}: {theirs:?}, master: {ours:?}",
                 (slave.start_position(), master.start_position())
@@ -252,6 +266,16 @@ pub async fn compare_log(master: &CommitLog<SimEnv>, slave: &CommitLog<SimEnv>, 
     }
 }
 
+/// Where the files of a log begin; none if there are no segments.
+pub fn start_on_disk(world: &World, node: usize, directory: &Path) -> Option<u64> {
+    let files = world.with_disk(node, |disk| disk.files());
+    let names = files
+        .iter()
+        .filter(|(path, _)| path.parent() == Some(directory))
+        .filter_map(|(path, _)| path.file_name()?.to_str());
+    names.filter_map(ringmq::store::segment::start_of).min()
+}
+
 /// Where bits of a log may flip: in front of what its next start reads, so that only a search finds it.
 pub fn old_part(world: &World, node: usize, directory: &Path) -> std::ops::Range<u64> {
     let files = world.with_disk(node, |disk| disk.files());
@@ -261,7 +285,7 @@ pub fn old_part(world: &World, node: usize, directory: &Path) -> std::ops::Range
             .filter(|(path, _)| path.parent() == Some(directory));
         mine.filter_map(|(path, _)| path.file_name()?.to_str())
     };
-    let start = of_log().filter_map(ringmq::store::segment::start_of).min();
+    let start = start_on_disk(world, node, directory);
     let snapshots = of_log().filter_map(|name| name.strip_prefix("snapshot-")?.parse().ok());
     start.unwrap_or(0)..snapshots.max().unwrap_or(0)
 }
@@ -340,13 +364,19 @@ fn first_damage(world: &World, node: usize, log: &CommitLog<SimEnv>) -> Option<u
     None
 }
 
-/// Waits until every log is whole on the disk of its machine.
-pub async fn until_whole(world: &World, node: usize, shard: &Shard<SimEnv>) -> Result<(), String> {
+/// Waits until every log is whole on the disk of its machine, but for what `is_elsewhere` (log, position) says that nobody else has.
+pub async fn until_whole(
+    world: &World,
+    node: usize,
+    shard: &Shard<SimEnv>,
+    is_elsewhere: impl Fn(LogId, u64) -> bool,
+) -> Result<(), String> {
     let until_ns = world.now_ns() + WHOLE_WITHIN.as_nanos() as u64;
     loop {
         let damaged: Vec<(LogId, u64)> = shard
             .logs()
             .filter_map(|log| Some((log.id(), first_damage(world, node, log)?)))
+            .filter(|(log, position)| is_elsewhere(*log, *position))
             .collect();
         if damaged.is_empty() {
             return Ok(());

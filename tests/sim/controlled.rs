@@ -11,7 +11,7 @@
 //! what was shown stays; a log never comes back longer than it was; after every trouble the group finds together again.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,8 +20,7 @@ use std::time::Duration;
 
 use futures_lite::future::or;
 use ringmq::base::doubt::Doubt;
-use ringmq::base::offset::LogId;
-use ringmq::base::offset::PhysicalOffset;
+use ringmq::base::offset::{LogId, PhysicalOffset};
 use ringmq::ha::agent::{
     Agent, AgentOptions, CHANGE_TIMEOUT, Heard, Identity, Looked, Opening, PAUSE, SetKeeper, Step,
     Wanted,
@@ -47,8 +46,8 @@ use ringmq::wire::remoting::command::Outgoing;
 
 use crate::brokers::{
     LOGS, QUEUES, RETENTION_PERIOD, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log,
-    flip_bit, is_removed, log_directories, make_topic, manifest_like, message, old_part, plant,
-    retain, shape_of, shard_options, until_whole,
+    finish_trims, flip_bit, is_removed, log_directories, make_topic, manifest_like, message,
+    old_part, plant, retain, shape_of, shard_options, start_on_disk, until_whole,
 };
 use crate::controllers::{self, GROUP, Line, Parliament, local_ns};
 use crate::ledger::{breach, caught};
@@ -149,6 +148,7 @@ struct Broker {
     is_flipped: Cell<bool>,
     /// The same in the old part of a log, where it keeps nobody from anything.
     is_rotten: Cell<bool>,
+    was_rotten: Cell<bool>,
     flipped: RefCell<Option<(PathBuf, u64, u8)>>,
     rate: Cell<u64>,
 }
@@ -520,8 +520,10 @@ impl Group {
             .map_err(|error| error.to_string())?;
         for log in shard.logs() {
             self.counts.borrow_mut().doubted += u64::from(log.doubt() > Doubt::None);
+            // An older snapshot may be the newest one that is left: what was old damage is in what a start reads then.
             if let Some(refusal) = log.refusal()
                 && broker.rotted_until_ns.get().is_none()
+                && !broker.is_rotten.get()
             {
                 breach(format!(
                     "broker {at} starts with a damaged log {}: {refusal}",
@@ -554,6 +556,7 @@ impl Group {
                     accept(&own, &shard, stream, times, true);
                 }
             });
+            core.spawn_background(finish_trims(core.clone(), Rc::downgrade(&shard)));
             let ready = async {
                 shard.ready().await;
                 true
@@ -694,6 +697,15 @@ impl Group {
         Some(found)
     }
 
+    /// Whether another machine has this part of a log. A slave that its master has lost may have what that master's retention has
+    /// removed; when it is elected, and damaged there, nobody can help it.
+    fn is_elsewhere(&self, at: usize, log: LogId, position: u64) -> bool {
+        let directory = log_directory(Path::new(DIRECTORY), log);
+        let start = |other| start_on_disk(&self.world, self.core_node(other), &directory);
+        (0..self.brokers.len())
+            .any(|other| other != at && start(other).is_some_and(|start| start <= position))
+    }
+
     /// Everything that was acknowledged before this epoch is here.
     async fn check_promises(&self, at: usize, env: &SimEnv, shard: &Rc<Shard<SimEnv>>, epoch: u32) {
         let due: Vec<(Place, u64, PhysicalOffset)> = self
@@ -712,15 +724,26 @@ impl Group {
                 "broker {at}, master of epoch {epoch}, does not know the topic"
             ));
         };
-        let mut here = BTreeMap::new();
+        let (mut here, mut lost) = (BTreeMap::new(), BTreeSet::new());
         for queue in 0..QUEUES {
             let key = ShardHandle::key(&topic, queue);
             let bounds = shard.logs().map(|log| log.bounds(key));
             let mut next = bounds.map(|bounds| bounds.min_offset).max().unwrap_or(0);
             loop {
                 let Some(found) = self.read(env, &handle, key, next, 64).await else {
-                    // The disk does not let itself be read at the moment.
+                    // The disk does not let itself be read at the moment, or it is to be repaired.
                     env.sleep(Duration::from_millis(10)).await;
+                    if self.brokers[at].was_rotten.get() {
+                        for log in shard.logs() {
+                            let found = log.entry(key, next).await.ok().flatten();
+                            let is_lost = |position| !self.is_elsewhere(at, log.id(), position);
+                            if found.is_some_and(|entry| is_lost(entry.position)) {
+                                lost.insert((queue, next));
+                                next += 1;
+                                break;
+                            }
+                        }
+                    }
                     continue;
                 };
                 let Some((last, _)) = found.last() else { break };
@@ -739,7 +762,10 @@ impl Group {
                 offset: place.1,
                 at: stored_at,
             };
-            if here.get(&place) != Some(&digest) && !is_removed(env, shard, &stored).await {
+            if here.get(&place) != Some(&digest)
+                && !lost.contains(&place)
+                && !is_removed(env, shard, &stored).await
+            {
                 let what = match here.contains_key(&place) {
                     true => "has another message",
                     false => "has nothing",
@@ -1054,6 +1080,7 @@ impl Group {
                 let flipped = flip_bit(&self.world, node, &directory, bytes, position);
                 if flipped.is_some() {
                     broker.is_rotten.set(true);
+                    broker.was_rotten.set(true);
                     self.counts.borrow_mut().rotted_old += 1;
                 }
                 position = (position + self.range(1..20_000)).min(old.end - 1);
@@ -1365,7 +1392,8 @@ impl Group {
             let running = broker.running.borrow().clone();
             let Some(running) = running else { continue };
             let node = self.core_node(at);
-            if let Err(why) = until_whole(&self.world, node, &running.shard).await {
+            let is_elsewhere = |log, position| self.is_elsewhere(at, log, position);
+            if let Err(why) = until_whole(&self.world, node, &running.shard, is_elsewhere).await {
                 breach(why);
             }
             let logs = running.shard.logs();

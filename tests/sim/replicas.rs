@@ -24,8 +24,8 @@ use ringmq::wire::record::RecordView;
 
 use crate::brokers::{
     LOGS, QUEUES, RETENTION_PERIOD, SECRET, SEGMENT_BYTES, Stored, TOPIC, accept, compare_log,
-    flip_bit, is_removed, log_directories, make_topic, manifest_like, message, old_part, plant,
-    retain, shape_of, shard_options, until_whole, was_removed,
+    finish_trims, flip_bit, is_removed, log_directories, make_topic, manifest_like, message,
+    old_part, plant, retain, shape_of, shard_options, until_whole, was_removed,
 };
 use crate::ledger::{breach, caught};
 use crate::store::Bell;
@@ -195,6 +195,7 @@ impl Pair {
                     accept(&own, &shard, stream, TIMES, false);
                 }
             });
+            env.spawn_background(finish_trims(env.clone(), Rc::downgrade(&shard)));
         } else {
             let master = address(self.master.get());
             for log in shard.logs() {
@@ -584,7 +585,8 @@ impl Pair {
     fn check_whole(&self) {
         for node in 0..2 {
             let shard = self.running(node).unwrap();
-            if let Err(why) = self.world.block_on(until_whole(&self.world, node, &shard)) {
+            let whole = until_whole(&self.world, node, &shard, |_, _| true);
+            if let Err(why) = self.world.block_on(whole) {
                 breach(why);
             }
             let repaired = shard.logs().map(|log| log.scrub_figures().repaired_bytes);

@@ -262,7 +262,7 @@ impl LogsBroker {
             {
                 continue;
             }
-            let slices = log.record(entry).await;
+            let slices = log.record(key(queue), gift.next_offset - 1, entry).await;
             let Some(slices) = self.still_there(queue, gift.next_offset - 1, slices.map(Some))?
             else {
                 gift.next_offset -= 1;

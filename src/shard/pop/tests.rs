@@ -785,3 +785,43 @@ fn no_more_than_the_limit_are_in_flight() {
         );
     });
 }
+
+#[test]
+fn a_message_that_cannot_be_read_keeps_nothing_before_it_and_nothing_in_flight_from_a_group() {
+    let world = SimWorld::new(3, SimOptions::default());
+    let env = world.env();
+    world.block_on(async {
+        let core = start(&env, 1).await;
+        let handle = core.handle();
+        let topic = topic(&handle).await;
+        for _ in 0..60 {
+            send(&handle, &topic, 0, 2_000).await.unwrap();
+        }
+        let queue = ShardHandle::key(&topic, 0);
+        let log = core.logs().next().unwrap().clone();
+        let flip = async |offset: i64| {
+            let entry = log.entry(queue, offset).await.unwrap().unwrap();
+            assert!(entry.position < log.reader().tail_start());
+            let start = entry.position / SEGMENT_BYTES * SEGMENT_BYTES;
+            let path = log.options().directory.join(format!("{start:020}.seg"));
+            let at = entry.position - start + 500;
+            assert!(world.with_disk(0, |disk| disk.flip_bits(&path, at, 1)));
+            log.reader().forget(0..u64::MAX, 0);
+        };
+        let pop = async |group: &str, max| {
+            let now_ms = env.now_ms();
+            offsets(&handle, take_of(group, &topic, &[0], max, now_ms)).await
+        };
+        flip(5).await;
+        assert_eq!(pop("G", 16).await, [0, 1, 2, 3, 4]);
+        assert_eq!(pop("G", 16).await, [0; 0]);
+        flip(5).await;
+        assert_eq!(pop("G", 3).await, [5, 6, 7]);
+        // Not acknowledged: they come again, but for one of them for now.
+        flip(2).await;
+        env.sleep(Duration::from_millis(1_100)).await;
+        assert_eq!(pop("G", 9).await, [0, 1, 3, 4, 5, 6, 7, 8, 9]);
+        flip(2).await;
+        assert_eq!(pop("G", 2).await, [2, 10]);
+    });
+}

@@ -77,10 +77,11 @@ pub(super) async fn noted<E: Env>(env: &E, directory: &Path) -> io::Result<Optio
 }
 
 impl<E: Env> CommitLog<E> {
-    /// The last epoch of this log that is not greater than `epoch`, and where its batches end. (0, start) if there is none. A log that
-    /// is damaged on the way there does not know: another one, which is whole, must not be cut to what can be read of this one.
+    /// The last epoch of this log that is not greater than `epoch`, and where its batches end. (0, start) if there is none. What is
+    /// damaged on the way there is passed over, since the other log may be where it can be had from. Only if the epoch may
+    /// end within it this log does not know: another one, which is whole, must not be cut to what can be read of this one.
     pub async fn end_of_epoch(&self, epoch: u32) -> io::Result<(u32, u64)> {
-        let (found, end, damaged) = self.read_to_end_of_epoch(epoch).await?;
+        let (found, end, damaged) = self.read_to_end_of_epoch(epoch, true).await?;
         if let Some(position) = damaged {
             self.suspect(position);
             return Err(io::Error::new(
@@ -94,8 +95,13 @@ impl<E: Env> CommitLog<E> {
         Ok((found, end))
     }
 
-    /// The same as far as the log can be read, and where that ends before its end.
-    async fn read_to_end_of_epoch(&self, epoch: u32) -> io::Result<(u32, u64, Option<u64>)> {
+    /// The same, and where it is not known: the end of what can be read, and that once more. `passes`: damage with whole batches
+    /// of the same epochs behind it is passed over.
+    async fn read_to_end_of_epoch(
+        &self,
+        epoch: u32,
+        passes: bool,
+    ) -> io::Result<(u32, u64, Option<u64>)> {
         let end = self.durable_here().0;
         let mut walk = self.walker();
         let mut at = self.start_position().0;
@@ -112,15 +118,23 @@ impl<E: Env> CommitLog<E> {
         let mut found = 0;
         let mut previous_crc = None;
         while at < end {
-            let Some(header) = walk.batch_at(at, previous_crc).await else {
-                return Ok((found, at, Some(at)));
+            let header = match walk.batch_at(at, previous_crc).await {
+                Some(header) => header,
+                None if passes => match walk.search(at + 1, end, found).await {
+                    Some(header) if header.epoch <= epoch => {
+                        self.suspect(at);
+                        header
+                    }
+                    _ => return Ok((found, at, Some(at))),
+                },
+                None => return Ok((found, at, Some(at))),
             };
             if header.epoch > epoch {
                 break;
             }
             found = header.epoch;
             previous_crc = Some(header.crc);
-            at = next_of(&header, self.segments().segment_end(at));
+            at = next_of(&header, self.segments().segment_end(header.position));
         }
         Ok((found, at, None))
     }
@@ -129,7 +143,7 @@ impl<E: Env> CommitLog<E> {
     /// greater than this log's is `epoch` and ends there at `position`. It happens when the log is opened again.
     pub async fn ask_for_cut(&self, epoch: u32, position: u64) -> io::Result<()> {
         // Cut where its own damage is, it gets more from its master again than it would have to.
-        let (own_epoch, own_end, _) = self.read_to_end_of_epoch(epoch).await?;
+        let (own_epoch, own_end, _) = self.read_to_end_of_epoch(epoch, false).await?;
         let cut = position.min(own_end);
         let (start, end) = (self.start_position().0, self.replica_end().position);
         // Retention has left nothing that both have.

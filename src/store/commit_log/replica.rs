@@ -27,6 +27,7 @@ use crate::io::env::{DiskFile, Env, OpenMode};
 use crate::store::batch::{BatchHeader, HEADER_BYTES};
 use crate::store::commit_log::{CommitLog, OpenBatch, SealedBatch, State};
 use crate::store::recovery::{effect_of, raw_records};
+use crate::store::scrub::next_of;
 use crate::store::segment::{Segments, zero_pages};
 use crate::store::tables::Effect;
 use crate::store::types::{QueueKey, Refusal};
@@ -387,10 +388,7 @@ impl<E: Env> CommitLog<E> {
         }
         let previous_crc = match known {
             Some(crc) => Some(crc),
-            None => self
-                .header_at(other.position)
-                .await?
-                .map(|h| h.previous_crc),
+            None => self.crc_before(other.position).await?,
         };
         let same = previous_crc == Some(other.previous_crc) && other.epoch <= self.epoch();
         Ok(if same {
@@ -398,6 +396,33 @@ impl<E: Env> CommitLog<E> {
         } else {
             Relation::Diverged
         })
+    }
+
+    /// The CRC field of the batch that ends at `position`, if one ends there. The batch behind has it too, and may be damaged. Neither
+    /// can be read: then it is not known whether one does.
+    async fn crc_before(&self, position: u64) -> io::Result<Option<u32>> {
+        let mut walk = self.walker();
+        if let Some(header) = walk.batch_at(position, None).await {
+            return Ok(Some(header.previous_crc));
+        }
+        let segment_start = |position| position - position % self.options.segment_bytes;
+        let mut at = segment_start(position.saturating_sub(1)).max(self.start_position().0);
+        let mut previous_crc = None;
+        while at < position {
+            let Some(header) = walk.batch_at(at, previous_crc).await else {
+                self.suspect(at);
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!(
+                        "log {} is damaged at position {at} here, so it is not known whether the other one is its front",
+                        self.id()
+                    ),
+                ));
+            };
+            previous_crc = Some(header.crc);
+            at = next_of(&header, self.segments.segment_end(at));
+        }
+        Ok(previous_crc.filter(|_| at == position))
     }
 
     /// Epoch of this life.
@@ -421,6 +446,17 @@ impl<E: Env> CommitLog<E> {
     /// this segment has. Gives them with their length and the position behind them. `position` is durable here.
     pub async fn batches_from(&self, position: u64, bytes_max: usize) -> io::Result<Batches> {
         let durable = self.durable_here().0;
+        // What comes from the disk may be damaged; a slave would drop the connection for it.
+        let disk_end = self.reader.tail_start().max(self.opened_end);
+        let damaged = |at: u64| {
+            self.suspect(at);
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "no whole batch begins at position {at}; `ringmq store check` shows what is damaged"
+                ),
+            )
+        };
         let mut found = Batches {
             slices: Vec::new(),
             bytes: 0,
@@ -435,23 +471,26 @@ impl<E: Env> CommitLog<E> {
                     && header.length as usize <= HA_BATCHES_BYTES_MAX
             };
             let Some(header) = self.header_at(at).await?.filter(is_possible) else {
-                self.suspect(at);
+                let error = damaged(at);
                 if found.bytes > 0 {
                     // What lies before it goes first.
                     break;
                 }
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!(
-                        "no batch begins at position {at}; `ringmq store check` shows what is damaged"
-                    ),
-                ));
+                return Err(error);
             };
             let length = header.length as usize;
             if found.bytes > 0 && found.bytes + length > bytes_max {
                 break;
             }
-            for slice in self.reader.read(at, length).await? {
+            let slices = self.reader.read(at, length).await?;
+            if at < disk_end && !header.crc_is_right_in(slices.iter().map(|slice| &slice[..])) {
+                let error = damaged(at);
+                if found.bytes > 0 {
+                    break;
+                }
+                return Err(error);
+            }
+            for slice in slices {
                 let joined = found
                     .slices
                     .last_mut()

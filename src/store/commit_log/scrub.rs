@@ -153,7 +153,7 @@ impl<E: Env> CommitLog<E> {
     }
 
     /// What reads batches for their checksums.
-    pub(super) fn walker(&self) -> Walk<'_, E> {
+    pub(in crate::store) fn walker(&self) -> Walk<'_, E> {
         Walk::new(
             &self.env,
             &self.segments,

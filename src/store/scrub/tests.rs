@@ -5,11 +5,14 @@ use std::time::Duration;
 use super::*;
 use crate::io::sim::{Crash, OpKind, SimOptions, SimWorld};
 use crate::store::commit_log::mend::MendError;
+use crate::store::commit_log::replica::{LogEnd, Relation};
 use crate::store::testing::copies::{
     FAST, PERIOD, SEGMENT_BYTES, content, fill, flip, found, here, is_of_a_batch, make_copies,
     open, there,
 };
+use crate::store::testing::message;
 use crate::store::types::QueueKey;
+use crate::wire::record::RecordView;
 
 #[test]
 fn flipped_bits_are_found_and_exactly_what_they_spoiled_is_written_again_from_a_copy() {
@@ -286,14 +289,14 @@ fn a_reader_that_meets_damage_has_its_segment_looked_at_without_any_pass() {
         flip(&world, entry.position + 1, 1);
         env.sleep(Duration::from_secs(60)).await;
         assert_eq!(log.scrub_figures(), Default::default());
-        assert!(log.record(entry).await.is_err());
+        assert!(log.record(queue, 20, entry).await.is_err());
         let damaged = found(&env, &log).await;
         assert!(is_in(&damaged, entry.position));
         // No second look for each of those who ask again.
         let reads = || world.with_disk(0, |disk| disk.count_of(OpKind::Read));
         let before = reads();
         for _ in 0..20 {
-            assert!(log.record(entry).await.is_err());
+            assert!(log.record(queue, 20, entry).await.is_err());
             env.sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(reads(), before);
@@ -392,44 +395,183 @@ fn a_message_with_another_body_than_was_stored_is_an_error() {
         for is_flipped in [true, false] {
             flip(&world, within, 1);
             log.reader().forget(0..SEGMENT_BYTES, 0);
-            assert_eq!(log.record(entry).await.is_err(), is_flipped);
+            assert_eq!(log.record(queue, 20, entry).await.is_err(), is_flipped);
         }
         // Its place is looked at.
         flip(&world, within, 1);
         log.reader().forget(0..SEGMENT_BYTES, 0);
         env.sleep(Duration::from_secs(20)).await;
-        assert!(log.record(entry).await.is_err());
+        assert!(log.record(queue, 20, entry).await.is_err());
         let damaged = found(&env, &log).await;
         assert!(is_in(&damaged, within));
         // Whoever asks after the repair gets what was stored.
         let copy = open(&env, &there(), ScrubOptions::OFF).await;
-        assert!(log.record(entry).await.is_err());
+        assert!(log.record(queue, 20, entry).await.is_err());
         let batches = copy.whole_batches(damaged.position, damaged.end).await;
         log.mend(&damaged, &batches).await.unwrap();
-        log.record(entry).await.unwrap();
+        log.record(queue, 20, entry).await.unwrap();
     });
 }
 
 #[test]
-fn a_damaged_log_does_not_say_where_another_one_is_to_be_cut() {
+fn a_message_of_another_queue_offset_or_position_than_was_asked_for_is_an_error() {
+    let world = SimWorld::new(5, SimOptions::default());
+    make_copies(&world);
+    let env = world.env();
+    world.block_on(async {
+        let queue = QueueKey {
+            topic_id: 1,
+            queue_id: 0,
+        };
+        let log = open(&env, &here(), ScrubOptions::OFF).await;
+        // The first buffer of the tail cache begins with the last sector of the disk.
+        let (newest, last) = loop {
+            fill(&env, &log, log.durable().0 + 1).await;
+            log.append(&[message(queue, "T", vec![1; 100])]).unwrap();
+            env.sleep(Duration::from_millis(5)).await;
+            let last = log.bounds(queue).max_offset - 1;
+            let newest = log.entry(queue, last).await.unwrap().unwrap();
+            if newest.position >= log.durable().0 & !(SECTOR_BYTES as u64 - 1) {
+                break (newest, last);
+            }
+        };
+        let end = log.durable().0;
+        log.stop().await.unwrap();
+        let record_end = newest.position + u64::from(newest.size);
+        // The tail of the body, behind which stand a topic of one byte and two properties.
+        let mut places = vec![(newest, last, record_end - 20)];
+        let entry = log.entry(queue, 20).await.unwrap().unwrap();
+        // Queue, queue offset, physical offset; of fields of 4, 8 and 8 bytes.
+        places.extend([15, 27, 35].map(|at| (entry, 20, entry.position + at)));
+        let topic = log.record(queue, 20, entry).await.unwrap();
+        let topic = topic.iter().flat_map(|slice| slice.iter().copied());
+        let topic = RecordView::parse(&topic.collect::<Vec<u8>>())
+            .unwrap()
+            .body_range()
+            .end as u64
+            + 1;
+        places.push((entry, 20, entry.position + topic));
+        for (entry, offset, position) in places {
+            flip(&world, position, 4);
+            let log = open(&env, &here(), ScrubOptions::OFF).await;
+            if offset == last {
+                fill(&env, &log, end + 1).await;
+                assert!(log.reader().tail_start() <= entry.position);
+            }
+            assert!(
+                log.record(queue, offset, entry).await.is_err(),
+                "{}",
+                position - entry.position
+            );
+            log.stop().await.unwrap();
+            flip(&world, position, 4);
+            let log = open(&env, &here(), ScrubOptions::OFF).await;
+            log.record(queue, offset, entry).await.unwrap();
+            log.stop().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn damage_on_the_way_to_an_epochs_end_is_passed_over_unless_the_epoch_may_end_in_it() {
     let world = SimWorld::new(5, SimOptions::default());
     let end = make_copies(&world);
     let env = world.env();
-    world.block_on(async {
-        let log = open(&env, &there(), ScrubOptions::OFF).await;
+    let second_end = world.block_on(async {
+        // A life more, of epoch 2.
+        let log = open(&env, &here(), ScrubOptions::OFF).await;
         assert_eq!(log.end_of_epoch(1).await.unwrap(), (1, end));
+        fill(&env, &log, end + 20_000).await;
+        log.stop().await.unwrap();
+        log.durable().0
     });
-    // In the last segment, and the first batch of it.
-    for position in [3 * SEGMENT_BYTES + 20_000, 3 * SEGMENT_BYTES] {
+    let last_of_first = world.block_on(async {
+        let log = open(&env, &here(), ScrubOptions::OFF).await;
+        let (mut at, mut last) = (end / SEGMENT_BYTES * SEGMENT_BYTES, 0);
+        while at < end {
+            (last, at) = (at, log.batches_from(at, 1).await.unwrap().next);
+        }
+        log.stop().await.unwrap();
+        last
+    });
+    let within = 3 * SEGMENT_BYTES;
+    for (position, is_known) in [
+        (within + 20_000, true),
+        // Where the segment begins: nobody knows by that what epoch it begins with.
+        (within, true),
+        (last_of_first + 70, false),
+        (end + 70, false),
+    ] {
         flip(&world, position, 1);
         world.block_on(async {
             let log = open(&env, &here(), ScrubOptions::OFF).await;
-            let error = log.end_of_epoch(1).await.unwrap_err();
-            assert!(error.to_string().contains("is damaged"), "{error}");
+            let first = log.end_of_epoch(1).await;
+            match is_known {
+                true => assert_eq!(first.unwrap(), (1, end)),
+                false => {
+                    let error = first.unwrap_err();
+                    assert!(error.to_string().contains("is damaged"), "{error}");
+                }
+            }
+            // Of the epoch behind it is known, since that goes on.
+            assert_eq!(log.end_of_epoch(2).await.unwrap(), (2, second_end));
+            // It is looked at, and another copy can be asked for it.
+            found(&env, &log).await;
             log.stop().await.unwrap();
         });
         flip(&world, position, 1);
     }
+}
+
+#[test]
+fn a_damaged_batch_is_not_sent_and_does_not_hide_that_another_log_is_the_front_of_this_one() {
+    let world = SimWorld::new(5, SimOptions::default());
+    make_copies(&world);
+    let env = world.env();
+    world.block_on(async {
+        let log = open(&env, &here(), ScrubOptions::OFF).await;
+        let first = log.batches_from(0, 1).await.unwrap();
+        let second = log.batches_from(first.next, 1).await.unwrap();
+        let behind = log.header_at(first.next).await.unwrap().unwrap();
+        let front = LogEnd {
+            position: first.next,
+            epoch: 1,
+            previous_crc: behind.previous_crc,
+        };
+        let other = LogEnd {
+            previous_crc: front.previous_crc ^ 1,
+            ..front
+        };
+        // In what a batch holds, in its length, and in what it has of the one before.
+        for (at, mask) in [
+            (second.bytes as u64 - 9, 1),
+            (6, 0x80),
+            (CRC_FROM as u64, 1),
+        ] {
+            for is_damaged in [true, false] {
+                flip(&world, first.next + at, mask);
+                log.reader().forget(0..SEGMENT_BYTES, 0);
+                let sent = log.batches_from(0, 1 << 20).await.unwrap();
+                assert_eq!(sent.next == first.next, is_damaged, "{at}");
+                let next = log.batches_from(first.next, 1).await;
+                match is_damaged {
+                    true => {
+                        let error = next.unwrap_err();
+                        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
+                    }
+                    false => assert_eq!(next.unwrap().next, second.next),
+                }
+                assert_eq!(log.relation_of(front).await.unwrap(), Relation::Prefix);
+                assert_eq!(log.relation_of(other).await.unwrap(), Relation::Diverged);
+            }
+        }
+        // With the one before damaged too nobody knows.
+        for at in [first.next + CRC_FROM as u64, 80] {
+            flip(&world, at, 1);
+        }
+        assert!(log.relation_of(front).await.is_err());
+        found(&env, &log).await;
+    });
 }
 
 #[test]

@@ -27,21 +27,37 @@ const COPY: usize = 1;
 const TOPICS: u64 = 3;
 const GROUPS: u64 = 3;
 const SEEDS: u64 = 300;
+const QUEUE: QueueKey = QueueKey {
+    topic_id: 1,
+    queue_id: 0,
+};
 
 type Log = Rc<CommitLog<SimEnv>>;
 
-async fn try_open(env: &SimEnv, replica: bool) -> std::io::Result<Log> {
-    let directory = PathBuf::from("/data/log");
-    env.create_dir(&directory).await.unwrap();
-    env.sync_dir(&PathBuf::from("/")).await.unwrap();
-    env.sync_dir(&PathBuf::from("/data")).await.unwrap();
-    let options = LogOptions {
+fn small_options(replica: bool) -> LogOptions {
+    LogOptions {
         replica,
         key_tail_entries: 16,
         snapshot_bytes: SEGMENT_BYTES / 2,
-        ..small_log(&directory, SEGMENT_BYTES)
-    };
+        ..small_log(&PathBuf::from("/data/log"), SEGMENT_BYTES)
+    }
+}
+
+async fn try_open(env: &SimEnv, replica: bool) -> std::io::Result<Log> {
+    let options = small_options(replica);
+    env.create_dir(&options.directory).await.unwrap();
+    env.sync_dir(&PathBuf::from("/")).await.unwrap();
+    env.sync_dir(&PathBuf::from("/data")).await.unwrap();
     CommitLog::open(env.clone(), options).await
+}
+
+/// Sends to one queue until the log has so many bytes.
+async fn grow(env: &SimEnv, log: &Log, end: u64, body_bytes: usize) {
+    let message = testing::message(QUEUE, "T", vec![7; body_bytes]);
+    while log.durable().0 < end {
+        let _ = log.append(std::slice::from_ref(&message));
+        env.sleep(Duration::from_millis(1)).await;
+    }
 }
 
 async fn open(env: &SimEnv, replica: bool) -> Log {
@@ -438,15 +454,7 @@ fn a_copy_that_was_begun_from_a_seed_says_what_its_original_says() {
 /// A log whose first segments retention has removed.
 async fn shortened(env: &SimEnv) -> Log {
     let log = open(env, false).await;
-    let queue = QueueKey {
-        topic_id: 1,
-        queue_id: 0,
-    };
-    let message = testing::message(queue, "T", vec![7; 5_000]);
-    while log.durable().0 < 5 * SEGMENT_BYTES {
-        let _ = log.append(std::slice::from_ref(&message));
-        env.sleep(Duration::from_millis(1)).await;
-    }
+    grow(env, &log, 5 * SEGMENT_BYTES, 5_000).await;
     let rules = RetentionRules {
         bytes_max: Some(2 * SEGMENT_BYTES),
         ..RetentionRules::default()
@@ -482,6 +490,81 @@ fn a_cut_that_leaves_nothing_to_build_upon_empties_the_log() {
     // The only snapshot is of later, and what came before it is gone.
     let before_its_snapshot = cut_at(|log| log.start_position().0);
     assert_eq!(before_its_snapshot, (0, 0));
+}
+
+#[test]
+fn a_log_of_which_it_is_not_known_how_much_counts_keeps_the_snapshot_that_it_may_be_cut_to() {
+    for replica in [true, false] {
+        let world = SimWorld::new(7, SimOptions::default());
+        let env = world.core(ORIGINAL);
+        let confirmed = world.block_on(async {
+            let log = shortened(&env).await;
+            log.save_snapshot().await.unwrap();
+            let confirmed = log.durable().0;
+            grow(&env, &log, confirmed + 30_000, 5_000).await;
+            confirmed
+        });
+        world.crash(ORIGINAL, Crash::Process);
+        let elected = |options| LogOptions {
+            elected: Some(2),
+            ..options
+        };
+        let env = world.restart(ORIGINAL);
+        world.block_on(async {
+            let options = elected(small_options(replica));
+            let log = CommitLog::open(env.clone(), options).await.unwrap();
+            log.start(Rc::new(Quiet));
+            assert!(log.replica_end().position > confirmed);
+            assert!(log.save_snapshot().await.is_err());
+            log.ask_for_cut(9, confirmed).await.unwrap();
+            log.stop().await.unwrap();
+        });
+        world.crash(ORIGINAL, Crash::Process);
+        let env = world.restart(ORIGINAL);
+        world.block_on(async {
+            let log = CommitLog::open(env.clone(), elected(small_options(true)))
+                .await
+                .unwrap();
+            log.start(Rc::new(Quiet));
+            assert_eq!(log.replica_end().position, confirmed);
+            assert_eq!(log.tables().borrow().open_topics.all().count(), 1);
+            // It is confirmed now.
+            log.set_release_limit(confirmed);
+            log.save_snapshot().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_trim_that_could_not_read_an_index_block_is_ended_by_the_next_pass() {
+    let world = SimWorld::new(7, SimOptions::default());
+    let env = world.core(ORIGINAL);
+    let set_eio = |rate| {
+        world.with_disk(ORIGINAL, |disk| {
+            disk.options.faults.read_eio_per_million = rate;
+        });
+    };
+    world.block_on(async {
+        let log = open(&env, false).await;
+        grow(&env, &log, 4 * SEGMENT_BYTES, 300).await;
+        log.make_seed().await.unwrap();
+        set_eio(1_000_000);
+        let rules = RetentionRules {
+            bytes_max: Some(3 * SEGMENT_BYTES),
+            ..RetentionRules::default()
+        };
+        clean(&log, rules).await.unwrap_err();
+        set_eio(0);
+        let refused = log.make_seed().await.err().unwrap();
+        assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+        // Of a pass that removes nothing, too.
+        clean(&log, RetentionRules::default()).await.unwrap();
+        log.make_seed().await.unwrap();
+        let min = log.bounds(QUEUE).min_offset;
+        let first = log.entry(QUEUE, min).await.unwrap().unwrap();
+        let before = log.entry(QUEUE, min - 1).await.unwrap();
+        assert!(first.position >= SEGMENT_BYTES && before.is_none());
+    });
 }
 
 #[test]
