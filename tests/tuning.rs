@@ -223,6 +223,8 @@ fn each_knob_is_set_and_set_back() {
     const IRQ: &str = "/proc/irq/31/smp_affinity_list";
     const RPS: &str = "/sys/class/net/eth0/queues/rx-0/rps_cpus";
     const HUGE: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+    const POLL: &str = "/sys/module/haltpoll/parameters/guest_halt_poll_ns";
+    const DISK_IRQ: &str = "/proc/irq/36/smp_affinity_list";
     let machine = Machine::new(&[
         (GOVERNOR, "powersave"),
         (SCHEDULER, "none [mq-deadline] kyber"),
@@ -235,15 +237,33 @@ fn each_knob_is_set_and_set_back() {
         ("/sys/class/net/eth0/device/msi_irqs/30", "msi"),
         (RPS, "00"),
         (HUGE, "[always] madvise never"),
+        (POLL, "0"),
+        (DISK_IRQ, "0-1"),
+        ("/sys/devices/pci0/msi_irqs/36", "msix"),
+        ("/sys/devices/pci0/virtio1/block/vda/size", "1"),
         ("/proc/sys/vm/swappiness", "60"),
         ("/proc/sys/net/core/somaxconn", "128"),
         ("/proc/sys/net/ipv4/tcp_max_syn_backlog", "512"),
     ]);
     // One whose core the kernel does not let anybody choose.
     fs::create_dir_all(machine.path("/proc/irq/30/smp_affinity_list")).unwrap();
-    for knob in ["governor", "idle", "hugepages", "swappiness", "backlog"] {
+    let disk = machine.path("/sys/devices/pci0/virtio1/block/vda");
+    std::os::unix::fs::symlink(disk, machine.path("/sys/block/vda")).unwrap();
+    for knob in [
+        "governor",
+        "idle",
+        "hugepages",
+        "swappiness",
+        "backlog",
+        "haltpoll",
+    ] {
         machine.tuned(&["apply", knob]);
     }
+    machine.tuned(&["apply", "diskirq", "vda", "1"]);
+    assert_eq!(
+        (machine.read(POLL), machine.read(DISK_IRQ)),
+        ("200000".into(), "1".into())
+    );
     machine.tuned(&["apply", "scheduler", "nvme0n1"]);
     machine.tuned(&["apply", "nic", "eth0"]);
     // A second time: the way back is still the first state.
@@ -268,6 +288,10 @@ fn each_knob_is_set_and_set_back() {
     assert_eq!(machine.read(IRQ), "0-1");
     assert_eq!(machine.read(RPS), "00");
     assert_eq!(machine.read(HUGE), "always");
+    assert_eq!(
+        (machine.read(POLL), machine.read(DISK_IRQ)),
+        ("0".into(), "0-1".into())
+    );
     assert_eq!(machine.read("/proc/sys/vm/swappiness"), "60");
     assert_eq!(machine.read("/proc/sys/net/core/somaxconn"), "128");
 
@@ -284,6 +308,7 @@ fn a_knob_that_a_machine_has_not_is_said_and_nothing_is_changed() {
     for arguments in [
         ["apply", "governor"],
         ["apply", "idle"],
+        ["apply", "haltpoll"],
         ["apply", "frobnicate"],
         ["undo", "governor"],
     ] {

@@ -6,8 +6,8 @@
 #   tuning/tune.sh apply KNOB [ARG]    sets it, until the next boot; what was there before is kept
 #   tuning/tune.sh undo KNOB|all       sets it back
 #
-# Knobs: governor; idle [MICROSECONDS]; scheduler DISK; writecache DISK (only where the power cannot fail: see the README);
-# mount DIR; hugepages; swappiness; backlog; nic INTERFACE (queues, interrupts, packet steering); memlock USER.
+# Knobs: governor; idle [MICROSECONDS]; haltpoll [NANOSECONDS] (of a virtual machine); scheduler DISK; diskirq DISK PROCESSOR;
+# writecache DISK (only where the power cannot fail: see the README); mount DIR; hugepages; swappiness; backlog; nic INTERFACE (queues, interrupts, packet steering); memlock USER.
 # isolcpus is a word on the kernel's command line: the README has it.
 set -euo pipefail
 
@@ -45,7 +45,20 @@ idle() { # microseconds: deeper states are switched off
   done
 }
 
+haltpoll() { put /sys/module/haltpoll/parameters/guest_halt_poll_ns "${1:-200000}"; }
+
 scheduler() { put "/sys/block/${1:?DISK}/queue/scheduler" none; }
+
+diskirq() { # disk processor: where the ends of its writes are told
+  local disk=${1:?DISK} cpu=${2:?PROCESSOR} path irq
+  path=$(readlink -f "$root/sys/block/$disk") && [ -d "$path" ] || die "there is no disk $disk"
+  while [ ! -d "$path/msi_irqs" ]; do
+    path=${path%/*}
+    [ -n "$path" ] && [ "$path" != "$root" ] || die "$disk has no interrupts of its own"
+  done
+  # The kernel keeps some of them where they are: those of a queue for each processor, which need no change.
+  for irq in $(ls "$path/msi_irqs" | sort -n); do put "/proc/irq/$irq/smp_affinity_list" "$cpu" || continue; done
+}
 
 writecache() { put "/sys/block/${1:?DISK}/queue/write_cache" "write through"; }
 
@@ -133,7 +146,7 @@ case ${1:-} in
     knob=${2:?KNOB}
     case $knob in
       mount) mount_ "${3:-}" ;;
-      governor | idle | scheduler | writecache | hugepages | swappiness | backlog | nic | memlock) "$knob" ${3:+"$3"} ;;
+      governor | idle | haltpoll | scheduler | diskirq | writecache | hugepages | swappiness | backlog | nic | memlock) "$knob" "${@:3}" ;;
       *) die "no such knob: $knob (tuning/tune.sh without arguments lists them)" ;;
     esac
     ;;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,6 +31,7 @@ use crate::broker::to_master::ToMaster;
 use crate::ha::control::Control;
 use crate::ha::handshake::Secret;
 use crate::io::env::Env;
+use crate::io::interrupts;
 use crate::io::process;
 use crate::io::ring::RingEnv;
 use crate::io::rlimit::raise_locked_memory;
@@ -258,9 +260,10 @@ fn run_life(
         life.control
             .begin_life(life.master_epoch, logs, set, set_epoch);
     }
+    let of_disk = interrupts::disk_processors(Path::new("/"), &config.store.root);
     let options = ExecutorOptions {
         count: cores,
-        processors: process::processors(),
+        processors: interrupts::in_order(process::processors(), cores, &of_disk),
         pin: config.node.pin_shards,
     };
     let node = Arc::new(Node {

@@ -4,6 +4,7 @@
 pub mod aligned_buf;
 pub mod body;
 pub mod env;
+pub mod interrupts;
 pub mod net;
 pub mod nudge;
 pub mod preflight;

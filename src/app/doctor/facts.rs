@@ -10,12 +10,15 @@ use std::path::{Path, PathBuf};
 
 use crate::app::doctor::measure::Measured;
 use crate::app::doctor::{Finding, Verdict};
+use crate::io::interrupts;
 use crate::io::process::{self, Resource};
 
 /// From here on stolen time is worth a line.
 const STOLEN_TOLERATED: f64 = 0.005;
 /// A core that sleeps deeper than this wakes up too late for a flush of a tenth of a millisecond.
 const IDLE_EXIT_US_MAX: u64 = 50;
+/// As long as a flush of a fast disk takes, so that its end finds the processor awake.
+const HALT_POLL_NS_MIN: u64 = 100_000;
 /// The listeners ask for so many waiting connections.
 const BACKLOG_WANTED: u64 = 1_024;
 /// Locked memory that is enough for the rings and registered buffers of any machine.
@@ -104,6 +107,8 @@ pub fn all(root: &Path, directory: &Path, measured: Option<&Measured>) -> Vec<Fi
             .and_then(|queue| write_cache(&machine, queue)),
         governor(&machine),
         idle_states(&machine),
+        halt_polling(&machine),
+        disk_interrupts(&machine, directory),
         clock(&machine),
         quota(&machine),
         load(&machine),
@@ -184,10 +189,7 @@ fn file_system(machine: &Machine, directory: &Path) -> Option<Finding> {
 
 /// Directory of the request queue of a block device, with `/` in front: a partition has that of its disk.
 fn queue_of(machine: &Machine, device: u64) -> Option<String> {
-    let major = (device >> 8 & 0xfff) | (device >> 32 & !0xfff);
-    let minor = (device & 0xff) | (device >> 12 & !0xff);
-    let link = format!("/sys/dev/block/{major}:{minor}");
-    let target = fs::canonicalize(machine.path(&link)).ok()?;
+    let target = interrupts::sysfs_of(machine.root, device)?;
     let root = fs::canonicalize(machine.root).ok()?;
     let found = [Some(target.as_path()), target.parent()]
         .into_iter()
@@ -298,6 +300,60 @@ fn idle_states(machine: &Machine) -> Option<Finding> {
             "tuning/tune.sh apply idle",
         ),
         false => ok(KNOB, found, ""),
+    })
+}
+
+/// A guest that does not look for work for a moment before it sleeps leaves each wakeup to its host.
+fn halt_polling(machine: &Machine) -> Option<Finding> {
+    const KNOB: &str = "halt polling";
+    let governor = machine.text("/sys/devices/system/cpu/cpuidle/current_governor")?;
+    let poll_ns = machine.number("/sys/module/haltpoll/parameters/guest_halt_poll_ns")?;
+    if governor != "haltpoll" {
+        return None;
+    }
+    let found = format!(
+        "{} us before a processor of this guest sleeps",
+        poll_ns / 1_000
+    );
+    Some(match poll_ns < HALT_POLL_NS_MIN {
+        true => costs(
+            KNOB,
+            found,
+            format!(
+                "the end of each flush and each message waits until the host has woken the processor{}",
+                machine.lateness()
+            ),
+            "tuning/tune.sh apply haltpoll",
+        ),
+        false => ok(KNOB, found, ""),
+    })
+}
+
+/// Where the ends of flushed writes arrive.
+fn disk_interrupts(machine: &Machine, directory: &Path) -> Option<Finding> {
+    const KNOB: &str = "disk interrupts";
+    let all = machine.names("/sys/devices/system/cpu");
+    let is_processor = |name: &&String| {
+        name.strip_prefix("cpu")
+            .is_some_and(|rest| rest.parse::<u32>().is_ok())
+    };
+    let count = all.iter().filter(is_processor).count();
+    let found = interrupts::disk_processors(machine.root, directory);
+    if found.is_empty() || count == 0 {
+        return None;
+    }
+    let text: Vec<String> = found.iter().map(usize::to_string).collect();
+    let text = text.join(", ");
+    Some(match found.len() < count {
+        true => costs(
+            KNOB,
+            format!("on {} of {count} processors ({text})", found.len()),
+            "a shard on another one waits for a wakeup more at each flush, and for a program that never sleeps on this one until the kernel's next tick",
+            format!(
+                "keep other programs off processor {text}; with --shards N and pinShards=true the first shards are there"
+            ),
+        ),
+        false => ok(KNOB, "on every processor", ""),
     })
 }
 
@@ -671,6 +727,22 @@ mod tests {
                 .verdict,
             Verdict::Ok
         );
+    }
+
+    #[test]
+    fn a_guest_that_sleeps_at_once_is_named() {
+        let machine = |poll_ns: &str, governor: &str| {
+            let root = root(&[
+                ("sys/devices/system/cpu/cpuidle/current_governor", governor),
+                ("sys/module/haltpoll/parameters/guest_halt_poll_ns", poll_ns),
+            ]);
+            of(&root, halt_polling)
+        };
+        let finding = machine("0", "haltpoll").unwrap();
+        assert_eq!(finding.verdict, Verdict::Costs);
+        assert_eq!(finding.remedy, "tuning/tune.sh apply haltpoll");
+        assert_eq!(machine("200000", "haltpoll").unwrap().verdict, Verdict::Ok);
+        assert!(machine("0", "menu").is_none());
     }
 
     #[test]
