@@ -2,7 +2,7 @@
 # RingMQ and Apache RocketMQ side by side under ringmq-bench, in turns; the one that rests is stopped (SIGSTOP).
 # Prints a table of medians, writes it into docs/performance.md and keeps every result as JSON.
 #
-#   bench/compare.sh [options] [row...]     rows: 1 to 11 (default: all)
+#   bench/compare.sh [options] [row...]     rows: 1 to 11 (default: all), 14 (overload, printed only)
 #   --rounds N   runs of each case and side (5)         --data DIR   where both keep their stores (target/bench-data)
 #   --secs S     measured seconds of a run (5)          --warm S     seconds of load before them (2)
 #   --pin        broker on processor 0, client on 1     --shards N   of RingMQ (one per processor)
@@ -153,10 +153,9 @@ start_original() {
   sleep 2
 }
 
-# One run on one side while the other one rests. Name and label make up the table's row.
-bench() { # side label verb...
-  local side=$1 label=$2 namesrv=$ours_namesrv pids=$ours_pids rest=$original_pids broker
-  shift 2
+wake() { # side: the other one rests; leaves namesrv and broker
+  local side=$1 pids=$ours_pids rest=$original_pids
+  namesrv=$ours_namesrv
   if [ "$side" = original ]; then namesrv=$original_namesrv pids=$original_pids rest=$ours_pids; fi
   broker=$pids
   if [ "$side" = original ]; then broker=$original_broker; fi
@@ -166,6 +165,13 @@ bench() { # side label verb...
   signal CONT $pids
   sync
   sleep 1
+}
+
+# One run on one side. Name and label make up the table's row.
+bench() { # side label verb...
+  local side=$1 label=$2 namesrv broker
+  shift 2
+  wake "$side"
   number=$((number + 1))
   "$target/release/ringmq-bench" "$@" -n "$namesrv" --broker-pid "${broker// /,}" --name "$label/$side" "${client[@]}" \
     --json "$results/$(printf '%04d' "$number").json" --hlog "$results/$(printf '%04d' "$number").hlog" >>"$log" 2>&1 \
@@ -206,6 +212,17 @@ drain() { # label seconds-of-fill mode
       turn "$side" "$1" consumer --mode "$3" -t "$topic"
       [ "$side" = original ] || turn "$side" "$1, native" consumer --protocol native --mode "$3" -t "$topic"
     done
+  done
+}
+
+overload() {
+  local side namesrv broker
+  for side in "${sides[@]}"; do
+    say "14: overload, $side"
+    wake "$side"
+    "$target/release/ringmq-bench" overload -n "$namesrv" --broker-pid "${broker// /,}" --secs $((2 * secs)) --json "$results/overload-$side.result" \
+      >"$results/overload-$side.txt" 2>>"$log" || say "overload on $side ended with $?; see $log"
+    sed 's/^/    /' "$results/overload-$side.txt"
   done
 }
 
@@ -253,16 +270,18 @@ for row in "${rows[@]}"; do
       both "11: 1 topic, 64 in flight" producer -w 64 --topics 1 --queues 1
       both "11: 10,000 topics, 64 in flight" producer -w 64 --topics 10000 --queues 1
       ;;
-    *) say "SKIPPED row $row: it is no load for this script (12: bench/README.md; 13 and 14: ringmq-bench overload)" ;;
+    14) overload ;;
+    *) say "SKIPPED row $row: it is no load for this script (12: bench/README.md; 13: the README)" ;;
   esac
 done
 
-"$target/release/ringmq-bench" table "$results"/*.json >"$results/table.md"
+[ "$number" -gt "${#sides[@]}" ] || docs='' # no row made any
+[ -z "$docs$(ls "$results"/*.json 2>/dev/null)" ] || "$target/release/ringmq-bench" table "$results"/*.json >"$results/table.md"
 # shellcheck disable=SC2086
 end_of $ours_pids $original_pids
 ours_pids='' original_pids=''
 "$target/release/ringmq" doctor --store "$work" >"$results/machine.txt" 2>&1 || true
-cat "$results/table.md"
+[ ! -e "$results/table.md" ] || cat "$results/table.md"
 say "every run: $results"
 if [ -n "$docs" ]; then
   mkdir -p docs
