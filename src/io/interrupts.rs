@@ -29,11 +29,22 @@ fn processors_of_device(root: &Path, device: u64) -> Vec<usize> {
     if let Some(path) = sysfs_of(root, device) {
         lines_of(&path, DEPTH_MAX, &mut lines);
     }
+    lines.sort_unstable();
+    // The first of several is for settings and commands.
+    if lines.len() > 1 {
+        lines.remove(0);
+    }
     let counts = fs::read_to_string(root.join("proc/interrupts")).unwrap_or_default();
-    let is_used = |line: &u32| count_of(&counts, *line) > 0;
+    let processors = counts
+        .lines()
+        .next()
+        .map_or(0, |head| head.split_whitespace().count());
+    // Of a disk with a queue for each processor, some may not have been used yet. Else the idle ones are not for reads and writes.
+    if lines.len() < processors {
+        lines.retain(|line| count_of(&counts, *line) > 0);
+    }
     let mut found: Vec<usize> = lines
         .iter()
-        .filter(|line| is_used(line))
         .flat_map(|line| affinity(root, *line))
         .collect();
     found.sort_unstable();
@@ -137,8 +148,7 @@ mod tests {
             "           CPU0       CPU1       CPU2       CPU3\n 35:   0   0   0   1  PCI-MSIX-0000:00:02.0   0-edge      virtio1-config\n\
              \x20 36:   0   12   0   0  PCI-MSIX-0000:00:02.0   1-edge  virtio1-req.0\n 37:  0  0  0  0  PCI-MSIX 3-edge virtio1-req.1\n",
         );
-        write("proc/irq/35/effective_affinity_list", "\n");
-        write("proc/irq/35/smp_affinity_list", "2-3\n");
+        write("proc/irq/35/effective_affinity_list", "3\n");
         write("proc/irq/36/effective_affinity_list", "1\n");
         write("proc/irq/37/effective_affinity_list", "0\n");
         let disk = root.path().join(pci).join("virtio1/block/vda");
@@ -157,11 +167,21 @@ mod tests {
     fn a_disk_and_what_lies_on_it_have_the_processors_of_its_interrupts() {
         let root = machine();
         for device in [254 << 8, 254 << 8 | 1, 253 << 8] {
-            assert_eq!(processors_of_device(root.path(), device), [1, 2, 3]);
+            assert_eq!(processors_of_device(root.path(), device), [1]);
         }
         assert_eq!(processors_of_device(root.path(), 8 << 8), [0; 0]);
-        fs::remove_file(root.path().join("proc/interrupts")).unwrap();
-        assert_eq!(processors_of_device(root.path(), 254 << 8), [0; 0]);
+        // A queue for each of two processors, one of which has not been used yet.
+        let counts = root.path().join("proc/interrupts");
+        fs::write(&counts, " CPU0 CPU1\n 35: 0 1 x\n 36: 0 12 x\n 37: 0 0 x\n").unwrap();
+        assert_eq!(processors_of_device(root.path(), 254 << 8), [0, 1]);
+        // Where the kernel does not say where it sends one, what it was told counts.
+        fs::write(
+            root.path().join("proc/irq/36/effective_affinity_list"),
+            "\n",
+        )
+        .unwrap();
+        fs::write(root.path().join("proc/irq/36/smp_affinity_list"), "2-3\n").unwrap();
+        assert_eq!(processors_of_device(root.path(), 254 << 8), [0, 2, 3]);
     }
 
     #[test]
