@@ -61,7 +61,7 @@ pub const CONNECTION_REQUESTS_MAX: usize = 4096;
 /// Request bytes of one connection that may wait for their answer, likewise.
 pub const CONNECTION_REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Sends of all connections of a core that are not answered yet, before connections that wait for answers are not read.
-pub const CORE_SENDS_MAX: usize = 16 << 10;
+pub const CORE_SENDS_MAX: usize = 8 << 10;
 /// Bytes of their bodies.
 pub const CORE_SEND_BYTES_MAX: usize = 32 << 20;
 /// Topics of one native request for metadata.

@@ -14,7 +14,6 @@ use crate::base::limits::{CORE_SEND_BYTES_MAX, CORE_SENDS_MAX};
 pub struct Underway {
     sends: Cell<usize>,
     bytes: Cell<usize>,
-    is_full: Cell<bool>,
 }
 
 /// A send that has no answer yet, until it is dropped.
@@ -27,18 +26,15 @@ impl Underway {
     pub fn begin(self: &Rc<Self>, bytes: usize) -> Ticket {
         self.sends.set(self.sends.get() + 1);
         self.bytes.set(self.bytes.get() + bytes);
-        if self.sends.get() >= CORE_SENDS_MAX || self.bytes.get() >= CORE_SEND_BYTES_MAX {
-            self.is_full.set(true);
-        }
         Ticket {
             underway: self.clone(),
             bytes,
         }
     }
 
-    /// Not over a limit, or below half of both since it was.
+    /// Below both limits.
     pub fn has_room(&self) -> bool {
-        !self.is_full.get()
+        self.sends.get() < CORE_SENDS_MAX && self.bytes.get() < CORE_SEND_BYTES_MAX
     }
 }
 
@@ -47,11 +43,6 @@ impl Drop for Ticket {
         let underway = &self.underway;
         underway.sends.set(underway.sends.get() - 1);
         underway.bytes.set(underway.bytes.get() - self.bytes);
-        if underway.sends.get() <= CORE_SENDS_MAX / 2
-            && underway.bytes.get() <= CORE_SEND_BYTES_MAX / 2
-        {
-            underway.is_full.set(false);
-        }
     }
 }
 
@@ -60,23 +51,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_core_without_room_has_some_when_half_of_it_is_done() {
-        for bytes in [0, 1 << 20] {
+    fn a_core_has_room_below_both_limits() {
+        for (bytes, full) in [(0, CORE_SENDS_MAX), (1 << 20, CORE_SEND_BYTES_MAX >> 20)] {
             let underway = Rc::new(Underway::default());
             let mut tickets = Vec::new();
             while underway.has_room() {
                 tickets.push(underway.begin(bytes));
             }
-            let full = if bytes == 0 {
-                CORE_SENDS_MAX
-            } else {
-                CORE_SEND_BYTES_MAX >> 20
-            };
             assert_eq!(tickets.len(), full);
-            while !underway.has_room() {
-                tickets.pop();
-            }
-            assert_eq!(tickets.len(), full / 2);
+            tickets.pop();
+            assert!(underway.has_room());
+            drop(tickets);
+            assert_eq!((underway.sends.get(), underway.bytes.get()), (0, 0));
         }
     }
 }

@@ -4,7 +4,7 @@
 //! [`Outgoing`] and read the [`Command`]. [`Reconnecting`] connects when it is first used and again after a loss; it
 //! never sends a request twice, because it cannot know whether the first one took effect.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -81,12 +81,7 @@ impl RemotingClient {
                     address: address.to_owned(),
                     source,
                 })?;
-        let core = Rc::new(Core {
-            tasks: Rc::new(env.clone()),
-            handler,
-            crowd: RefCell::default(),
-            tick: Cell::new(0),
-        });
+        let core = Rc::new(Core::new(Rc::new(env.clone()), handler));
         Ok(Self {
             address: address.to_owned(),
             connection: Connection::start(stream, new_connection_id(u16::MAX), core),

@@ -12,6 +12,7 @@
 //! answers differ.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -42,6 +43,9 @@ const TURN_BYTES: usize = 256 << 10;
 /// How often a core without room looks for some.
 const CROWD_PAUSE: Duration = Duration::from_millis(1);
 
+/// Request bytes of a connection's turn in a crowd. At least what a busy connection reads at once.
+pub(super) const CROWD_TURN_BYTES: isize = 64 << 10;
+
 /// Why a request of ours to a client got no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvokeError {
@@ -55,10 +59,28 @@ pub enum InvokeError {
 pub struct Core {
     pub tasks: Rc<dyn Tasks>,
     pub handler: Rc<dyn Handler>,
-    /// Connections that are not read until the handler has room, in the order in which they met that.
-    pub crowd: RefCell<Vec<Rc<Connection>>>,
+    /// Connections that wait for a turn because the handler has no room, or others waited already. First come, first
+    /// served.
+    crowd: RefCell<VecDeque<Rc<Connection>>>,
+    /// A task gives out the turns.
+    disperses: Cell<bool>,
+    /// That task, while it waits for room.
+    room: Cell<Option<Waker>>,
     /// Counts the sweeps; the only clock of a connection that has nothing to do.
     pub tick: Cell<u32>,
+}
+
+impl Core {
+    pub fn new(tasks: Rc<dyn Tasks>, handler: Rc<dyn Handler>) -> Self {
+        Self {
+            tasks,
+            handler,
+            crowd: RefCell::default(),
+            disperses: Cell::new(false),
+            room: Cell::default(),
+            tick: Cell::new(0),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +140,8 @@ pub struct Connection {
     reader: Cell<Option<Waker>>,
     /// It is in the core's crowd.
     in_crowd: Cell<bool>,
+    /// Request bytes that are left of its turn; below zero what it has had more than that. Zero without a crowd.
+    turn_bytes: Cell<isize>,
 
     outbox: RefCell<Outbox>,
     /// The writer, while it waits for something to write.
@@ -134,19 +158,41 @@ pub struct Connection {
     pub(super) writes: Cell<u32>,
 }
 
-/// Lets a crowd go on, first come first served, when there is room again. Answers alone would not do: what a connection
-/// waits for may be a message that nobody has sent yet.
+/// Gives turns to a crowd while there is room. Each connection hands over as much as the others, however much it has:
+/// without turns those whose answers had just made the room took it, got more answers, and others waited for
+/// seconds. That an answer makes room would not be enough to go on: what a connection waits for may be a message that
+/// nobody has sent yet.
 async fn disperse(core: Rc<Core>) {
     loop {
-        core.tasks.wait(CROWD_PAUSE).await;
-        if core.handler.has_room() {
-            break;
+        if !core.handler.has_room() {
+            let mut pause = core.tasks.wait(CROWD_PAUSE);
+            poll_fn(|cx| {
+                core.room.set(Some(cx.waker().clone()));
+                match core.handler.has_room() {
+                    true => Poll::Ready(()),
+                    false => pause.as_mut().poll(cx),
+                }
+            })
+            .await;
+            core.room.take();
+            continue;
         }
-    }
-    let crowd = std::mem::take(&mut *core.crowd.borrow_mut());
-    for connection in crowd {
-        connection.in_crowd.set(false);
-        wake(&connection.reader);
+        let Some(connection) = core.crowd.borrow_mut().pop_front() else {
+            core.disperses.set(false);
+            return;
+        };
+        let turn_bytes = connection.turn_bytes.get();
+        if turn_bytes <= 0 {
+            connection.turn_bytes.set(turn_bytes + CROWD_TURN_BYTES);
+        }
+        if connection.turn_bytes.get() > 0 || !connection.is_open() {
+            connection.in_crowd.set(false);
+            wake(&connection.reader);
+        } else {
+            core.crowd.borrow_mut().push_back(connection);
+        }
+        // One at a time: it comes back to the front if the room ends before its turn does.
+        futures_lite::future::yield_now().await;
     }
 }
 
@@ -188,6 +234,7 @@ impl Connection {
             request_bytes: Cell::new(0),
             reader: Cell::new(None),
             in_crowd: Cell::new(false),
+            turn_bytes: Cell::new(0),
             outbox: RefCell::default(),
             writer: Cell::new(None),
             calls: RefCell::default(),
@@ -337,16 +384,36 @@ impl Connection {
         wake(&self.writer);
     }
 
-    /// The core has no room, and this connection is not owed a first request.
+    /// The core has no room, or others wait for it and it is not this connection's turn. Each one is owed a first request,
+    /// so who asks one thing at a time never waits for those who ask for much.
     fn is_crowded(&self) -> bool {
-        self.requests.get() > 0 && !self.core.handler.has_room()
+        let has_turn = || match self.in_crowd.get() {
+            true => false,
+            false => self.turn_bytes.get() > 0 || self.core.crowd.borrow().is_empty(),
+        };
+        self.requests.get() > 0 && !(self.core.handler.has_room() && has_turn())
+    }
+
+    /// Too much of its own waits.
+    fn is_full(&self) -> bool {
+        self.requests.get() >= CONNECTION_REQUESTS_MAX
+            || self.request_bytes.get() >= CONNECTION_REQUEST_BYTES_MAX
+            || self.outbox.borrow().len() >= CONNECTION_RESPONSE_BYTES_MAX
     }
 
     fn over_budget(&self) -> bool {
-        self.is_crowded()
-            || self.requests.get() >= CONNECTION_REQUESTS_MAX
-            || self.request_bytes.get() >= CONNECTION_REQUEST_BYTES_MAX
-            || self.outbox.borrow().len() >= CONNECTION_RESPONSE_BYTES_MAX
+        self.is_full() || self.is_crowded()
+    }
+
+    /// A request is handed over.
+    fn request_begins(&self, bytes: usize) {
+        self.requests.set(self.requests.get() + 1);
+        self.request_bytes.set(self.request_bytes.get() + bytes);
+        self.turn_bytes
+            .set(match self.core.crowd.borrow().is_empty() {
+                true => 0,
+                false => self.turn_bytes.get() - bytes as isize,
+            });
     }
 
     /// A request that was handed over needs no memory of the connection any more.
@@ -355,11 +422,17 @@ impl Connection {
         let left = self.request_bytes.get().saturating_sub(bytes);
         self.request_bytes.set(left);
         self.budget_changed();
+        if let Some(waker) = self.core.room.take() {
+            match self.core.handler.has_room() {
+                true => waker.wake(),
+                false => self.core.room.set(Some(waker)),
+            }
+        }
     }
 
-    /// Something was answered or written.
+    /// Something was answered or written. In the crowd the reader waits for its turn; else it may have to join that.
     fn budget_changed(&self) {
-        if !self.over_budget() {
+        if !self.is_full() && !(self.in_crowd.get() && self.requests.get() > 0) {
             wake(&self.reader);
         }
     }
@@ -441,8 +514,7 @@ impl Connection {
                 self.complete(command);
                 continue;
             }
-            self.requests.set(self.requests.get() + 1);
-            self.request_bytes.set(self.request_bytes.get() + bytes);
+            self.request_begins(bytes);
             let responder = Responder {
                 connection: self.clone(),
                 opaque: command.opaque,
@@ -465,8 +537,7 @@ impl Connection {
                 None => return Ok(false),
             }
         };
-        self.requests.set(self.requests.get() + 1);
-        self.request_bytes.set(self.request_bytes.get() + bytes);
+        self.request_begins(bytes);
         let responder = NativeResponder {
             connection: self.clone(),
             request_bytes: bytes,
@@ -502,10 +573,15 @@ impl Connection {
         if !self.over_budget() || !self.is_open() {
             return Poll::Ready(());
         }
-        if self.is_crowded() && !self.in_crowd.replace(true) {
+        // Who has too much of its own would only pass on its turn.
+        if !self.is_full() && !self.in_crowd.replace(true) {
             let mut crowd = self.core.crowd.borrow_mut();
-            crowd.push(self.clone());
-            if crowd.len() == 1 {
+            // The room may have ended before its turn did.
+            match self.turn_bytes.get() > 0 {
+                true => crowd.push_front(self.clone()),
+                false => crowd.push_back(self.clone()),
+            }
+            if !self.core.disperses.replace(true) {
                 self.core.tasks.start(Box::pin(disperse(self.core.clone())));
             }
         }
@@ -720,17 +796,25 @@ impl Connection {
     /// A connection without a socket or an executor, for tests of handlers: what is sent stays until it is taken.
     pub fn detached(id: ConnectionId) -> Rc<Self> {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let core = Core {
-            tasks: Rc::new(Nowhere),
-            handler: Rc::new(Nowhere),
-            crowd: RefCell::default(),
-            tick: Cell::new(0),
-        };
+        let core = Core::new(Rc::new(Nowhere), Rc::new(Nowhere));
         Rc::new(Self::new(
             Stream::closed(nowhere, nowhere),
             id,
             Rc::new(core),
         ))
+    }
+
+    /// A connection without a socket that has read something already.
+    pub fn loaded(id: ConnectionId, core: Rc<Core>, input: &[u8]) -> Rc<Self> {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let connection = Self::new(Stream::closed(nowhere, nowhere), id, core);
+        connection.input.borrow_mut().bytes.extend_from_slice(input);
+        Rc::new(connection)
+    }
+
+    /// Hands over what is loaded.
+    pub async fn hand_over_loaded(self: Rc<Self>) {
+        assert!(self.hand_over().await.is_ok());
     }
 
     /// Sizes of the two tasks.

@@ -128,15 +128,13 @@ impl Server {
         let tasks: Rc<dyn Tasks> = Rc::new(env.clone());
         Rc::new_cyclic(|server| Self {
             options,
-            core: Rc::new(Core {
+            core: Rc::new(Core::new(
                 tasks,
-                handler: Rc::new(Listed {
+                Rc::new(Listed {
                     server: server.clone(),
                     handler,
                 }),
-                crowd: RefCell::default(),
-                tick: Cell::new(0),
-            }),
+            )),
             connections: RefCell::default(),
             sweeping: Cell::new(false),
             stopping: Cell::new(false),

@@ -1,6 +1,7 @@
 //! Connections and servers over loopback: the server on an executor, its peers as blocking sockets on threads.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::rc::Rc;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::base::id::ConnectionId;
 use crate::base::limits::{CONNECTION_REQUESTS_MAX, CONNECTION_RESPONSE_BYTES_MAX};
 use crate::client::{ClientError, Reconnecting, RemotingClient};
 use crate::io::body::Body;
@@ -16,7 +18,7 @@ use crate::io::ring::RingEnv;
 use crate::io::ring::testing::on_executor;
 use crate::io::tcp::Listener;
 use crate::server::Handler;
-use crate::server::connection::{Connection, InvokeError, Responder};
+use crate::server::connection::{CROWD_TURN_BYTES, Connection, Core, InvokeError, Responder};
 use crate::server::listener::{Server, ServerOptions};
 use crate::wire::remoting::command::{Command, Encoding, FLAG_ONEWAY, FLAG_RESPONSE, Outgoing};
 use crate::wire::remoting::frame::next_frame;
@@ -36,11 +38,18 @@ struct TestHandler {
     handled: Cell<usize>,
     closed: Cell<usize>,
     last: RefCell<Option<Rc<Connection>>>,
+    /// Kept requests after which there is no room until half of them are answered; 0 is no limit.
+    room: Cell<usize>,
+    is_full: Cell<bool>,
+    /// Requests of each connection, by its serial.
+    handled_of: RefCell<BTreeMap<u64, usize>>,
 }
 
 impl Handler for TestHandler {
     fn handle(&self, request: Command, responder: Responder) {
         self.handled.set(self.handled.get() + 1);
+        let serial = responder.connection.id().serial;
+        *self.handled_of.borrow_mut().entry(serial).or_default() += 1;
         *self.last.borrow_mut() = Some(responder.connection.clone());
         let body = match self.answer_bytes.get() {
             0 => request.body,
@@ -48,9 +57,17 @@ impl Handler for TestHandler {
         };
         if self.keep.get() {
             self.kept.borrow_mut().push((responder, body));
+            let kept = self.kept.borrow().len();
+            if self.room.get() > 0 && kept >= self.room.get() {
+                self.is_full.set(true);
+            }
         } else {
             echo(responder, body);
         }
+    }
+
+    fn has_room(&self) -> bool {
+        !self.is_full.get()
     }
 
     fn closed(&self, _connection: &Rc<Connection>) {
@@ -61,6 +78,19 @@ impl Handler for TestHandler {
 impl TestHandler {
     fn answer_kept(&self) {
         for (responder, body) in self.kept.take() {
+            echo(responder, body);
+        }
+        self.is_full.set(false);
+    }
+
+    /// Answers the oldest half of what is kept, one after the other, as a commit does.
+    fn answer_half(&self) {
+        let half = self.kept.borrow().len().div_ceil(2);
+        for _ in 0..half {
+            let (responder, body) = self.kept.borrow_mut().remove(0);
+            if self.kept.borrow().len() <= self.room.get() / 2 {
+                self.is_full.set(false);
+            }
             echo(responder, body);
         }
     }
@@ -461,6 +491,103 @@ fn requests_over_the_limit_are_not_read_until_others_are_answered() {
         handler.answer_kept();
         world.until("all is read", || peer.is_finished()).await;
         peer.join().unwrap();
+    });
+}
+
+/// Sixteen connections that have more than they may hand over; what each one has handed over is looked at all the time.
+#[test]
+fn without_room_connections_take_turns() {
+    const COUNT: usize = 4_000;
+    const CONNECTIONS: u64 = 16;
+    on_executor(async |env: RingEnv| {
+        let handler = Rc::new(TestHandler::default());
+        handler.keep.set(true);
+        let one = request(0, Encoding::Binary, &[7; 1000]);
+        let turn = CROWD_TURN_BYTES as usize / one.len() + 1;
+        handler.room.set(turn * 5 / 2);
+        let core = Rc::new(Core::new(Rc::new(env.clone()), handler.clone()));
+        for serial in 0..CONNECTIONS {
+            let id = ConnectionId { core: 0, serial };
+            let connection = Connection::loaded(id, core.clone(), &one.repeat(COUNT));
+            env.spawn(connection.hand_over_loaded());
+        }
+        let total = COUNT * CONNECTIONS as usize;
+        let mut base = None;
+        while handler.handled.get() < total {
+            env.sleep(Duration::from_micros(100)).await;
+            assert!(handler.kept.borrow().len() <= handler.room.get() + CONNECTIONS as usize);
+            handler.answer_half();
+            // The first connection came before there was a crowd, and at the end some have nothing more.
+            let handled = handler.handled.get();
+            if handled < total / 4 || handled > total * 3 / 4 {
+                continue;
+            }
+            let shares = handler.handled_of.borrow();
+            let base = base.get_or_insert_with(|| shares.clone());
+            let since: Vec<_> = shares
+                .iter()
+                .map(|(serial, count)| count - base[serial])
+                .collect();
+            let (least, most) = (since.iter().min().unwrap(), since.iter().max().unwrap());
+            assert!(most - least <= 2 * turn, "{since:?}");
+        }
+        assert!(base.is_some());
+    });
+}
+
+#[test]
+fn who_asks_one_thing_at_a_time_does_not_wait_for_who_asks_for_much() {
+    const GREEDY: usize = 12;
+    const COUNT: usize = 4_000;
+    serve(ServerOptions::default(), async |world: &World| {
+        let handler = world.handler.clone();
+        handler.keep.set(true);
+        handler.room.set(256);
+        let address = world.address;
+        let peers: Vec<_> = (0..GREEDY)
+            .map(|_| {
+                let mut writer = Peer::new(address);
+                let mut reader = Peer {
+                    socket: writer.socket.try_clone().unwrap(),
+                    input: BytesMut::new(),
+                };
+                std::thread::spawn(move || {
+                    for opaque in 0..COUNT {
+                        writer.send(&request(opaque as i32, Encoding::Binary, &[7; 1000]));
+                    }
+                });
+                std::thread::spawn(move || {
+                    for opaque in 0..COUNT {
+                        assert_eq!(reader.receive().unwrap().opaque, opaque as i32);
+                    }
+                })
+            })
+            .collect();
+        let modest = std::thread::spawn(move || {
+            let mut peer = Peer::new(address);
+            (0..100).all(|opaque| peer.echoes(opaque))
+        });
+        let total = GREEDY * COUNT + 100;
+        let mut modest_ended_at = total;
+        while handler.handled.get() < total {
+            world.env.sleep(Duration::from_millis(1)).await;
+            handler.answer_half();
+            if modest.is_finished() {
+                modest_ended_at = modest_ended_at.min(handler.handled.get());
+            }
+        }
+        handler.room.set(0);
+        handler.answer_kept();
+        world
+            .until("all is answered", || {
+                peers.iter().all(|peer| peer.is_finished())
+            })
+            .await;
+        for peer in peers {
+            peer.join().unwrap();
+        }
+        assert!(modest.join().unwrap());
+        assert!(modest_ended_at < total, "the modest one ended last");
     });
 }
 
