@@ -60,6 +60,7 @@ pub struct Exchange<E: Env> {
     log: Rc<CommitLog<E>>,
     peer: String,
     is_able: Cell<bool>,
+    says_little: Cell<bool>,
     asked: RefCell<Option<Asked<E>>>,
     refused: RefCell<BTreeMap<u64, Refusal>>,
     is_serving: Cell<bool>,
@@ -73,6 +74,7 @@ impl<E: Env> Exchange<E> {
             log: log.clone(),
             peer,
             is_able: Cell::new(false),
+            says_little: Cell::new(false),
             asked: RefCell::default(),
             refused: RefCell::default(),
             is_serving: Cell::new(false),
@@ -86,6 +88,11 @@ impl<E: Env> Exchange<E> {
         if is_able && !self.is_able.replace(is_able) {
             self.log.look_again();
         }
+    }
+
+    /// Somebody else tells, and less often, what could not be had.
+    pub fn says_little(&self) {
+        self.says_little.set(true);
     }
 
     fn is_refused(&self, position: u64) -> bool {
@@ -146,6 +153,14 @@ impl<E: Env> Exchange<E> {
             position: asked.rest.position,
             bytes: asked.rest.bytes(),
         })
+    }
+
+    /// What has come is being written.
+    pub fn is_mending(&self) -> bool {
+        let asked = self.asked.borrow();
+        asked
+            .as_ref()
+            .is_some_and(|asked| asked.stage == Stage::Mending)
     }
 
     /// The peer asks.
@@ -255,6 +270,9 @@ impl<E: Env> Exchange<E> {
         };
         refused.insert(position, refusal);
         drop(refused);
+        if self.says_little.get() {
+            return;
+        }
         tracing::warn!(
             log = self.log.id(),
             position,

@@ -5,6 +5,7 @@
 //! Acknowledgements are told to [`Windows`], which is the shard.
 
 use std::cell::Cell;
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::base::limits::{HA_FRAME_BYTES_TARGET, HA_READ_AHEAD_BYTES};
 use crate::base::offset::LogId;
 use crate::ha::fetch::Exchange;
 use crate::ha::handshake::{
-    StreamError, check_shape, greet_slave, read_frame_and_features, write_frame,
+    StreamError, check_shape, greet_slave, read_frame, read_frame_and_features, write_frame,
 };
 use crate::io::env::Env;
 use crate::io::net::{NetStream, within, write_all};
@@ -20,10 +21,13 @@ use crate::io::tcp::ReadBuffer;
 use crate::store::CommitLog;
 use crate::store::commit_log::replica::{LogEnd, Relation};
 use crate::store::types::Refusal;
-use crate::wire::ha::{Frame, StoreShape, Trust, data_head};
+use crate::wire::ha::{FEATURE_FETCH, Frame, StoreShape, Trust, data_head};
 
 /// The pause after a frame from the disk: long enough for the core to look at the device and at other connections.
 const TURN: Duration = Duration::from_micros(10);
+
+/// How long a slave that comes waits until damage that it may mend is found.
+const SEARCH_LIMIT: Duration = Duration::from_millis(500);
 
 /// Who weighs what slaves acknowledge.
 pub trait Windows {
@@ -147,7 +151,7 @@ pub async fn serve<E: Env, S: NetStream, W: Windows + ?Sized + 'static>(
     windows: Rc<W>,
     times: StreamTimes,
 ) -> StreamError {
-    match begin(&*stream, &wish, &log, windows.group_epoch()).await {
+    match begin(&env, &*stream, &wish, &log, windows.group_epoch(), times).await {
         Ok(()) => {}
         Err(error) => return error,
     }
@@ -183,10 +187,12 @@ pub async fn serve<E: Env, S: NetStream, W: Windows + ?Sized + 'static>(
 }
 
 async fn begin<E: Env, S: NetStream>(
+    env: &E,
     stream: &S,
     wish: &Wish,
-    log: &CommitLog<E>,
+    log: &Rc<CommitLog<E>>,
     group_epoch: u32,
+    times: StreamTimes,
 ) -> Result<(), StreamError> {
     if wish.group_epoch > group_epoch {
         let remark = format!(
@@ -204,7 +210,8 @@ async fn begin<E: Env, S: NetStream>(
         write_frame(stream, &Frame::refused(remark.clone())).await?;
         return Err(StreamError::Refused(remark));
     }
-    let relation = log.relation_of(wish.end).await?;
+    let relation = async || log.relation_of(wish.end).await;
+    let relation = in_common(env, stream, wish, log, times, relation).await?;
     let position = wish.end.position;
     let remark = match relation {
         Relation::Prefix => {
@@ -217,7 +224,8 @@ async fn begin<E: Env, S: NetStream>(
         }
         Relation::Longer { .. } | Relation::Diverged if group_epoch > 0 => {
             // The controller has decided whose log counts.
-            let (epoch, position) = log.end_of_epoch(wish.end.epoch).await?;
+            let parting = async || log.end_of_epoch(wish.end.epoch).await;
+            let (epoch, position) = in_common(env, stream, wish, log, times, parting).await?;
             write_frame(stream, &Frame::Apart { epoch, position }).await?;
             return Err(StreamError::Apart);
         }
@@ -244,6 +252,47 @@ async fn begin<E: Env, S: NetStream>(
     };
     write_frame(stream, &Frame::refused(remark.clone())).await?;
     Err(StreamError::Refused(remark))
+}
+
+/// What this log has in common with the slave's, which `look` reads. If that cannot be read because it is damaged, the slave, which
+/// might be refused or cut back for it, may have it: it is asked before it is told.
+async fn in_common<E: Env, S: NetStream, T>(
+    env: &E,
+    stream: &S,
+    wish: &Wish,
+    log: &Rc<CommitLog<E>>,
+    times: StreamTimes,
+    look: impl AsyncFn() -> io::Result<T>,
+) -> Result<T, StreamError> {
+    let exchange = Exchange::new(env, log, stream.peer().to_string());
+    exchange.hear_features(FEATURE_FETCH);
+    exchange.says_little();
+    let mut buffer = ReadBuffer::new();
+    let end = wish.end.position;
+    loop {
+        let damaged = match look().await {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => error,
+            known => return Ok(known?),
+        };
+        // The search has to find it first, and what it found may not be what the slave can have.
+        let found = log.grown_until(|| log.has_ended() || exchange.has_next(end));
+        let is_found = within(env, SEARCH_LIMIT, found).await.is_some();
+        let Some(want) = exchange.next(end).filter(|_| is_found) else {
+            let remark = damaged.to_string();
+            write_frame(stream, &Frame::refused(remark.clone())).await?;
+            return Err(StreamError::Refused(remark));
+        };
+        write_frame(stream, &want).await?;
+        let answer = read_frame(stream, &mut buffer, Trust::Peer);
+        match within(env, times.silence, answer).await {
+            Some(Ok(Frame::Range { position, batches })) => exchange.on_range(position, batches),
+            Some(Ok(_)) => return Err(StreamError::Unexpected("what was asked for was due")),
+            Some(Err(error)) => return Err(error),
+            None => return Err(StreamError::Silent(times.silence)),
+        }
+        let done = log.grown_until(|| log.has_ended() || !exchange.is_mending());
+        within(env, times.silence, done).await;
+    }
 }
 
 /// Sends what a copy of this log begins with.
@@ -394,14 +443,18 @@ async fn send<E: Env, S: NetStream, W: Windows + ?Sized>(
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // A test may panic.
 mod tests {
-    use std::path::PathBuf;
+    use std::path::Path;
     use std::sync::Arc;
 
     use super::*;
+    use crate::ha::control::Control;
     use crate::ha::slave::{SlaveOptions, SlaveProgress, follow};
-    use crate::io::sim::{SimNetwork, SimOptions, SimWorld};
+    use crate::io::sim::{SimEnv, SimNetwork, SimOptions, SimWorld};
     use crate::store::LogOptions;
-    use crate::store::testing::copies::{FAST, SEGMENT_BYTES, flip, here, make_copies, open};
+    use crate::store::scrub::ScrubOptions;
+    use crate::store::testing::copies::{
+        FAST, SEGMENT_BYTES, fill, flip, here, make_copies, open, there,
+    };
     use crate::store::testing::{Quiet, small_log};
 
     const ADDRESS: &str = "master";
@@ -415,9 +468,9 @@ mod tests {
         silence: Duration::from_secs(3),
     };
 
-    /// Nobody waits for the slave; how often it came is counted.
+    /// Nobody waits for the slave; how often it came is counted. With an epoch the master was elected.
     #[derive(Default)]
-    struct Counted(Cell<u64>);
+    struct Counted(Cell<u64>, u32);
 
     impl Windows for Counted {
         fn joined(&self, _log: LogId, _broker_id: u64, _address: &str, _position: u64) -> u64 {
@@ -428,6 +481,50 @@ mod tests {
             true
         }
         fn left(&self, _log: LogId, _connection: u64) {}
+        fn group_epoch(&self) -> u32 {
+            self.1
+        }
+    }
+
+    /// Serves this log to whoever comes.
+    fn listen(
+        network: &SimNetwork,
+        env: &SimEnv,
+        log: &Rc<CommitLog<SimEnv>>,
+        slaves: &Rc<Counted>,
+    ) {
+        let (own, served, windows) = (env.clone(), log.clone(), slaves.clone());
+        network.listen(env, ADDRESS, move |stream| {
+            let (env, log, windows) = (own.clone(), served.clone(), windows.clone());
+            own.spawn(async move {
+                let wish = let_in(&env, &stream, b"secret", SHAPE, windows.1 > 0).await;
+                let (_, wish) = wish.unwrap().unwrap();
+                serve(env, Rc::new(stream), wish, log, windows, TIMES).await;
+            });
+        });
+    }
+
+    fn slave_options() -> SlaveOptions {
+        SlaveOptions {
+            broker_id: 1,
+            shape: SHAPE,
+            secret: Arc::from(b"secret".as_slice()),
+            times: TIMES,
+            master: Rc::new(|| Some(ADDRESS.to_owned())),
+            control: None,
+            reopen: Rc::new(|| {}),
+        }
+    }
+
+    async fn open_slave(env: &SimEnv, directory: &Path) -> Rc<CommitLog<SimEnv>> {
+        env.create_dir(directory).await.unwrap();
+        let options = LogOptions {
+            replica: true,
+            ..small_log(directory, SEGMENT_BYTES)
+        };
+        let copy = CommitLog::open(env.clone(), options).await.unwrap();
+        copy.start(Rc::new(Quiet));
+        copy
     }
 
     #[test]
@@ -441,32 +538,9 @@ mod tests {
         world.block_on(async {
             let log = open(&env, &here(), FAST).await;
             let slaves = Rc::new(Counted::default());
-            let (own, served, windows) = (env.clone(), log.clone(), slaves.clone());
-            network.listen(&env, ADDRESS, move |stream| {
-                let (env, log, windows) = (own.clone(), served.clone(), windows.clone());
-                own.spawn(async move {
-                    let wish = let_in(&env, &stream, b"secret", SHAPE, false).await;
-                    let (_, wish) = wish.unwrap().unwrap();
-                    serve(env, Rc::new(stream), wish, log, windows, TIMES).await;
-                });
-            });
-            let directory = PathBuf::from("/data/slave");
-            env.create_dir(&directory).await.unwrap();
-            let options = LogOptions {
-                replica: true,
-                ..small_log(&directory, SEGMENT_BYTES)
-            };
-            let copy = CommitLog::open(env.clone(), options).await.unwrap();
-            copy.start(Rc::new(Quiet));
-            let options = SlaveOptions {
-                broker_id: 1,
-                shape: SHAPE,
-                secret: Arc::from(b"secret".as_slice()),
-                times: TIMES,
-                master: Rc::new(|| Some(ADDRESS.to_owned())),
-                control: None,
-                reopen: Rc::new(|| {}),
-            };
+            listen(&network, &env, &log, &slaves);
+            let copy = open_slave(&env, Path::new("/data/slave")).await;
+            let options = slave_options();
             let progress = Rc::new(SlaveProgress::default());
             let net = network.of(&env);
             env.spawn(follow(
@@ -489,6 +563,81 @@ mod tests {
             log.reader().forget(0..u64::MAX, 0);
             env.sleep(Duration::from_secs(20)).await;
             assert_eq!(copy.durable_here(), log.durable_here());
+        });
+    }
+
+    #[test]
+    fn a_master_damaged_where_its_slave_parts_from_it_gets_that_from_it_before_the_slave_is_cut() {
+        let world = SimWorld::new(7, SimOptions::default());
+        let end = make_copies(&world);
+        let network = SimNetwork::new((*world).clone());
+        let env = world.env();
+        world.block_on(async {
+            // The master never got the end of epoch 1, and went on in epoch 2.
+            let log = open(&env, &here(), ScrubOptions::OFF).await;
+            let (mut last, mut cut) = (0, 3 * SEGMENT_BYTES);
+            while cut < end - 40_000 {
+                (last, cut) = (cut, log.batches_from(cut, 1).await.unwrap().next);
+            }
+            log.ask_for_cut(1, cut).await.unwrap();
+            log.stop().await.unwrap();
+            let log = open(&env, &here(), ScrubOptions::OFF).await;
+            assert_eq!(log.durable().0, cut);
+            fill(&env, &log, cut + 60_000).await;
+            log.stop().await.unwrap();
+            for (position, is_whole_there) in [(last + 70, true), (cut + 70, false)] {
+                flip(&world, position, 1);
+                let log = open(&env, &here(), ScrubOptions::OFF).await;
+                assert!(log.end_of_epoch(1).await.is_err());
+                let slaves = Rc::new(Counted(Cell::new(0), 2));
+                listen(&network, &env, &log, &slaves);
+                let copy = open_slave(&env, &there()).await;
+                let control = Control::new(Box::new(|| 0));
+                control.hear_epoch(2);
+                let reopened = Rc::new(Cell::new(false));
+                let asked = reopened.clone();
+                let options = SlaveOptions {
+                    control: Some(control),
+                    reopen: Rc::new(move || asked.set(true)),
+                    ..slave_options()
+                };
+                let progress = Rc::new(SlaveProgress::default());
+                let (net, copy_, told) = (network.of(&env), copy.clone(), progress.clone());
+                env.spawn(follow(env.clone(), net, copy_, options, told));
+                env.sleep(Duration::from_secs(5)).await;
+                assert_eq!(reopened.get(), is_whole_there, "{}", progress.last_error());
+                let files = world.with_disk(0, |disk| disk.files());
+                let noted: Vec<u64> = files
+                    .iter()
+                    .filter(|(path, _)| path.parent() == Some(&there()))
+                    .filter_map(|(path, _)| {
+                        path.file_name()?
+                            .to_str()?
+                            .strip_prefix("cut-")?
+                            .parse()
+                            .ok()
+                    })
+                    .collect();
+                match is_whole_there {
+                    true => assert_eq!(noted, [cut]),
+                    // It has what it was damaged with: another end of epoch 1.
+                    false => {
+                        assert!(noted.is_empty());
+                        let error = progress.last_error();
+                        assert!(error.contains("is damaged at position"), "{error}");
+                    }
+                }
+                assert_eq!(log.scrub_figures().repaired_bytes > 0, is_whole_there);
+                copy.stop().await.unwrap();
+                log.stop().await.unwrap();
+                if !is_whole_there {
+                    break;
+                }
+                for position in noted {
+                    let note = there().join(format!("cut-{position:020}"));
+                    env.remove(&note).await.unwrap();
+                }
+            }
         });
     }
 }

@@ -196,7 +196,20 @@ async fn session<E: Env, N: Net>(
         group_epoch: options.group_epoch(),
         takes_seed,
     };
-    let answer = greet_master(env, &*stream, &mut buffer, &options.secret, &join).await?;
+    let mut answer = greet_master(env, &*stream, &mut buffer, &options.secret, &join).await?;
+    while let Frame::Want { position, bytes } = answer {
+        // The master's log is damaged where it parts from this one.
+        let end = position.saturating_add(bytes);
+        let batches = log.whole_batches(position, end).await.into();
+        write_frame(&*stream, &Frame::Range { position, batches }).await?;
+        let silence = options.times.silence;
+        let next = read_frame(&*stream, &mut buffer, Trust::Peer);
+        answer = match within(env, silence, next).await {
+            Some(Ok(Frame::Refused { remark })) => return Err(StreamError::Refused(remark)),
+            Some(next) => next?,
+            None => return Err(StreamError::Silent(silence)),
+        };
+    }
     let (start, end, epoch) = match (answer, &options.control) {
         (
             Frame::Joined {

@@ -432,7 +432,8 @@ impl Connection {
 
     /// Something was answered or written. In the crowd the reader waits for its turn; else it may have to join that.
     fn budget_changed(&self) {
-        if !self.is_full() && !(self.in_crowd.get() && self.requests.get() > 0) {
+        let has_to_wait = self.in_crowd.get() && self.requests.get() > 0;
+        if !has_to_wait && !self.is_full() {
             wake(&self.reader);
         }
     }

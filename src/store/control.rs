@@ -67,6 +67,8 @@ pub enum Control {
         offset: i64,
         state: InFlight,
     },
+    /// Nothing: so many bytes of zeros, after which the log ends in another sector.
+    Filler { bytes: usize },
 }
 
 /// Why a control record cannot be read although its batch's CRC is right: written by a newer version, or our bug.
@@ -92,6 +94,7 @@ impl Control {
             Self::Popped { .. } => 20,
             Self::PopAcked { .. } => 21,
             Self::PopChanged { .. } => 22,
+            Self::Filler { .. } => 23,
         }
     }
 
@@ -178,6 +181,7 @@ impl Control {
                 out.extend_from_slice(&offset.to_be_bytes());
                 put_in_flight(&mut out, *state);
             }
+            Self::Filler { bytes } => out.resize(out.len() + bytes, 0),
         }
         let total = out.len() as u32;
         out[..4].copy_from_slice(&total.to_be_bytes());
@@ -287,6 +291,7 @@ impl Control {
                 offset: take_u64(&mut rest).ok_or(short.clone())? as i64,
                 state: take_in_flight(&mut rest).ok_or(short)?,
             },
+            23 => Self::Filler { bytes: rest.len() },
             kind => return Err(ControlError::UnknownKind { kind }),
         };
         Ok(control)
@@ -399,6 +404,7 @@ mod tests {
         let text = "[a-zA-Z0-9%_-]{0,40}";
         prop_oneof![
             any_pop(),
+            (0..9000usize).prop_map(|bytes| Control::Filler { bytes }),
             (any::<u32>(), text).prop_map(|(topic_id, name)| Control::TopicOpened {
                 topic_id,
                 name: name.into()

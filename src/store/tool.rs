@@ -278,6 +278,7 @@ fn value_of(log: LogId, position: u64, shown: &Shown<'_>) -> serde_json::Value {
                     "metadata",
                     json!({"key": &**key, "value": value.as_deref().map(|value| String::from_utf8_lossy(value).into_owned())}),
                 ),
+                Control::Filler { bytes } => ("filler", json!({"bytes": bytes})),
                 Control::TimersDone { timers } => {
                     let positions: Vec<u64> = timers.iter().map(|key| key.position).collect();
                     ("timers-done", json!({"positions": positions}))

@@ -4,7 +4,8 @@
 //! what lies behind the snapshot is read at every start. Where a pass stands is kept in memory only: a restart begins anew. A
 //! reader that finds no record where the index has one names the place, and that segment is read at once, with or without passes.
 //!
-//! Only what is durable here, and not in the sector that the next commit writes again, can be found damaged. A place is looked at twice before
+//! Only what is durable here, and not in the sector that the next commit writes again, can be found damaged. If something damaged
+//! reaches into that one, the log appends a sector of nothing: else it would wait for a message that may never come. A place is looked at twice before
 //! it counts: a device may have had a bad moment, and a repair may have been under way. What retention removes meanwhile is no
 //! damage. A damaged place is remembered until it is whole again (`mend.rs`) or gone.
 
@@ -17,6 +18,7 @@ use crate::base::limits::{SCRUB_DAMAGED_MAX, SCRUB_SUSPECTS_MAX, SECTOR_BYTES};
 use crate::base::notify::Notify;
 use crate::io::env::Env;
 use crate::store::commit_log::CommitLog;
+use crate::store::control::Control;
 use crate::store::scrub::{Damaged, Walk, next_of};
 
 /// A pass waits so long after a start, which has enough to do.
@@ -43,6 +45,10 @@ pub(super) struct Scrub {
     suspects: RefCell<VecDeque<u64>>,
     /// The segment that was read last for a reader, and until when that is enough, in nanoseconds of the monotonic clock.
     looked_at: Cell<Option<(u64, u64)>>,
+    /// Something damaged reaches into the sector that the next commit writes again.
+    is_tail_damaged: Cell<bool>,
+    /// Where settled sectors ended when a filler was appended last.
+    filled_at: Cell<Option<u64>>,
     bell: Notify,
     scrubbed_bytes: Cell<u64>,
     pub(super) repaired_bytes: Cell<u64>,
@@ -103,12 +109,15 @@ impl<E: Env> CommitLog<E> {
         let is_recent = self.scrub.looked_at.get().is_some_and(|(last, until_ns)| {
             last == segment(position) && self.env.now_ns() < until_ns
         });
-        if is_known
-            || is_asked
-            || is_recent
-            || position >= self.scrub_limit()
-            || suspects.len() == SCRUB_SUSPECTS_MAX
-        {
+        if is_known || is_asked || is_recent || suspects.len() == SCRUB_SUSPECTS_MAX {
+            return;
+        }
+        if position >= self.scrub_limit() {
+            // Once it is not in the last sector any more, who asks again has it looked at.
+            if position < self.snapshot_position() {
+                self.scrub.is_tail_damaged.set(true);
+                self.scrub.ring();
+            }
             return;
         }
         suspects.push_back(position);
@@ -133,6 +142,9 @@ impl<E: Env> CommitLog<E> {
         let has_passes = options.bytes_per_second > 0;
         let mut next_pass_ns = env.now_ns() + FIRST_PASS.min(options.period).as_nanos() as u64;
         while !self.has_ended() {
+            if self.scrub.is_tail_damaged.take() {
+                self.fill_sector();
+            }
             if self.look_at_suspect().await {
                 continue;
             }
@@ -254,6 +266,23 @@ impl<E: Env> CommitLog<E> {
         }
     }
 
+    /// Moves the log's end out of a sector in which something is damaged, so that it can be repaired. Once for each: if the disk or
+    /// a slave does not take it, the next message will do.
+    fn fill_sector(&self) {
+        let settled_end = self.settled_end();
+        if self.options.replica
+            || self.scrub.filled_at.replace(Some(settled_end)) == Some(settled_end)
+        {
+            return;
+        }
+        let filler = Control::Filler {
+            bytes: SECTOR_BYTES,
+        };
+        if let Err(refusal) = self.append_control(&[filler]) {
+            tracing::debug!(log = self.id(), %refusal, "nothing can be appended to a log whose last sector is damaged");
+        }
+    }
+
     fn note_whole(&self, position: u64, next: u64, bytes: u64) {
         let scrubbed = &self.scrub.scrubbed_bytes;
         scrubbed.set(scrubbed.get() + bytes);
@@ -272,6 +301,9 @@ impl<E: Env> CommitLog<E> {
     fn note_damaged(&self, found: Damaged) {
         {
             let mut damaged = self.scrub.damaged.borrow_mut();
+            if found.end.next_multiple_of(SECTOR_BYTES as u64) > self.settled_end() {
+                self.scrub.is_tail_damaged.set(true);
+            }
             let range = found.position..found.end;
             let known: u64 = damaged.range(range.clone()).map(|(_, d)| d.bytes()).sum();
             if known == found.bytes() {

@@ -593,3 +593,47 @@ fn a_damaged_length_makes_nobody_read_or_send_what_it_says() {
         found(&env, &log).await;
     });
 }
+
+#[test]
+fn what_is_damaged_in_the_last_sector_is_repaired_though_nobody_sends_anything() {
+    let (mut reaching, mut within) = (0, 0);
+    for seed in 0..12 {
+        let world = SimWorld::new(seed, SimOptions::default());
+        let end = make_copies(&world);
+        let env = world.env();
+        world.block_on(async {
+            let queue = QueueKey {
+                topic_id: 1,
+                queue_id: 0,
+            };
+            let copy = open(&env, &there(), ScrubOptions::OFF).await;
+            let offset = copy.bounds(queue).max_offset - 1;
+            let entry = copy.entry(queue, offset).await.unwrap().unwrap();
+            flip(&world, entry.position + u64::from(entry.size) - 2, 4);
+            match entry.position < end & !(SECTOR_BYTES as u64 - 1) {
+                true => reaching += 1,
+                false => within += 1,
+            }
+            let log = open(&env, &here(), ScrubOptions::OFF).await;
+            assert_eq!(log.durable().0, end);
+            // Its consumer asks again and again.
+            let mut asked = 0;
+            while log.fetchable(end, |_| false).is_none() {
+                asked += 1;
+                assert!(asked < 100, "seed {seed}: it waits for a message");
+                assert!(log.record(queue, offset, entry).await.is_err());
+                env.sleep(Duration::from_millis(500)).await;
+                assert!(log.durable().0 < end + 2 * SECTOR_BYTES as u64, "once");
+            }
+            let damaged = found(&env, &log).await;
+            let batches = copy.whole_batches(damaged.position, damaged.end).await;
+            log.mend(&damaged, &batches).await.unwrap();
+            log.record(queue, offset, entry).await.unwrap();
+            log.stop().await.unwrap();
+            // The filler is nothing to a log that is opened.
+            let again = open(&env, &here(), ScrubOptions::OFF).await;
+            assert_eq!(again.bounds(queue), copy.bounds(queue));
+        });
+    }
+    assert!(reaching > 0 && within > 0, "{reaching} {within}");
+}

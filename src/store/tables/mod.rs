@@ -199,6 +199,7 @@ impl Tables {
                         self.offsets.drop_group(&group);
                     }
                     Control::Metadata { key, value } => self.metadata.put(key, value),
+                    Control::Filler { .. } => {}
                     Control::TimersDone { timers } => {
                         for &key in timers.iter() {
                             self.timers.done(key);
