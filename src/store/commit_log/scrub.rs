@@ -45,8 +45,8 @@ pub(super) struct Scrub {
     suspects: RefCell<VecDeque<u64>>,
     /// The segment that was read last for a reader, and until when that is enough, in nanoseconds of the monotonic clock.
     looked_at: Cell<Option<(u64, u64)>>,
-    /// Something damaged reaches into the sector that the next commit writes again.
-    is_tail_damaged: Cell<bool>,
+    /// Something damaged before this reaches into the sector that the next commit writes again.
+    tail_damaged: Cell<Option<u64>>,
     /// Where settled sectors ended when a filler was appended last.
     filled_at: Cell<Option<u64>>,
     bell: Notify,
@@ -115,7 +115,7 @@ impl<E: Env> CommitLog<E> {
         if position >= self.scrub_limit() {
             // Once it is not in the last sector any more, who asks again has it looked at.
             if position < self.snapshot_position() {
-                self.scrub.is_tail_damaged.set(true);
+                self.scrub.tail_damaged.set(Some(position + 1));
                 self.scrub.ring();
             }
             return;
@@ -142,8 +142,8 @@ impl<E: Env> CommitLog<E> {
         let has_passes = options.bytes_per_second > 0;
         let mut next_pass_ns = env.now_ns() + FIRST_PASS.min(options.period).as_nanos() as u64;
         while !self.has_ended() {
-            if self.scrub.is_tail_damaged.take() {
-                self.fill_sector();
+            if let Some(end) = self.scrub.tail_damaged.take() {
+                self.fill_sector(end);
             }
             if self.look_at_suspect().await {
                 continue;
@@ -268,11 +268,12 @@ impl<E: Env> CommitLog<E> {
 
     /// Moves the log's end out of a sector in which something is damaged, so that it can be repaired. Once for each: if the disk or
     /// a slave does not take it, the next message will do.
-    fn fill_sector(&self) {
+    fn fill_sector(&self, damaged_end: u64) {
         let settled_end = self.settled_end();
-        if self.options.replica
-            || self.scrub.filled_at.replace(Some(settled_end)) == Some(settled_end)
-        {
+        if self.options.replica || damaged_end <= settled_end {
+            return;
+        }
+        if self.scrub.filled_at.replace(Some(settled_end)) == Some(settled_end) {
             return;
         }
         let filler = Control::Filler {
@@ -301,8 +302,8 @@ impl<E: Env> CommitLog<E> {
     fn note_damaged(&self, found: Damaged) {
         {
             let mut damaged = self.scrub.damaged.borrow_mut();
-            if found.end.next_multiple_of(SECTOR_BYTES as u64) > self.settled_end() {
-                self.scrub.is_tail_damaged.set(true);
+            if found.end > self.settled_end() {
+                self.scrub.tail_damaged.set(Some(found.end));
             }
             let range = found.position..found.end;
             let known: u64 = damaged.range(range.clone()).map(|(_, d)| d.bytes()).sum();
