@@ -387,10 +387,8 @@ impl Connection {
     /// The core has no room, or others wait for it and it is not this connection's turn. Each one is owed a first request,
     /// so who asks one thing at a time never waits for those who ask for much.
     fn is_crowded(&self) -> bool {
-        let has_turn = || match self.in_crowd.get() {
-            true => false,
-            false => self.turn_bytes.get() > 0 || self.core.crowd.borrow().is_empty(),
-        };
+        let is_due = || self.turn_bytes.get() > 0 || self.core.crowd.borrow().is_empty();
+        let has_turn = || !self.in_crowd.get() && is_due();
         self.requests.get() > 0 && !(self.core.handler.has_room() && has_turn())
     }
 
@@ -796,13 +794,8 @@ impl Handler for Nowhere {
 impl Connection {
     /// A connection without a socket or an executor, for tests of handlers: what is sent stays until it is taken.
     pub fn detached(id: ConnectionId) -> Rc<Self> {
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
         let core = Core::new(Rc::new(Nowhere), Rc::new(Nowhere));
-        Rc::new(Self::new(
-            Stream::closed(nowhere, nowhere),
-            id,
-            Rc::new(core),
-        ))
+        Self::loaded(id, Rc::new(core), &[])
     }
 
     /// A connection without a socket that has read something already.

@@ -536,6 +536,30 @@ fn without_room_connections_take_turns() {
 }
 
 #[test]
+fn a_first_request_needs_no_room_and_no_turn() {
+    on_executor(async |env: RingEnv| {
+        let handler = Rc::new(TestHandler::default());
+        handler.keep.set(true);
+        handler.room.set(1);
+        let core = Rc::new(Core::new(Rc::new(env.clone()), handler.clone()));
+        let one = request(0, Encoding::Binary, b"");
+        for serial in 0..3 {
+            let id = ConnectionId { core: 0, serial };
+            let connection = Connection::loaded(id, core.clone(), &one.repeat(10));
+            env.spawn(connection.hand_over_loaded());
+        }
+        env.sleep(Duration::from_millis(20)).await;
+        assert!(!handler.has_room());
+        let each = BTreeMap::from([(0, 1), (1, 1), (2, 1)]);
+        assert_eq!(*handler.handled_of.borrow(), each);
+        while handler.handled.get() < 30 {
+            handler.answer_kept();
+            env.sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+#[test]
 fn who_asks_one_thing_at_a_time_does_not_wait_for_who_asks_for_much() {
     const GREEDY: usize = 12;
     const COUNT: usize = 4_000;

@@ -81,6 +81,12 @@ pub mod copies {
         period: PERIOD,
     };
 
+    /// What [`fill`] fills.
+    pub const QUEUE: QueueKey = QueueKey {
+        topic_id: 1,
+        queue_id: 0,
+    };
+
     /// The log that is damaged.
     pub fn here() -> PathBuf {
         PathBuf::from("/data/here")
@@ -107,14 +113,10 @@ pub mod copies {
 
     /// Appends until the log has so many bytes, in batches of several sizes.
     pub async fn fill(env: &SimEnv, log: &CommitLog<SimEnv>, bytes: u64) {
-        let queue = QueueKey {
-            topic_id: 1,
-            queue_id: 0,
-        };
         while log.durable().0 < bytes {
             let size = 100 + (env.random_u64() % 9_000) as usize;
             let body = vec![(env.random_u64() % 256) as u8; size];
-            let _ = log.append(&[message(queue, "T", body)]);
+            let _ = log.append(&[message(QUEUE, "T", body)]);
             env.sleep(Duration::from_micros(env.random_u64() % 900))
                 .await;
         }

@@ -7,11 +7,10 @@ use crate::io::sim::{Crash, OpKind, SimOptions, SimWorld};
 use crate::store::commit_log::mend::MendError;
 use crate::store::commit_log::replica::{LogEnd, Relation};
 use crate::store::testing::copies::{
-    FAST, PERIOD, SEGMENT_BYTES, content, fill, flip, found, here, is_of_a_batch, make_copies,
-    open, there,
+    FAST, PERIOD, QUEUE, SEGMENT_BYTES, content, fill, flip, found, here, is_of_a_batch,
+    make_copies, open, there,
 };
 use crate::store::testing::message;
-use crate::store::types::QueueKey;
 use crate::wire::record::RecordView;
 
 #[test]
@@ -281,22 +280,18 @@ fn a_reader_that_meets_damage_has_its_segment_looked_at_without_any_pass() {
     let env = world.env();
     world.block_on(async {
         let log = open(&env, &here(), ScrubOptions::OFF).await;
-        let queue = QueueKey {
-            topic_id: 1,
-            queue_id: 0,
-        };
-        let entry = log.entry(queue, 20).await.unwrap().unwrap();
+        let entry = log.entry(QUEUE, 20).await.unwrap().unwrap();
         flip(&world, entry.position + 1, 1);
         env.sleep(Duration::from_secs(60)).await;
         assert_eq!(log.scrub_figures(), Default::default());
-        assert!(log.record(queue, 20, entry).await.is_err());
+        assert!(log.record(QUEUE, 20, entry).await.is_err());
         let damaged = found(&env, &log).await;
         assert!(is_in(&damaged, entry.position));
         // No second look for each of those who ask again.
         let reads = || world.with_disk(0, |disk| disk.count_of(OpKind::Read));
         let before = reads();
         for _ in 0..20 {
-            assert!(log.record(queue, 20, entry).await.is_err());
+            assert!(log.record(QUEUE, 20, entry).await.is_err());
             env.sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(reads(), before);
@@ -347,17 +342,13 @@ fn what_a_log_took_into_memory_when_it_was_opened_over_damage_is_not_served_afte
     let end = make_copies(&world);
     let env = world.env();
     world.block_on(async {
-        let queue = QueueKey {
-            topic_id: 1,
-            queue_id: 0,
-        };
         let copy = open(&env, &there(), ScrubOptions::OFF).await;
         // A record whose end lies in the last sector, which the next commit begins its buffer with.
         let last_sector = end & !(SECTOR_BYTES as u64 - 1);
-        let max_offset = copy.bounds(queue).max_offset;
-        let mut entry = copy.entry(queue, max_offset - 1).await.unwrap().unwrap();
+        let max_offset = copy.bounds(QUEUE).max_offset;
+        let mut entry = copy.entry(QUEUE, max_offset - 1).await.unwrap().unwrap();
         if entry.position >= last_sector {
-            entry = copy.entry(queue, max_offset - 2).await.unwrap().unwrap();
+            entry = copy.entry(QUEUE, max_offset - 2).await.unwrap().unwrap();
         }
         let record_end = entry.position + u64::from(entry.size);
         assert!(record_end > last_sector, "choose another seed");
@@ -386,30 +377,26 @@ fn a_message_with_another_body_than_was_stored_is_an_error() {
     let env = world.env();
     world.block_on(async {
         let log = open(&env, &here(), ScrubOptions::OFF).await;
-        let queue = QueueKey {
-            topic_id: 1,
-            queue_id: 0,
-        };
-        let entry = log.entry(queue, 20).await.unwrap().unwrap();
+        let entry = log.entry(QUEUE, 20).await.unwrap().unwrap();
         let within = entry.position + u64::from(entry.size) - 30;
         for is_flipped in [true, false] {
             flip(&world, within, 1);
             log.reader().forget(0..SEGMENT_BYTES, 0);
-            assert_eq!(log.record(queue, 20, entry).await.is_err(), is_flipped);
+            assert_eq!(log.record(QUEUE, 20, entry).await.is_err(), is_flipped);
         }
         // Its place is looked at.
         flip(&world, within, 1);
         log.reader().forget(0..SEGMENT_BYTES, 0);
         env.sleep(Duration::from_secs(20)).await;
-        assert!(log.record(queue, 20, entry).await.is_err());
+        assert!(log.record(QUEUE, 20, entry).await.is_err());
         let damaged = found(&env, &log).await;
         assert!(is_in(&damaged, within));
         // Whoever asks after the repair gets what was stored.
         let copy = open(&env, &there(), ScrubOptions::OFF).await;
-        assert!(log.record(queue, 20, entry).await.is_err());
+        assert!(log.record(QUEUE, 20, entry).await.is_err());
         let batches = copy.whole_batches(damaged.position, damaged.end).await;
         log.mend(&damaged, &batches).await.unwrap();
-        log.record(queue, 20, entry).await.unwrap();
+        log.record(QUEUE, 20, entry).await.unwrap();
     });
 }
 
@@ -419,18 +406,14 @@ fn a_message_of_another_queue_offset_or_position_than_was_asked_for_is_an_error(
     make_copies(&world);
     let env = world.env();
     world.block_on(async {
-        let queue = QueueKey {
-            topic_id: 1,
-            queue_id: 0,
-        };
         let log = open(&env, &here(), ScrubOptions::OFF).await;
         // The first buffer of the tail cache begins with the last sector of the disk.
         let (newest, last) = loop {
             fill(&env, &log, log.durable().0 + 1).await;
-            log.append(&[message(queue, "T", vec![1; 100])]).unwrap();
+            log.append(&[message(QUEUE, "T", vec![1; 100])]).unwrap();
             env.sleep(Duration::from_millis(5)).await;
-            let last = log.bounds(queue).max_offset - 1;
-            let newest = log.entry(queue, last).await.unwrap().unwrap();
+            let last = log.bounds(QUEUE).max_offset - 1;
+            let newest = log.entry(QUEUE, last).await.unwrap().unwrap();
             if newest.position >= log.durable().0 & !(SECTOR_BYTES as u64 - 1) {
                 break (newest, last);
             }
@@ -440,10 +423,10 @@ fn a_message_of_another_queue_offset_or_position_than_was_asked_for_is_an_error(
         let record_end = newest.position + u64::from(newest.size);
         // The tail of the body, behind which stand a topic of one byte and two properties.
         let mut places = vec![(newest, last, record_end - 20)];
-        let entry = log.entry(queue, 20).await.unwrap().unwrap();
+        let entry = log.entry(QUEUE, 20).await.unwrap().unwrap();
         // Queue, queue offset, physical offset; of fields of 4, 8 and 8 bytes.
         places.extend([15, 27, 35].map(|at| (entry, 20, entry.position + at)));
-        let topic = log.record(queue, 20, entry).await.unwrap();
+        let topic = log.record(QUEUE, 20, entry).await.unwrap();
         let topic = topic.iter().flat_map(|slice| slice.iter().copied());
         let topic = RecordView::parse(&topic.collect::<Vec<u8>>())
             .unwrap()
@@ -459,14 +442,14 @@ fn a_message_of_another_queue_offset_or_position_than_was_asked_for_is_an_error(
                 assert!(log.reader().tail_start() <= entry.position);
             }
             assert!(
-                log.record(queue, offset, entry).await.is_err(),
+                log.record(QUEUE, offset, entry).await.is_err(),
                 "{}",
                 position - entry.position
             );
             log.stop().await.unwrap();
             flip(&world, position, 4);
             let log = open(&env, &here(), ScrubOptions::OFF).await;
-            log.record(queue, offset, entry).await.unwrap();
+            log.record(QUEUE, offset, entry).await.unwrap();
             log.stop().await.unwrap();
         }
     });
@@ -602,13 +585,9 @@ fn what_is_damaged_in_the_last_sector_is_repaired_though_nobody_sends_anything()
         let end = make_copies(&world);
         let env = world.env();
         world.block_on(async {
-            let queue = QueueKey {
-                topic_id: 1,
-                queue_id: 0,
-            };
             let copy = open(&env, &there(), ScrubOptions::OFF).await;
-            let offset = copy.bounds(queue).max_offset - 1;
-            let entry = copy.entry(queue, offset).await.unwrap().unwrap();
+            let offset = copy.bounds(QUEUE).max_offset - 1;
+            let entry = copy.entry(QUEUE, offset).await.unwrap().unwrap();
             flip(&world, entry.position + u64::from(entry.size) - 2, 4);
             match entry.position < end & !(SECTOR_BYTES as u64 - 1) {
                 true => reaching += 1,
@@ -622,7 +601,7 @@ fn what_is_damaged_in_the_last_sector_is_repaired_though_nobody_sends_anything()
                 asked += 1;
                 assert!(asked < 100, "seed {seed}: it waits for a message");
                 for _ in 0..20 {
-                    assert!(log.record(queue, offset, entry).await.is_err());
+                    assert!(log.record(QUEUE, offset, entry).await.is_err());
                     env.sleep(Duration::from_micros(10)).await;
                 }
                 env.sleep(Duration::from_millis(500)).await;
@@ -631,11 +610,11 @@ fn what_is_damaged_in_the_last_sector_is_repaired_though_nobody_sends_anything()
             let damaged = found(&env, &log).await;
             let batches = copy.whole_batches(damaged.position, damaged.end).await;
             log.mend(&damaged, &batches).await.unwrap();
-            log.record(queue, offset, entry).await.unwrap();
+            log.record(QUEUE, offset, entry).await.unwrap();
             log.stop().await.unwrap();
             // The filler is nothing to a log that is opened.
             let again = open(&env, &here(), ScrubOptions::OFF).await;
-            assert_eq!(again.bounds(queue), copy.bounds(queue));
+            assert_eq!(again.bounds(QUEUE), copy.bounds(QUEUE));
         });
     }
     assert!(reaching > 0 && within > 0, "{reaching} {within}");
