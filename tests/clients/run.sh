@@ -5,7 +5,7 @@
 #   tests/clients/run.sh python node-ali-ons  some of them
 #   NAMESRV_ADDR=HOST:9876 tests/clients/run.sh java-4.9.8
 #
-# What there is: python, node-ali-ons, node-rocketmq, java-VERSION (default 4.3.2 4.9.8 5.1.4 5.3.3), spring, interop.
+# What there is: python, node-ali-ons, node-rocketmq, java-VERSION (default 4.3.2 4.9.8 5.1.4 5.3.3), spring, go, interop.
 # The clients come from their registries into tests/clients/*/target, node_modules and so on, all of them ignored by git.
 #   RINGMQ_BIN     the binary (default target/release/ringmq)
 # A check whose tool or registry is missing is skipped with its name. Exit code 1 if something failed.
@@ -122,6 +122,14 @@ run_spring() {
   checks spring java -Xmx512m -Duser.home="$work" -Dcheck.wait="$CHECK_WAIT_S" -cp "$dir/target/classes:$(cat "$dir/target/classpath")" sample.Application
 }
 
+run_go() {
+  local dir=$root/examples/go
+  have go || { skip go "needs go"; return; }
+  install go -C "$dir" mod download || { skip go "its modules could not be fetched"; return; }
+  install go -C "$dir" build -o target/sample . || { echo "FAILED  go: it does not build"; failed=$((failed + 1)); return; }
+  checks go "$dir/target/sample"
+}
+
 # Its processes are its own: NAMESRV_ADDR has no part in it.
 run_interop() {
   have mvn && have javac && have python3 || { skip interop "needs a JDK, Maven and python3"; return; }
@@ -135,7 +143,7 @@ run_interop() {
 }
 
 all=("$@")
-[ ${#all[@]} -gt 0 ] || all=(python node-ali-ons node-rocketmq java-4.3.2 java-4.9.8 java-5.1.4 java-5.3.3 spring interop)
+[ ${#all[@]} -gt 0 ] || all=(python node-ali-ons node-rocketmq java-4.3.2 java-4.9.8 java-5.1.4 java-5.3.3 spring go interop)
 if [ -z "${NAMESRV_ADDR:-}" ]; then
   [ -x "$binary" ] || { echo "there is no $binary: cargo build --release"; exit 1; }
   start_node || { echo "FAILED  the node did not start"; exit 1; }
@@ -147,6 +155,7 @@ for one in "${all[@]}"; do
     node-*) run_node "${one#node-}" ;;
     java-*) run_java "${one#java-}" ;;
     spring) run_spring ;;
+    go) run_go ;;
     interop) run_interop ;;
     *) echo "unknown: $one"; exit 2 ;;
   esac
