@@ -5,6 +5,7 @@
 //! Source: `ReplyMessageProcessor`.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
@@ -13,6 +14,11 @@ use crate::shard::meta::Member;
 use crate::wire::properties::{self, PropertiesBuilder, name};
 use crate::wire::remoting::code::{request, response};
 use crate::wire::remoting::command::{Command, Outgoing};
+
+/// How long a reply waits for the first heartbeat of the client that it is for: less than the 3 s for which Java clients wait for
+/// the answer to a send.
+const HEARTBEAT_WAIT: Duration = Duration::from_millis(1_500);
+const HEARTBEAT_LOOK: Duration = Duration::from_millis(50);
 
 /// Fields of a send by their long names and their letters.
 const FIELDS: [(&str, &str); 11] = [
@@ -43,11 +49,7 @@ impl Broker {
                 "the reply lacks the property REPLY_TO_CLIENT, which names who asked".into(),
             )
         })?;
-        let member = self.producer(client_id).ok_or_else(|| {
-            BrokerError::System(format!(
-                "the client '{client_id}' that asked is not connected to this broker"
-            ))
-        })?;
+        let member = self.who_asked(client_id).await?;
         let now_ms = self.shard.now_ms();
         let mut pushed = PropertiesBuilder::from_bytes(&properties, 64);
         pushed.set(name::PUSH_REPLY_TIME, &now_ms.to_string());
@@ -93,6 +95,24 @@ impl Broker {
                 Answer::from(self.with_region(head))
             }
         })
+    }
+
+    /// The client that a reply is for. A Java client tells its id by its heartbeat, the first of which goes out a second after its
+    /// start (`MQClientInstance.startScheduledTask`), and may have asked before; RocketMQ loses such a reply.
+    async fn who_asked(&self, client_id: &str) -> Result<Member, BrokerError> {
+        let began_ms = self.shard.now_ms();
+        loop {
+            if let Some(member) = self.producer(client_id) {
+                return Ok(member);
+            }
+            let waited_ms = self.shard.now_ms().saturating_sub(began_ms);
+            if waited_ms >= HEARTBEAT_WAIT.as_millis() as u64 {
+                return Err(BrokerError::System(format!(
+                    "the client '{client_id}' that asked is not connected to this broker"
+                )));
+            }
+            self.shard.sleep(HEARTBEAT_LOOK).await;
+        }
     }
 
     /// A connected producer by its client id.

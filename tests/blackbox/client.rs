@@ -40,6 +40,8 @@ pub mod code {
     pub const DELETE_TOPIC_IN_BROKER: i32 = 215;
     pub const SEND_MESSAGE_V2: i32 = 310;
     pub const SEND_BATCH_MESSAGE: i32 = 320;
+    pub const SEND_REPLY_MESSAGE_V2: i32 = 325;
+    pub const PUSH_REPLY_MESSAGE_TO_CLIENT: i32 = 326;
 }
 
 /// Response codes (`ResponseCode`).
@@ -520,6 +522,13 @@ impl Connection {
         };
         self.writer.write_all(&command.encode())?;
         Ok(opaque)
+    }
+
+    /// Answers a request that the server sent by itself with code 0.
+    pub fn take(&mut self, pushed: &Command) -> io::Result<()> {
+        let mut taken = Command::request(answer::SUCCESS, &[], Vec::new());
+        (taken.opaque, taken.flag) = (pushed.opaque, FLAG_RESPONSE);
+        self.writer.write_all(&taken.encode())
     }
 
     /// The next frame, whatever it is.

@@ -41,5 +41,6 @@ mod pop;
 mod process;
 mod query;
 mod replication;
+mod request_reply;
 mod timers;
 mod transactions;
