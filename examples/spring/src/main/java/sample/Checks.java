@@ -5,6 +5,7 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
 import java.util.function.Supplier;
 import java.util.stream.IntStream;
 import org.apache.rocketmq.client.producer.SendCallback;
@@ -109,7 +110,24 @@ public class Checks implements CommandLineRunner, ExitCodeGenerator {
         }
     }
 
+    /** A new broadcast listener begins at the end of each queue, once it has found the queue. */
+    private void awaitBroadcast() throws InterruptedException {
+        int[] round = {0};
+        until(() -> {
+            String word = "round " + round[0]++ + ",";
+            for (String body : series(word, 8)) {
+                sent(template.syncSend(topic("concurrent"), body));
+            }
+            long begun = System.currentTimeMillis();
+            while (inbox.bodies("broadcast", body -> body.startsWith(word)).size() < 8 && System.currentTimeMillis() < begun + 1000) {
+                LockSupport.parkNanos(1_000_000);
+            }
+            return inbox.bodies("broadcast", body -> body.startsWith(word)).size() == 8;
+        }, () -> inbox.of("broadcast"));
+    }
+
     private void sync() throws Exception {
+        awaitBroadcast();
         for (String body : series("sync", 20)) {
             sent(template.syncSend(topic("concurrent"), body));
         }
