@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# RingMQ and Apache RocketMQ side by side under ringmq-bench, in turns; the one that rests is stopped (SIGSTOP).
+# RingMQ, Apache RocketMQ and other brokers side by side, in turns; those that rest are stopped (SIGSTOP). RingMQ and
+# RocketMQ are driven by ringmq-bench, the others by load generators of their own clients that measure alike (bench/peers).
 # Prints a table of medians, writes it into docs/performance.md and keeps every result as JSON.
 #
 #   bench/compare.sh [options] [row...]     rows: 1 to 11 (default: all), 14 (overload, printed only)
@@ -7,22 +8,25 @@
 #   --secs S     measured seconds of a run (5)          --warm S     seconds of load before them (2)
 #   --pin        broker on processor 0, client on 1     --shards N   of RingMQ (one per processor)
 #   --memory M   of RingMQ (1GiB)                       --flush-original ASYNC_FLUSH|SYNC_FLUSH (ASYNC_FLUSH)
+#   --peers LIST original,kafka,nats,iggy (all), or none: what RingMQ is compared with; it joins the rows that its client can do
 #   --alone      RingMQ only                            --no-docs    leave docs/performance.md as it is
 #   --lock FILE  hold this lock during each run, for machines on which others measure too
 #
-# Needs JDK 17 and Maven for the original; without them its side is skipped, and the output says so.
+# Needs JDK 17 and Maven for the original and Kafka, Go for NATS, and an iggy-server on the PATH. A side that is not to be had
+# is skipped, and the output says so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-rounds=5 secs=5 warm=2 data=target/bench-data pin= shards=$(nproc) memory=1GiB flush=ASYNC_FLUSH alone= docs=1 lock=
+rounds=5 secs=5 warm=2 data=target/bench-data pin= shards=$(nproc) memory=1GiB flush=ASYNC_FLUSH
+peers=original,kafka,nats,iggy docs=1 lock=
 command_line="bench/compare.sh $*"
 rows=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --pin) pin=1 && shift && continue ;;
-    --alone) alone=1 && shift && continue ;;
+    --alone) peers=none && shift && continue ;;
     --no-docs) docs= && shift && continue ;;
-    --*) [ $# -gt 1 ] || { sed -n '2,16p' "${BASH_SOURCE[0]}" >&2; exit 2; } ;;
+    --*) [ $# -gt 1 ] || { sed -n '2,19p' "${BASH_SOURCE[0]}" >&2; exit 2; } ;;
   esac
   case "$1" in
     --rounds) rounds=$2 ;;
@@ -33,8 +37,9 @@ while [ $# -gt 0 ]; do
     --memory) memory=$2 ;;
     --flush-original) flush=$2 ;;
     --lock) lock=$2 ;;
+    --peers) peers=$2 ;;
     [0-9]*) rows+=("$1") && shift && continue ;;
-    *) sed -n '2,16p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+    *) sed -n '2,19p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
   esac
   shift 2
 done
@@ -50,7 +55,8 @@ work=$(mktemp -d -p "$data" compare.XXXXXX)
 log=$results/compare.log
 cpus=() client=()
 if [ -n "$pin" ]; then cpus=(taskset -c 0) client=(--cpus 1); fi
-ours_pids='' ours_namesrv='' original_pids='' original_broker='' original_namesrv=''
+# Of each side that was started: its processes, the one that counts as the broker, and where clients find it.
+declare -A pids=() broker=() address=() acknowledges=()
 
 say() { echo "=== $*"; }
 port_open() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
@@ -75,8 +81,8 @@ end_of() { # pid...: ends processes that this script started
 
 cleanup() {
   trap - EXIT INT TERM
-  # shellcheck disable=SC2086
-  end_of $ours_pids $original_pids
+  # shellcheck disable=SC2068
+  end_of ${pids[@]}
   rm -rf "$work"
 }
 trap cleanup EXIT
@@ -106,28 +112,38 @@ start_ours() { # flush
   free_ports
   env -u RINGMQ_BIN "${cpus[@]}" "$target/release/ringmq" standalone --store "$work/ours-$1" --bind 127.0.0.1 --namesrv-port "$base" --port $((base + 3)) \
     --shards "$shards" --memory "$memory" --set "flushDiskType=$1" >>"$log" 2>&1 &
-  ours_pids=$! ours_namesrv=127.0.0.1:$base
-  await "$ours_pids" $((base + 3)) RingMQ
+  pids[ours]=$! broker[ours]=$! address[ours]=127.0.0.1:$base
+  await "${pids[ours]}" $((base + 3)) RingMQ
   sleep 1
 }
 
 stop_ours() {
   # shellcheck disable=SC2086
-  end_of $ours_pids
-  ours_pids=
+  end_of ${pids[ours]}
+  unset "pids[ours]"
   rm -rf "$work"/ours-*
 }
 
-start_original() {
-  if [ -n "$alone" ]; then return 1; fi
-  for tool in java mvn; do
-    command -v $tool >/dev/null || { say "SKIPPED Apache RocketMQ: there is no $tool"; return 1; }
+tools() { # what tool...: whether they are there
+  local what=$1 tool
+  shift
+  for tool in "$@"; do
+    command -v "$tool" >/dev/null || { say "SKIPPED $what: there is no $tool"; return 1; }
   done
-  local classpath=$target/original.classpath home=$work/original
-  if [ ! -s "$classpath" ] || [ bench/original/pom.xml -nt "$classpath" ]; then
-    mvn -q -B -f bench/original/pom.xml dependency:build-classpath -Dmdep.outputFile="$classpath" >>"$log" 2>&1 \
-      || { say "SKIPPED Apache RocketMQ: Maven could not fetch it; see $log"; return 1; }
+}
+
+classes() { # what pom file: leaves the class path in the file
+  mkdir -p "$(dirname "$2")/target"
+  if [ ! -s "$3" ] || [ "$2" -nt "$3" ]; then
+    mvn -q -B -f "$2" compile dependency:build-classpath -Dmdep.outputFile="$3" >>"$log" 2>&1 \
+      || { rm -f "$3"; say "SKIPPED $1: Maven could not fetch it; see $log"; return 1; }
   fi
+}
+
+start_original() {
+  tools "Apache RocketMQ" java mvn || return 1
+  local classpath=$target/original.classpath home=$work/original
+  classes "Apache RocketMQ" bench/original/pom.xml "$classpath" || return 1
   free_ports
   mkdir -p "$home"
   # It will be stopped for a while again and again, so no connection and no registration may expire meanwhile.
@@ -142,40 +158,100 @@ start_original() {
     --add-opens=java.base/sun.nio.ch=ALL-UNNAMED --add-exports=java.base/jdk.internal.ref=ALL-UNNAMED -cp "$(cat "$classpath")")
   "${java[@]}" -Xms128m -Xmx256m -XX:+UseSerialGC org.apache.rocketmq.namesrv.NamesrvStartup -c "$home/namesrv.conf" >>"$log" 2>&1 &
   local namesrv=$!
-  original_pids=$namesrv
+  pids[original]=$namesrv
   await "$namesrv" "$base" "the original's name server" || return 1
   "${cpus[@]}" "${java[@]}" -Xms4g -Xmx4g -XX:MaxDirectMemorySize=2g -XX:+UseG1GC -XX:G1HeapRegionSize=16m -XX:G1ReservePercent=25 \
     -XX:InitiatingHeapOccupancyPercent=30 -XX:SoftRefLRUPolicyMSPerMB=0 -XX:-UseLargePages \
     org.apache.rocketmq.broker.BrokerStartup -c "$home/broker.conf" >>"$log" 2>&1 &
-  original_broker=$!
-  original_pids="$namesrv $original_broker" original_namesrv=127.0.0.1:$base
-  await "$original_broker" $((base + 3)) "the original's broker" || return 1
+  broker[original]=$! address[original]=127.0.0.1:$base
+  pids[original]="$namesrv ${broker[original]}"
+  await "${broker[original]}" $((base + 3)) "the original's broker" || return 1
   sleep 2
 }
 
-wake() { # side: the other one rests; leaves namesrv and broker
-  local side=$1 pids=$ours_pids rest=$original_pids
-  namesrv=$ours_namesrv
-  if [ "$side" = original ]; then namesrv=$original_namesrv pids=$original_pids rest=$ours_pids; fi
-  broker=$pids
-  if [ "$side" = original ]; then broker=$original_broker; fi
+# Apache Kafka as it ships, broker and controller in one process. It acknowledges from the page cache.
+start_kafka() {
+  tools "Apache Kafka" java mvn || return 1
+  local classpath=$target/kafka.classpath home=$work/kafka java
+  classes "Apache Kafka" bench/peers/kafka/pom.xml "$classpath" || return 1
+  free_ports
+  mkdir -p "$home"
+  # Like the original it is stopped again and again, and what a run leaves has to go soon.
+  printf '%s\n' process.roles=broker,controller node.id=1 "controller.quorum.voters=1@127.0.0.1:$base" controller.listener.names=CONTROLLER \
+    "listeners=PLAINTEXT://127.0.0.1:$((base + 3)),CONTROLLER://127.0.0.1:$base" "advertised.listeners=PLAINTEXT://127.0.0.1:$((base + 3))" \
+    "log.dirs=$home/data" auto.create.topics.enable=false broker.session.timeout.ms=86400000 log.segment.delete.delay.ms=1000 >"$home/server.properties"
+  java=(java -Xms1g -Xmx1g -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35 -cp "$(cat "$classpath")")
+  "${java[@]}" kafka.tools.StorageTool format -t cmluZ21xLWJlbmNoLWthZg -c "$home/server.properties" >>"$log" 2>&1 \
+    || { say "SKIPPED Apache Kafka: its store could not be made; see $log"; return 1; }
+  "${cpus[@]}" "${java[@]}" kafka.Kafka "$home/server.properties" >>"$log" 2>&1 &
+  pids[kafka]=$! broker[kafka]=$! address[kafka]=127.0.0.1:$((base + 3))
+  await "${broker[kafka]}" $((base + 3)) "Apache Kafka" || return 1
+  acknowledges[kafka]='page cache'
+  generator_kafka=(java -Xmx512m -cp "bench/peers/kafka/target/classes:$(cat "$classpath")" bench.KafkaLoad)
+}
+
+# NATS JetStream as it ships. It acknowledges from the page cache.
+start_nats() {
+  tools NATS go || return 1
+  local home=$work/nats bin
+  mkdir -p bench/peers/nats/target
+  bin=$(cd bench/peers/nats/target && pwd)
+  { GOBIN=$bin go install "github.com/nats-io/nats-server/v2@v2.14.6" && go -C bench/peers/nats build -o "$bin/nats-load" .; } >>"$log" 2>&1 \
+    || { say "SKIPPED NATS: Go could not fetch it; see $log"; return 1; }
+  free_ports
+  "${cpus[@]}" "$bin/nats-server" -js -sd "$home" -a 127.0.0.1 -p "$base" >>"$log" 2>&1 &
+  pids[nats]=$! broker[nats]=$! address[nats]=nats://127.0.0.1:$base
+  await "${broker[nats]}" "$base" NATS || return 1
+  acknowledges[nats]='page cache'
+  generator_nats=("$bin/nats-load")
+}
+
+# Apache Iggy as it ships, if somebody installed it. It acknowledges from its memory.
+start_iggy() {
+  tools "Apache Iggy" iggy-server || return 1
+  local load=$target/iggy-load
+  # One that is there is taken as it is: the client has to be of the server's version.
+  [ -x "$load/release/iggy-load" ] || CARGO_TARGET_DIR=$load cargo build --release --manifest-path bench/peers/iggy/Cargo.toml >>"$log" 2>&1 \
+    || { say "SKIPPED Apache Iggy: its client could not be built; see $log"; return 1; }
+  free_ports
+  env IGGY_ROOT_USERNAME=iggy IGGY_ROOT_PASSWORD=iggy "IGGY_SYSTEM_PATH=$work/iggy" "IGGY_TCP_ADDRESS=127.0.0.1:$base" IGGY_HTTP_ENABLED=false \
+    IGGY_QUIC_ENABLED=false IGGY_WEBSOCKET_ENABLED=false "${cpus[@]}" iggy-server >>"$log" 2>&1 &
+  pids[iggy]=$! broker[iggy]=$! address[iggy]=127.0.0.1:$base
+  await "${broker[iggy]}" "$base" "Apache Iggy" || return 1
+  acknowledges[iggy]=memory
+  generator_iggy=("$load/release/iggy-load")
+}
+
+wake() { # side: the others rest
+  local other
+  for other in "${!pids[@]}"; do
+    # shellcheck disable=SC2086
+    [ "$other" = "$1" ] || signal STOP ${pids[$other]}
+  done
   # shellcheck disable=SC2086
-  signal STOP $rest
-  # shellcheck disable=SC2086
-  signal CONT $pids
+  signal CONT ${pids[$1]}
   sync
   sleep 1
 }
 
 # One run on one side. Name and label make up the table's row.
 bench() { # side label verb...
-  local side=$1 label=$2 namesrv broker
+  local side=$1 label=$2 out
   shift 2
   wake "$side"
   number=$((number + 1))
-  "$target/release/ringmq-bench" "$@" -n "$namesrv" --broker-pid "${broker// /,}" --name "$label/$side" "${client[@]}" \
-    --json "$results/$(printf '%04d' "$number").json" --hlog "$results/$(printf '%04d' "$number").hlog" >>"$log" 2>&1 \
-    || say "no result: $label on $side; see $log"
+  out=$results/$(printf '%04d' "$number")
+  case $side in
+    ours | original)
+      "$target/release/ringmq-bench" "$@" -n "${address[$side]}" --broker-pid "${broker[$side]}" --name "$label/$side" "${client[@]}" \
+        --json "$out.json" --hlog "$out.hlog"
+      ;;
+    *)
+      local -n generator=generator_$side
+      timeout 300 "$target/release/ringmq-bench" peer --broker-pid "${broker[$side]}" --name "$label/$side" --flush "${acknowledges[$side]}" \
+        --store "$work" --json "$out.json" -- ${pin:+taskset -c 1} "${generator[@]}" "$1" "${address[$side]}" "${@:2}"
+      ;;
+  esac >>"$log" 2>&1 || say "no result: $label on $side; see $log"
 }
 
 turn() { # side label verb...: bench, under the lock if there is one
@@ -186,19 +262,41 @@ turn() { # side label verb...: bench, under the lock if there is one
   exec 9>&-
 }
 
+# All sides in turns. What a peer's generator has to do for the row is in peer_load; nothing if it cannot.
+peer_load=()
 both() { # label verb...
-  local label=$1 side round
+  local label=$1 side round topic
   shift
   for round in $(seq 1 "$rounds"); do
     for side in "${sides[@]}"; do
-      say "$label, round $round, $side"
-      turn "$side" "$label" "$@" -t "bench-$RANDOM$RANDOM" --warm "$warm" --secs "$secs"
+      topic=bench-$RANDOM$RANDOM
+      case $side in
+        ours | original)
+          say "$label, round $round, $side"
+          turn "$side" "$label" "$@" -t "$topic" --warm "$warm" --secs "$secs"
+          ;;
+        *)
+          [ ${#peer_load[@]} -gt 0 ] || continue
+          [ "$side/${peer_load[0]}" != iggy/end-to-end ] || continue # its consumer asks again and again, so its latency is the pause
+          say "$label, round $round, $side"
+          turn "$side" "$label" "${peer_load[0]}" "$topic" "${peer_load[@]:1}" "$warm" "$secs"
+          ;;
+      esac
     done
   done
+  peer_load=()
 }
 
 ours_only() { # label verb...
   local sides=(ours)
+  both "$@"
+}
+
+native() { # label verb...: ours and Iggy, whose wire is like our native one
+  local all=("${sides[@]}") sides=() side
+  for side in "${all[@]}"; do
+    case $side in ours | iggy) sides+=("$side") ;; esac
+  done
   both "$@"
 }
 
@@ -207,20 +305,33 @@ drain() { # label seconds-of-fill mode
   for round in $(seq 1 "$rounds"); do
     for side in "${sides[@]}"; do
       topic=bench-$RANDOM$RANDOM
-      say "$1, round $round, $side"
-      turn "$side" "fill for $1" batchproducer -w 16 -t "$topic" --warm 0 --secs "$2"
-      turn "$side" "$1" consumer --mode "$3" -t "$topic"
-      [ "$side" = original ] || turn "$side" "$1, native" consumer --protocol native --mode "$3" -t "$topic"
+      case $side in
+        ours | original)
+          say "$1, round $round, $side"
+          turn "$side" "fill for $1" batchproducer -w 16 -t "$topic" --warm 0 --secs "$2"
+          rm -f "$results/$(printf '%04d' "$number")".*
+          turn "$side" "$1" consumer --mode "$3" -t "$topic"
+          [ "$side" = original ] || turn "$side" "$1, native" consumer --protocol native --mode "$3" -t "$topic"
+          ;;
+        *)
+          [ "$3" != cold ] || continue # a generator does not drop the page cache
+          say "$1, round $round, $side"
+          turn "$side" "fill for $1" fill "$topic" 1024 0 "$2"
+          rm -f "$results/$(printf '%04d' "$number")".*
+          turn "$side" "$1" pull "$topic"
+          ;;
+      esac
     done
   done
 }
 
 overload() {
-  local side namesrv broker
+  local side
   for side in "${sides[@]}"; do
+    case $side in ours | original) ;; *) continue ;; esac
     say "14: overload, $side"
     wake "$side"
-    "$target/release/ringmq-bench" overload -n "$namesrv" --broker-pid "${broker// /,}" --secs $((2 * secs)) --json "$results/overload-$side.result" \
+    "$target/release/ringmq-bench" overload -n "${address[$side]}" --broker-pid "${broker[$side]}" --secs $((2 * secs)) --json "$results/overload-$side.result" \
       >"$results/overload-$side.txt" 2>>"$log" || say "overload on $side ended with $?; see $log"
     sed 's/^/    /' "$results/overload-$side.txt"
   done
@@ -230,11 +341,23 @@ say "building"
 cargo build --release >>"$log" 2>&1 || { tail -20 "$log"; exit 1; }
 cargo build --release -p ringmq-bench >>"$log" 2>&1 || { tail -20 "$log"; exit 1; }
 number=0
-sides=(ours)
-if start_original; then sides=(original ours); fi
+sides=()
+for side in ${peers//,/ }; do
+  case $side in
+    original | kafka | nats | iggy) if "start_$side"; then sides+=("$side"); fi ;;
+    none) ;;
+    *) say "there is no peer $side" && exit 2 ;;
+  esac
+done
+sides+=(ours)
 start_ours SYNC_FLUSH
-say "warming up"
-for side in "${sides[@]}"; do turn "$side" "warm-up" producer -w 64 -t "warm-$side" --warm 0 --secs $((4 * secs)); done
+say "warming up ${sides[*]}"
+for side in "${sides[@]}"; do
+  case $side in
+    ours | original) turn "$side" "warm-up" producer -w 64 -t "warm-$side" --warm 0 --secs $((4 * secs)) ;;
+    *) turn "$side" "warm-up" publish "warm-$side" 64 0 $((4 * secs)) ;;
+  esac
+done
 rm -f "$results"/*.json "$results"/*.hlog
 
 for row in "${rows[@]}"; do
@@ -242,22 +365,28 @@ for row in "${rows[@]}"; do
   stop_ours
   start_ours SYNC_FLUSH
   case $row in
-    1) both "1: single sends, 64 in flight" producer -w 64 ;;
-    2) both "2: single sends, 1,024 in flight" producer -w 1024 ;;
-    3) both "3: single sends, one in flight" producer -w 1 ;;
+    1) peer_load=(publish 64) && both "1: single sends, 64 in flight" producer -w 64 ;;
+    2) peer_load=(publish 1024) && both "2: single sends, 1,024 in flight" producer -w 1024 ;;
+    3) peer_load=(publish 1) && both "3: single sends, one in flight" producer -w 1 ;;
     4) both "4: batches of 32, 64 in flight" batchproducer -w 64 ;;
     5)
-      ours_only "5: native, 60 records a frame (64 KiB), 16 in flight" batchproducer -b 60 -w 16 --protocol native
-      ours_only "5: native, 240 records a frame (256 KiB), 8 in flight" batchproducer -b 240 -w 8 --protocol native
+      peer_load=(publish 16x60)
+      native "5: native, 60 records a frame (64 KiB), 16 in flight" batchproducer -b 60 -w 16 --protocol native
+      peer_load=(publish 8x240)
+      native "5: native, 240 records a frame (256 KiB), 8 in flight" batchproducer -b 240 -w 8 --protocol native
       ;;
     6)
-      ours_only "6: native, one record a frame, 1,024 in flight" producer -w 1024 --protocol native
-      ours_only "6: native, one record a frame, one in flight" producer -w 1 --protocol native
+      peer_load=(publish 1024)
+      native "6: native, one record a frame, 1,024 in flight" producer -w 1024 --protocol native
+      peer_load=(publish 1)
+      native "6: native, one record a frame, one in flight" producer -w 1 --protocol native
       ;;
     7) drain "7: drain, hot" "$secs" catch-up ;;
     8) drain "8: drain, cold" $((12 * secs)) cold ;;
     9)
+      peer_load=(end-to-end 1000)
       both "9: end to end at 1,000/s" end-to-end --rate 1000
+      peer_load=(end-to-end 5000)
       both "9: end to end at 5,000/s" end-to-end --rate 5000
       ;;
     10)
@@ -277,9 +406,9 @@ done
 
 [ "$number" -gt "${#sides[@]}" ] || docs='' # no row made any
 [ -z "$docs$(ls "$results"/*.json 2>/dev/null)" ] || "$target/release/ringmq-bench" table "$results"/*.json >"$results/table.md"
-# shellcheck disable=SC2086
-end_of $ours_pids $original_pids
-ours_pids='' original_pids=''
+# shellcheck disable=SC2068
+end_of ${pids[@]}
+pids=()
 "$target/release/ringmq" doctor --store "$work" >"$results/machine.txt" 2>&1 || true
 [ ! -e "$results/table.md" ] || cat "$results/table.md"
 say "every run: $results"
@@ -289,9 +418,10 @@ if [ -n "$docs" ]; then
     echo "# Performance"
     echo
     echo "Written by \`$command_line\` on $(date -u +%Y-%m-%d). Each figure is the median of $rounds runs of $secs s after $warm s of load; the"
-    echo "sides take turns, and the one that rests is stopped. Both are driven by the same client, \`ringmq-bench\`, over the remoting"
-    echo "protocol with 1 KiB messages and 4 queues unless a row says otherwise. CPU-s are per million messages. A row in which others used"
-    echo "more than 0.3 processors is marked with (!): repeat it on a quiet machine."
+    echo "sides take turns, and those that rest are stopped. RingMQ and the original are driven by the same client, \`ringmq-bench\`, over the"
+    echo "remoting protocol with 1 KiB messages and 4 queues unless a row says otherwise, other brokers by their own clients (bench/peers;"
+    echo "Kafka's makes batches of what is in flight). CPU-s are per million messages. A row in which others used more than 0.3 processors"
+    echo "is marked with (!): repeat it on a quiet machine."
     echo
     cat "$results/table.md"
     echo

@@ -9,6 +9,7 @@ use crate::agents::{coordinate, machine_of, serve};
 use crate::control::Control;
 use crate::measure::{Kind, histogram};
 use crate::overload::{OverloadPlan, overload};
+use crate::peer::Peer;
 use crate::plan::{
     Burst, Consume, Header, Mode, Plan, Produce, Protocol, Transaction, fetch_bytes,
 };
@@ -51,6 +52,8 @@ enum Verb {
     Workload(WorkloadArgs),
     /// Make load for a coordinator (--agents), one after the other
     Agent(AgentArgs),
+    /// Run the load generator of another broker, and count the CPU time of both
+    Peer(PeerArgs),
     /// Show results side by side: a table, and a page with --html
     Compare(CompareArgs),
     /// Medians of results by case and side (CASE/SIDE is their name), as a Markdown table
@@ -313,6 +316,28 @@ struct AgentArgs {
 }
 
 #[derive(Args, Clone)]
+struct PeerArgs {
+    /// Process of the broker, to count its CPU time and memory; several with commas
+    #[arg(long, value_delimiter = ',')]
+    broker_pid: Vec<u32>,
+    /// Name of the result
+    #[arg(long, default_value = "peer")]
+    name: String,
+    /// When the broker acknowledges, in a word or two
+    #[arg(long, default_value = "unknown")]
+    flush: String,
+    /// Directory of the broker's store, to note its file system
+    #[arg(long)]
+    store: Option<String>,
+    /// Write the result as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Program and arguments; what it has to print is in bench/README.md
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+#[derive(Args, Clone)]
 struct CompareArgs {
     /// Results (--json), at most 8
     #[arg(required = true, num_args = 1..=RESULTS_MAX)]
@@ -427,6 +452,7 @@ pub fn main() -> ExitCode {
         Verb::Overload(args) => overload_of(&args),
         Verb::Workload(args) => workload(&args),
         Verb::Agent(args) => serve(&args.listen, args.once),
+        Verb::Peer(args) => peer(args),
         Verb::Compare(args) => compare(&args),
         Verb::Table { results } => load(&results).map(|results| print!("{}", markdown(&results))),
     };
@@ -473,6 +499,22 @@ fn overload_of(args: &OverloadArgs) -> Result<(), String> {
         std::fs::write(path, json).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
+}
+
+fn peer(args: PeerArgs) -> Result<(), String> {
+    let peer = Peer {
+        name: args.name,
+        broker_pids: args.broker_pid,
+        flush: args.flush,
+        store: args.store,
+        command: args.command,
+    };
+    let result = peer.run().map_err(|error| error.to_string())?;
+    print!("{}", result.text());
+    if let Some(path) = &args.json {
+        result.save(path).map_err(|error| error.to_string())?;
+    }
+    verdict_of(&result)
 }
 
 /// Runs a plan, prints what came out and writes the files that are wanted.

@@ -3,7 +3,7 @@
 //! It is a client and nothing else: it runs unchanged against Apache RocketMQ and RingMQ, and believes no answer that it
 //! has not checked. From the bottom: `payload`, `frames`, `native`, `answer` (bytes); `schedule`, `measure`, `ledger`, `search` (pure);
 //! `connection`, `reactor`, `control`, `overload` (sockets); `producer`, `consumer` (one thread each); `plan`, `workload` (what to do),
-//! `run`, `agents` (doing it); `machine`, `process` (where); `result`, `report`, `table` (what came out); `progress`, `cli`.
+//! `run`, `agents`, `peer` (doing it); `machine`, `process` (where); `result`, `report`, `table` (what came out); `progress`, `cli`.
 
 pub mod agents;
 pub mod answer;
@@ -19,6 +19,7 @@ pub mod measure;
 pub mod native;
 pub mod overload;
 pub mod payload;
+pub mod peer;
 pub mod plan;
 pub mod process;
 pub mod producer;
