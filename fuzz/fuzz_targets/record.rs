@@ -31,8 +31,8 @@ fuzz_target!(|data: &[u8]| {
         store_host: view.store_host(),
     };
     if view.has_room_for(patch.born_host, patch.store_host) {
-        let mut bytes = view.bytes().to_vec();
-        patch.apply(&mut bytes);
+        let mut bytes = vec![0; view.bytes().len()];
+        patch.copy(view.bytes(), &mut bytes);
         let patched = RecordView::parse_checked(&bytes).expect("a patched record");
         assert_eq!(patched.queue_offset(), 7);
         assert_eq!(patched.physical_offset(), 1 << 40);

@@ -32,6 +32,7 @@ use crate::store::batch::{ALIGN_BYTES, BatchHeader, FLAG_SEGMENT_END, HEADER_BYT
 use crate::store::control::Control;
 use crate::store::delayed;
 use crate::store::group_commit::GroupCommit;
+use crate::store::keys::entry::topic_hash;
 use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Damage, Recovered};
@@ -702,6 +703,7 @@ impl<E: Env> CommitLog<E> {
             copies: Copies::Enough,
         };
         let mut last = Position::default();
+        let topic_hash = topic_hash(&new.topic);
         let mut rest = &new.records[..];
         for mark in &new.marks {
             let (record, behind) = rest.split_at(mark.bytes as usize);
@@ -710,7 +712,6 @@ impl<E: Env> CommitLog<E> {
             let (at, memory) = state.take(record.len());
             last = Position(at);
             let physical = PhysicalOffset::new(self.options.log, last);
-            memory.copy_from_slice(record);
             let patch = Patch {
                 queue_offset,
                 physical_offset: physical.0,
@@ -719,14 +720,15 @@ impl<E: Env> CommitLog<E> {
                 store_timestamp: store_timestamp as i64,
                 store_host: self.options.store_host,
             };
-            patch.apply(memory);
+            patch.copy(record, memory);
             if appended.physical_offsets.is_empty() {
                 appended.queue_offset = queue_offset;
                 appended.physical_offsets.push(physical);
             }
             let properties = &record[mark.properties_at as usize..];
             if !properties.is_empty() {
-                self.keys.stage(at, store_timestamp, &new.topic, properties);
+                self.keys
+                    .stage_of(topic_hash, at, store_timestamp, properties);
             }
             let entry = QueueEntry {
                 position: at,

@@ -193,10 +193,17 @@ impl Command {
     }
 
     fn find(&self, name: &str) -> Option<&Field> {
-        self.fields
-            .iter()
-            .rev()
-            .find(|field| *self.name_of(field) == *name.as_bytes())
+        let name = name.as_bytes();
+        self.fields.iter().rev().find(|field| {
+            let (start, end) = (field.name.0 as usize, field.name.1 as usize);
+            // A send has fourteen names of one letter and looks for each, so most comparisons end at the first byte.
+            if field.name_escaped {
+                return *self.name_of(field) == *name;
+            }
+            end - start == name.len()
+                && self.header.get(start) == name.first()
+                && (name.len() == 1 || self.header[start..end] == *name)
+        })
     }
 
     fn name_of(&self, field: &Field) -> Cow<'_, [u8]> {
