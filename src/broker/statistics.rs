@@ -1,8 +1,8 @@
 //! Figures per minute, hour and day: VIEW_BROKER_STATS_DATA (315).
 //!
 //! Each core counts what its connections send and get; a question sums all cores. A row appears with its first value, as
-//! in RocketMQ, and goes when it is the one that was used longest ago and another needs its room. Source: `StatsItemSet`,
-//! `BrokerStatsManager`.
+//! in RocketMQ, and goes when it is among those that were used longest ago and others need its room. What has no row is
+//! counted in one for all of its kind, so that sums stay right. Source: `StatsItemSet`, `BrokerStatsManager`.
 
 use std::sync::Arc;
 
@@ -15,6 +15,12 @@ use crate::broker::error::BrokerError;
 use crate::shard::message::{GroupCommand, LocalReply, ShardReply, ShardRequest, Traffic};
 use crate::wire::remoting::body::{BrokerStatsData, BrokerStatsItem};
 use crate::wire::remoting::command::Command;
+
+/// The topic and group of what is counted without a row of its own.
+const OTHERS: &str = "(others)";
+
+/// Rows go at most this often: with more topics than rows in turns each message would throw half of them away.
+const DROP_PAUSE_MS: u64 = 10_000;
 
 /// Length of one cell and number of cells: a minute, an hour, a day.
 const WINDOWS: [(u64, usize); 3] = [(10_000, 6), (600_000, 6), (3_600_000, 24)];
@@ -67,6 +73,17 @@ impl Window {
         sum.add(what);
     }
 
+    /// Adds another one of the same length.
+    fn merge(&mut self, other: &Self) {
+        for ((number, sum), (more_number, more)) in self.cells.iter_mut().zip(&other.cells) {
+            if more_number > number {
+                (*number, *sum) = (*more_number, *more);
+            } else if more_number == number {
+                sum.add(*more);
+            }
+        }
+    }
+
     fn sum(&self, now_ms: u64) -> Sum {
         let now = now_ms / self.cell_ms;
         let mut total = Sum::default();
@@ -110,6 +127,17 @@ impl Row {
             sizes.record_many(sum.bytes / sum.messages.max(1), sum.messages);
         }
     }
+
+    /// Adds another one of the same kind.
+    fn merge(&mut self, other: &Self) {
+        self.total.add(other.total);
+        for (window, more) in self.windows.iter_mut().zip(&other.windows) {
+            window.merge(more);
+        }
+        if let (Some(sizes), Some(more)) = (&mut self.sizes, &other.sizes) {
+            sizes.add(more);
+        }
+    }
 }
 
 /// The rows of one topic, by group or by type of message.
@@ -120,6 +148,10 @@ type RowsByGroup = AHashMap<Arc<str>, Row>;
 pub(super) struct Statistics {
     rows: AHashMap<Counted, AHashMap<Arc<str>, RowsByGroup>>,
     count: usize,
+    /// What was counted in rows that are gone, and what came when there was no room.
+    others: AHashMap<Counted, Row>,
+    /// From when on rows may go again.
+    next_drop_ms: u64,
     /// Refused requests by reason; there are about twenty.
     refused: Vec<(&'static str, u64)>,
 }
@@ -161,7 +193,11 @@ impl Statistics {
             return row.add(now_ms, sum);
         }
         if self.count >= STATISTICS_ROWS_MAX {
-            self.drop_older_half();
+            if now_ms < self.next_drop_ms {
+                return others_of(&mut self.others, what, now_ms).add(now_ms, sum);
+            }
+            self.next_drop_ms = now_ms + DROP_PAUSE_MS;
+            self.drop_older_half(now_ms);
         }
         let mut row = Row::new(what, now_ms);
         row.add(now_ms, sum);
@@ -178,36 +214,49 @@ impl Statistics {
             .flat_map(|groups| groups.values())
     }
 
-    fn drop_older_half(&mut self) {
+    fn drop_older_half(&mut self, now_ms: u64) {
         let mut ages: Vec<u64> = self.rows().map(|row| row.used_ms).collect();
         let half = ages.len() / 2;
         let (_, median, _) = ages.select_nth_unstable(half);
         let median = *median;
-        for topics in self.rows.values_mut() {
+        for (&what, topics) in &mut self.rows {
             for groups in topics.values_mut() {
-                groups.retain(|_, row| row.used_ms > median);
+                groups.retain(|_, row| {
+                    let stays = row.used_ms > median;
+                    if !stays {
+                        others_of(&mut self.others, what, now_ms).merge(row);
+                    }
+                    stays
+                });
             }
             topics.retain(|_, groups| !groups.is_empty());
         }
         self.count = self.rows().count();
     }
 
-    /// All rows since they are there.
+    /// All rows since they are there, and those of all others.
     pub fn traffic(&self) -> Vec<Traffic> {
-        let mut all = Vec::with_capacity(self.count);
+        let mut all = Vec::with_capacity(self.count + self.others.len());
+        let mut put = |kind, topic: &Arc<str>, by: &Arc<str>, row: &Row| {
+            all.push(Traffic {
+                kind,
+                topic: topic.clone(),
+                by: by.clone(),
+                messages: row.total.messages,
+                bytes: row.total.bytes,
+                sizes: row.sizes.as_deref().copied(),
+            });
+        };
         for (&kind, topics) in &self.rows {
             for (topic, groups) in topics {
                 for (by, row) in groups {
-                    all.push(Traffic {
-                        kind,
-                        topic: topic.clone(),
-                        by: by.clone(),
-                        messages: row.total.messages,
-                        bytes: row.total.bytes,
-                        sizes: row.sizes.as_deref().copied(),
-                    });
+                    put(kind, topic, by, row);
                 }
             }
+        }
+        let others: Arc<str> = Arc::from(OTHERS);
+        for (&kind, row) in &self.others {
+            put(kind, &others, &others, row);
         }
         all
     }
@@ -219,7 +268,9 @@ impl Statistics {
             return Vec::new();
         };
         let rows: Vec<&Row> = if topic.is_empty() {
-            topics.values().flat_map(|groups| groups.values()).collect()
+            let others = self.others.get(&what);
+            let rows = topics.values().flat_map(|groups| groups.values());
+            rows.chain(others).collect()
         } else {
             let groups = topics.get(topic).into_iter().flatten();
             groups
@@ -240,6 +291,10 @@ impl Statistics {
             })
             .collect()
     }
+}
+
+fn others_of(others: &mut AHashMap<Counted, Row>, what: Counted, now_ms: u64) -> &mut Row {
+    others.entry(what).or_insert_with(|| Row::new(what, now_ms))
 }
 
 /// A statistic by RocketMQ's name.
@@ -427,6 +482,47 @@ mod tests {
         assert!(statistics.count <= STATISTICS_ROWS_MAX / 2 + 1);
         assert!(look(&statistics, "0", NOW).is_empty());
         assert!(!look(&statistics, "new", NOW + 10_000).is_empty());
+    }
+
+    #[test]
+    fn what_has_no_row_stays_in_the_sums_and_rows_go_only_now_and_then() {
+        let mut statistics = Statistics::default();
+        let rounds = 3;
+        let topics = STATISTICS_ROWS_MAX as u64 * 2;
+        let mut drops = 0;
+        for round in 0..rounds {
+            for number in 0..topics {
+                let before = statistics.count;
+                let topic: Arc<str> = Arc::from(number.to_string());
+                let now = NOW + round * 1_000 + number / 10;
+                statistics.add(Counted::In, &topic, "NORMAL", now, (2, 3_000));
+                drops += usize::from(statistics.count < before);
+            }
+        }
+        assert_eq!(drops, 1, "all of it was within ten seconds");
+        let all = [
+            rounds * topics * 2,
+            rounds * topics * 3_000,
+            rounds * topics,
+        ];
+        let sums = statistics.look(Counted::In, "", None, NOW + 4_000);
+        assert_eq!(sums, [all; 3].concat());
+        let traffic = statistics.traffic();
+        let sum = |of: fn(&Traffic) -> u64| traffic.iter().map(of).sum::<u64>();
+        assert_eq!(
+            (sum(|row| row.messages), sum(|row| row.bytes)),
+            (all[0], all[1])
+        );
+        assert_eq!(
+            sum(|row| row.sizes.map_or(0, |sizes| sizes.count())),
+            all[0]
+        );
+        let others = traffic.iter().filter(|row| &*row.topic == OTHERS).count();
+        assert_eq!((others, traffic.len()), (1, statistics.count + 1));
+        // Later they may go again.
+        let later = NOW + 60_000;
+        statistics.add(Counted::In, &Arc::from("new"), "NORMAL", later, (1, 1));
+        assert!(!statistics.look(Counted::In, "new", None, later).is_empty());
     }
 
     #[test]
