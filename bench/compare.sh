@@ -132,12 +132,9 @@ tools() { # what tool...: whether they are there
   done
 }
 
-classes() { # what pom file: leaves the class path in the file
-  mkdir -p "$(dirname "$2")/target"
-  if [ ! -s "$3" ] || [ "$2" -nt "$3" ]; then
-    mvn -q -B -f "$2" compile dependency:build-classpath -Dmdep.outputFile="$3" >>"$log" 2>&1 \
-      || { rm -f "$3"; say "SKIPPED $1: Maven could not fetch it; see $log"; return 1; }
-  fi
+classes() { # what pom file: builds what the pom has, leaves its class path in the file
+  mvn -q -B -f "$2" compile dependency:build-classpath -Dmdep.outputFile="$3" >>"$log" 2>&1 \
+    || { say "SKIPPED $1: Maven could not fetch or build it; see $log"; return 1; }
 }
 
 start_original() {

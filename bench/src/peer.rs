@@ -20,7 +20,7 @@ use crate::machine::facts;
 use crate::measure::{Failures, Kind, add_failure};
 use crate::plan::{Header, Plan, Protocol};
 use crate::process;
-use crate::result::{FORMAT, Measured, Quantiles, RunResult, Usage, decode};
+use crate::result::{FORMAT, Measured, Quantiles, RunResult, decode, usage_of};
 use crate::run::Sample;
 
 /// What the lines that count begin with.
@@ -43,6 +43,8 @@ pub struct Peer {
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
+    #[error("no program was named")]
+    NoCommand,
     #[error("{0}: {1}")]
     Start(String, io::Error),
     #[error("processes cannot be read: {0}")]
@@ -65,13 +67,13 @@ impl Peer {
     /// Runs it to its end.
     pub fn run(&self) -> Result<RunResult, PeerError> {
         let machine = facts(self.store.as_deref(), self.broker_pids.first().copied());
-        let program = self.command.first().cloned().unwrap_or_default();
-        let mut child = Command::new(&program)
-            .args(&self.command[1..])
+        let (program, arguments) = self.command.split_first().ok_or(PeerError::NoCommand)?;
+        let mut child = Command::new(program)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(|error| PeerError::Start(program, error))?;
+            .map_err(|error| PeerError::Start(program.clone(), error))?;
         let ended = self.listen(&mut child);
         if ended.is_err() {
             let _ = child.kill();
@@ -79,16 +81,16 @@ impl Peer {
         let status = child.wait().map_err(PeerError::Processes)?;
         let heard = ended?;
         let missing = |what| PeerError::Incomplete(status, what);
-        let (first, last) = match heard.samples[..] {
-            [first, last] => (first, last),
-            _ => return Err(missing("both of begin and end")),
-        };
+        if heard.samples.len() != 2 {
+            return Err(missing("both of begin and end"));
+        }
         if heard.measured.is_empty() {
             return Err(missing("a result"));
         }
         if !status.success() {
             return Err(missing("success"));
         }
+        let plan = self.plan(heard.seconds);
         Ok(RunResult {
             format: FORMAT,
             name: self.name.clone(),
@@ -96,16 +98,11 @@ impl Peer {
             began_ms: heard.began_ms,
             seconds: heard.seconds,
             command: self.command.clone(),
-            plan: self.plan(heard.seconds),
             processes: 1,
             machine,
             broker_settings: BTreeMap::from([("flushDiskType".to_owned(), self.flush.clone())]),
-            usage: usage_of(
-                &first,
-                &last,
-                heard.measured[0].messages,
-                !self.broker_pids.is_empty(),
-            ),
+            usage: usage_of(&plan, &heard.samples, heard.measured[0].messages),
+            plan,
             measured: heard.measured,
             failures: Failures::new(),
             verdict: None,
@@ -190,25 +187,6 @@ struct Heard {
     seconds: f64,
     samples: Vec<Sample>,
     measured: Vec<Measured>,
-}
-
-fn usage_of(first: &Sample, last: &Sample, messages: u64, broker_known: bool) -> Usage {
-    let per_million = |seconds: f64| seconds * 1e6 / messages.max(1) as f64;
-    let client = last.client_cpu_seconds - first.client_cpu_seconds;
-    let broker = broker_known.then_some(last.broker_cpu_seconds - first.broker_cpu_seconds);
-    let all = last.machine_cpu_seconds - first.machine_cpu_seconds;
-    Usage {
-        client_cpu_seconds: client,
-        client_cpu_seconds_per_million: per_million(client),
-        broker_cpu_seconds: broker,
-        broker_cpu_seconds_per_million: broker.map(per_million),
-        broker_resident_bytes: broker.map(|_| last.broker_resident_bytes),
-        broker_peak_resident_bytes: broker.map(|_| last.broker_peak_resident_bytes),
-        foreign_cpus: broker
-            .filter(|_| last.at_seconds > 0.0)
-            .map(|broker| ((all - broker - client) / last.at_seconds).max(0.0)),
-        stall_seconds: 0.0,
-    }
 }
 
 /// What stands behind the mark.

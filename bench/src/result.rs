@@ -250,7 +250,8 @@ fn work(measured: &[Measured]) -> u64 {
     measured.first().map_or(0, |first| first.messages)
 }
 
-fn usage_of(plan: &Plan, samples: &[Sample], messages: u64) -> Usage {
+/// What a run's processes used from the first sample to the last, for so many messages.
+pub fn usage_of(plan: &Plan, samples: &[Sample], messages: u64) -> Usage {
     let (Some(first), Some(last)) = (samples.first(), samples.last()) else {
         return Usage::default();
     };

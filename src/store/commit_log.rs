@@ -32,7 +32,6 @@ use crate::store::batch::{ALIGN_BYTES, BatchHeader, FLAG_SEGMENT_END, HEADER_BYT
 use crate::store::control::Control;
 use crate::store::delayed;
 use crate::store::group_commit::GroupCommit;
-use crate::store::keys::entry::topic_hash;
 use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Damage, Recovered};
@@ -703,7 +702,6 @@ impl<E: Env> CommitLog<E> {
             copies: Copies::Enough,
         };
         let mut last = Position::default();
-        let topic_hash = topic_hash(&new.topic);
         let mut rest = &new.records[..];
         for mark in &new.marks {
             let (record, behind) = rest.split_at(mark.bytes as usize);
@@ -727,8 +725,7 @@ impl<E: Env> CommitLog<E> {
             }
             let properties = &record[mark.properties_at as usize..];
             if !properties.is_empty() {
-                self.keys
-                    .stage_of(topic_hash, at, store_timestamp, properties);
+                self.keys.stage(at, store_timestamp, &new.topic, properties);
             }
             let entry = QueueEntry {
                 position: at,

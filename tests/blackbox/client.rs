@@ -770,6 +770,16 @@ impl Connection {
         ))
     }
 
+    /// Of a client that only produces.
+    pub fn producer_heartbeat(&mut self, client_id: &str, group: &str) -> Answer<Command> {
+        let body = json!({
+            "clientID": client_id, "heartbeatFingerprint": 0, "withoutSub": false,
+            "producerDataSet": [{ "groupName": group }], "consumerDataSet": [],
+        });
+        let body = body.to_string().into_bytes();
+        self.call(&Command::request(code::HEART_BEAT, &[], body))
+    }
+
     pub fn unregister(&mut self, client_id: &str, group: &str) -> Answer<()> {
         let fields = [
             ("clientID", client_id.to_string()),

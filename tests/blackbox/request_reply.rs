@@ -5,13 +5,7 @@ use std::time::Duration;
 use crate::client::{Command, Connection, Message, answer, code};
 use crate::node::{Setup, store_dir};
 
-fn heartbeat(connection: &mut Connection, client_id: &str) {
-    let body = format!(
-        r#"{{"clientID":"{client_id}","consumerDataSet":[],"heartbeatFingerprint":0,"producerDataSet":[{{"groupName":"askers"}}],"withoutSub":false}}"#
-    );
-    let beat = Command::request(code::HEART_BEAT, &[], body.into_bytes());
-    connection.call(&beat).unwrap();
-}
+const GROUP: &str = "blackbox-askers";
 
 /// What a consumer sends back for a request of `client_id` (`MessageUtil.createReplyMessage`).
 fn reply(client_id: &str, correlation_id: &str, body: &str) -> Command {
@@ -47,14 +41,14 @@ fn a_reply_finds_the_client_that_asked_also_before_its_first_heartbeat() {
         let client_id = format!("asker-{round}");
         let (mut asker, mut replier) = (node.connect(), node.connect());
         if round % 2 == 0 {
-            heartbeat(&mut asker, &client_id);
+            asker.producer_heartbeat(&client_id, GROUP).unwrap();
         }
         let waits = replier
             .start(&reply(&client_id, "7", &format!("reply {round}")))
             .unwrap();
         if round % 2 == 1 {
             std::thread::sleep(Duration::from_millis(200));
-            heartbeat(&mut asker, &client_id);
+            asker.producer_heartbeat(&client_id, GROUP).unwrap();
         }
         let pushed = pushed_reply(&mut asker);
         assert_eq!(pushed.body, format!("reply {round}").into_bytes());
@@ -67,5 +61,5 @@ fn a_reply_finds_the_client_that_asked_also_before_its_first_heartbeat() {
     let refused = replier.ask(&reply("nobody", "8", "too late")).unwrap();
     assert_eq!(refused.code, answer::SYSTEM_ERROR);
     assert!(refused.remark.contains("'nobody'"), "{}", refused.remark);
-    heartbeat(&mut replier, "nobody");
+    replier.producer_heartbeat("nobody", GROUP).unwrap();
 }

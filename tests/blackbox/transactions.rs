@@ -46,14 +46,6 @@ fn end_at(place: i64, queue_offset: i64, how: i32, from_check: bool) -> Command 
     Command::request(code::END_TRANSACTION, &fields, Vec::new())
 }
 
-fn produce_heartbeat(connection: &mut Connection, client_id: &str) {
-    let body = format!(
-        r#"{{"clientID":"{client_id}","consumerDataSet":[],"heartbeatFingerprint":0,"producerDataSet":[{{"groupName":"{GROUP}"}}],"withoutSub":false}}"#
-    );
-    let beat = Command::request(code::HEART_BEAT, &[], body.into_bytes());
-    connection.call(&beat).unwrap();
-}
-
 fn read_topic(connection: &mut Connection, topic: &str, queues: i32) -> Vec<Record> {
     let queues = 0..queues;
     queues
@@ -234,7 +226,7 @@ fn a_producer_of_the_group_is_asked_until_it_knows() {
     first.create_topic("asked", 4).unwrap();
     let sent = first.send(&half("asked", 3, "x")).unwrap();
     // Only another client of the group is there to be asked.
-    produce_heartbeat(&mut second, "client-2");
+    second.producer_heartbeat("client-2", GROUP).unwrap();
     let check = wait_for_check(&mut second);
     assert_eq!(check.fields["transactionId"], "KEY-x");
     assert_eq!(check.fields["offsetMsgId"], sent.msg_id);
@@ -300,7 +292,7 @@ fn what_nobody_ends_is_given_up_and_kept() {
         Command::request(323, &[("msgId", id)], Vec::new())
     };
     let first = given_up.iter().find(|record| record.body == b"0").unwrap();
-    produce_heartbeat(&mut producer, "client");
+    producer.producer_heartbeat("client", GROUP).unwrap();
     producer.call(&resume(first.physical_offset)).unwrap();
     let check = wait_for_check(&mut producer);
     let record = &crate::record::decode_all(&check.body).unwrap()[0];
@@ -420,7 +412,7 @@ fn kill_9_neither_loses_nor_ends_an_open_transaction() {
     // The rest is asked about, by whoever is there.
     let node = setup.start();
     let mut producer = node.connect();
-    produce_heartbeat(&mut producer, "client-1");
+    producer.producer_heartbeat("client-1", GROUP).unwrap();
     for (name, _) in &open {
         committed.push(name.clone());
     }

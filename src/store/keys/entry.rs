@@ -55,8 +55,7 @@ fn finish(mut hash: u64) -> u64 {
     hash ^ (hash >> 33)
 }
 
-/// What the hashes of a topic's keys begin with.
-pub fn topic_hash(topic: &str) -> u64 {
+fn topic_hash(topic: &str) -> u64 {
     feed(0xCBF2_9CE4_8422_2325, topic.as_bytes())
 }
 
@@ -93,9 +92,13 @@ fn split_keys(keys: &[u8]) -> impl Iterator<Item = &[u8]> {
         .take(KEYS_PER_MESSAGE_MAX)
 }
 
-/// Gives the hash of every key of a message to `each`. `topic_hash` is that of its topic.
-pub fn hashes_of(topic_hash: u64, properties: &[u8], mut each: impl FnMut(u64)) {
+/// Gives the hash of every key of a message to `each`.
+pub fn hashes_of(topic: &str, properties: &[u8], mut each: impl FnMut(u64)) {
     let (keys, unique) = key_properties(properties);
+    if keys.is_empty() && unique.is_empty() {
+        return;
+    }
+    let topic_hash = topic_hash(topic);
     if !unique.is_empty() {
         each(key_hash(topic_hash, KeyKind::Unique, unique));
     }
@@ -121,7 +124,7 @@ mod tests {
     fn each_key_and_the_unique_key_are_kept_and_found_again() {
         let properties = b"KEYS\x01one  zwei \x02TAGS\x01t\x02UNIQ_KEY\x01AC\x02";
         let mut hashes = Vec::new();
-        hashes_of(topic_hash("T"), properties, |hash| hashes.push(hash));
+        hashes_of("T", properties, |hash| hashes.push(hash));
         let expected = [
             hash_of("T", KeyKind::Unique, "AC"),
             hash_of("T", KeyKind::Key, "one"),

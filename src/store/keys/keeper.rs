@@ -386,7 +386,7 @@ fn entries_of(record: &[u8], position: u64, out: &mut Vec<Entry>) {
         return;
     };
     let seconds = (view.store_timestamp() / 1_000) as u32;
-    entry::hashes_of(entry::topic_hash(view.topic()), view.properties(), |hash| {
+    entry::hashes_of(view.topic(), view.properties(), |hash| {
         out.push(Entry {
             hash,
             position,

@@ -27,7 +27,7 @@ use crate::base::limits::{KEY_BLOCKS_PER_LOOKUP_MAX, SECTOR_BYTES};
 use crate::base::notify::Notify;
 use crate::base::offset::LogId;
 use crate::io::env::Env;
-use crate::store::keys::entry::{Entry, topic_hash};
+use crate::store::keys::entry::Entry;
 use crate::store::keys::files::Loaded;
 use crate::store::keys::parts::{Part, Parts, Run};
 use crate::store::segment::Segments;
@@ -152,17 +152,12 @@ impl<E: Env> KeyIndex<E> {
 
     /// A message was appended: its keys wait until it is durable.
     pub fn stage(&self, position: u64, store_ms: u64, topic: &str, properties: &[u8]) {
-        self.stage_of(topic_hash(topic), position, store_ms, properties);
-    }
-
-    /// As [`KeyIndex::stage`], for many messages of one topic.
-    pub fn stage_of(&self, topic_hash: u64, position: u64, store_ms: u64, properties: &[u8]) {
         if !self.is_on() {
             return;
         }
         let mut parts = self.parts.borrow_mut();
         let mut any = false;
-        entry::hashes_of(topic_hash, properties, |hash| {
+        entry::hashes_of(topic, properties, |hash| {
             any = true;
             parts.stage(Entry {
                 hash,
