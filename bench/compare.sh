@@ -7,7 +7,8 @@
 #   --rounds N   runs of each case and side (5)         --data DIR   where both keep their stores (target/bench-data)
 #   --secs S     measured seconds of a run (5)          --warm S     seconds of load before them (2)
 #   --pin        broker on processor 0, client on 1     --shards N   of RingMQ (one per processor)
-#   --memory M   of RingMQ (1GiB)                       --flush-original ASYNC_FLUSH|SYNC_FLUSH (ASYNC_FLUSH)
+#   --memory M   of RingMQ (1GiB; 6GiB in row 7, whose backlog is to be in its tail cache as it is in the others' page cache)
+#                                                       --flush-original ASYNC_FLUSH|SYNC_FLUSH (ASYNC_FLUSH)
 #   --peers LIST original,kafka,nats,iggy (all), or none: what RingMQ is compared with; it joins the rows that its client can do
 #   --alone      RingMQ only                            --no-docs    leave docs/performance.md as it is
 #   --lock FILE  hold this lock during each run, for machines on which others measure too
@@ -108,10 +109,10 @@ free_ports() { # leaves base: base, base + 2 .. base + 5 are free
   return 1
 }
 
-start_ours() { # flush
+start_ours() { # flush [memory]
   free_ports
   env -u RINGMQ_BIN "${cpus[@]}" "$target/release/ringmq" standalone --store "$work/ours-$1" --bind 127.0.0.1 --namesrv-port "$base" --port $((base + 3)) \
-    --shards "$shards" --memory "$memory" --set "flushDiskType=$1" >>"$log" 2>&1 &
+    --shards "$shards" --memory "${2:-$memory}" --set "flushDiskType=$1" >>"$log" 2>&1 &
   pids[ours]=$! broker[ours]=$! address[ours]=127.0.0.1:$base
   await "${pids[ours]}" $((base + 3)) RingMQ
   sleep 1
@@ -378,7 +379,11 @@ for row in "${rows[@]}"; do
       peer_load=(publish 1)
       native "6: native, one record a frame, one in flight" producer -w 1 --protocol native
       ;;
-    7) drain "7: drain, hot" "$secs" catch-up ;;
+    7)
+      stop_ours
+      start_ours SYNC_FLUSH 6GiB
+      drain "7: drain, hot" "$secs" catch-up
+      ;;
     8) drain "8: drain, cold" $((12 * secs)) cold ;;
     9)
       peer_load=(end-to-end 1000)

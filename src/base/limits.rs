@@ -136,3 +136,5 @@ const _: () = assert!(REPLICA_RUN_BYTES_MAX <= REPLICA_TORN_BYTES_MAX);
 const _: () = assert!(HA_WINDOW_BYTES > 2 * REPLICA_RUN_BYTES_MAX as u64);
 const _: () = assert!(SCRUB_PIECE_BYTES.is_multiple_of(SECTOR_BYTES as u64));
 const _: () = assert!(SQL_STEPS_MAX < u16::MAX as usize);
+/// What is read of a log at once; an executor has memory for reads of this size that is never zeroed again.
+pub const READ_BYTES: usize = 128 << 10;

@@ -60,6 +60,12 @@ pub trait Env: Clone + 'static {
         self.alloc(bytes)
     }
 
+    /// Whether a read of [`crate::base::limits::READ_BYTES`] finds memory that is there already. If not, some is prepared, and whoever
+    /// can give up an older buffer instead should do so: new memory costs the executor its first touch.
+    fn read_memory_is_ready(&self) -> bool {
+        true
+    }
+
     /// Opens a file. Errors as `open(2)`.
     fn open(
         &self,

@@ -153,7 +153,7 @@ impl<E: Env> Shard<E> {
                 scrub: log.scrub_figures(),
                 tail_cache_bytes: log.reader().tail_bytes(),
                 read_cache_bytes: log.reader().chunk_bytes(),
-                index_cache_bytes: log.reader().block_bytes(),
+                index_cache_bytes: log.index_bytes(),
                 refusal: why_not_writable(log),
                 earliest_ms,
                 disk_total_bytes: space.map_or(0, |space| space.total_bytes),

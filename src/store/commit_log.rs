@@ -32,6 +32,7 @@ use crate::store::batch::{ALIGN_BYTES, BatchHeader, FLAG_SEGMENT_END, HEADER_BYT
 use crate::store::control::Control;
 use crate::store::delayed;
 use crate::store::group_commit::GroupCommit;
+use crate::store::index_files::IndexFiles;
 use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Damage, Recovered};
@@ -195,6 +196,7 @@ pub struct CommitLog<E: Env> {
     options: LogOptions,
     segments: Rc<Segments<E>>,
     reader: Rc<LogReader<E>>,
+    index: Rc<IndexFiles<E>>,
     tables: RefCell<Tables>,
     keys: Rc<KeyIndex<E>>,
     state: RefCell<State>,
@@ -267,11 +269,10 @@ impl<E: Env> CommitLog<E> {
         let reader = LogReader::new(
             env.clone(),
             segments.clone(),
-            index_directory,
             options.tail_cache_bytes,
             options.read_cache_bytes,
-            options.index_cache_bytes / 2,
         );
+        let index = IndexFiles::new(env.clone(), index_directory, options.index_cache_bytes / 2);
         let Recovered {
             mut tables,
             end,
@@ -343,6 +344,7 @@ impl<E: Env> CommitLog<E> {
             env,
             segments,
             reader,
+            index,
             tables: RefCell::new(tables),
             keys,
             state: RefCell::new(State {
@@ -452,6 +454,11 @@ impl<E: Env> CommitLog<E> {
 
     pub fn reader(&self) -> &Rc<LogReader<E>> {
         &self.reader
+    }
+
+    /// Bytes of the queue index's blocks in memory.
+    pub fn index_bytes(&self) -> usize {
+        self.index.bytes()
     }
 
     pub(super) fn segments(&self) -> &Rc<Segments<E>> {
@@ -1425,7 +1432,7 @@ impl<E: Env> CommitLog<E> {
 
     async fn write_index(&self) -> io::Result<()> {
         let blocks = self.tables.borrow().queues.unwritten();
-        self.reader.write_blocks(&blocks).await?;
+        self.index.write(&blocks).await?;
         let mut tables = self.tables.borrow_mut();
         for (number, block) in &blocks {
             tables.queues.on_written(*number, block);
@@ -1484,7 +1491,7 @@ impl<E: Env> CommitLog<E> {
         // The log itself has to be on the device up to there, in ASYNC_FLUSH too: the snapshot stands in for it.
         self.flush_written().await?;
         self.write_index().await?;
-        if let Err(error) = self.reader.sync_blocks().await {
+        if let Err(error) = self.index.sync().await {
             // A second flush might say that all is well although the blocks are gone. Without a snapshot the next start
             // makes them again from the log.
             self.index_failed.set(true);

@@ -8,31 +8,32 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
 use std::rc::Rc;
 
 use ahash::AHashMap;
 use smallvec::SmallVec;
 
-use crate::base::limits::SECTOR_BYTES;
+use crate::base::limits::READ_BYTES;
 use crate::base::notify::Notify;
 use crate::io::aligned_buf::{PageBuf, PageSlice};
-use crate::io::env::{DiskFile, Env, OpenMode};
+use crate::io::env::{DiskFile, Env};
 use crate::store::read_gate::ReadGate;
 use crate::store::segment::Segments;
-use crate::store::tables::consume_queue::{Block, entry_of};
-use crate::store::types::QueueEntry;
 
 /// What is read from the log at once.
-pub const CHUNK_BYTES: u64 = 128 << 10;
+pub const CHUNK_BYTES: u64 = READ_BYTES as u64;
 /// Chunks read ahead of a reader that goes on in order, at most.
 const READAHEAD_CHUNKS_MAX: u64 = 8;
+/// They are asked for so many at a time, which the kernel makes one request of the device.
+const READAHEAD_STEP_CHUNKS: u64 = 4;
+/// So many chunks are kept in any case; for more there has to be memory that is ready.
+const CHUNKS_MIN: usize = 32;
 /// Readers in order that are told apart: consumers of several groups read one log at several places.
 const STREAMS_MAX: usize = 8;
+/// Uses that are remembered for each chunk that there may be, before those that do not count are thrown away.
+const ORDER_PER_CHUNK_MAX: usize = 4;
 /// How often a chunk is read again that others pushed out before it was used.
 const CHUNK_TRIES: u32 = 32;
-/// Sectors of one index file.
-const INDEX_FILE_BLOCKS: u32 = 16 << 10;
 
 struct Cached {
     /// Log position of the buffer's first byte.
@@ -49,6 +50,7 @@ enum Chunk {
     },
     Ready {
         pages: Rc<PageBuf>,
+        /// When it was used last.
         used: u64,
     },
     Failed {
@@ -66,6 +68,15 @@ struct Stream {
     used: u64,
 }
 
+/// Of a failed chunk every use is the last: nobody has asked for it yet.
+fn is_last_use(chunks: &AHashMap<u64, Chunk>, number: u64, time: u64) -> bool {
+    match chunks.get(&number) {
+        Some(Chunk::Ready { used, .. }) => *used == time,
+        Some(Chunk::Failed { .. }) => true,
+        _ => false,
+    }
+}
+
 /// Reads of one log. See the module's page.
 pub struct LogReader<E: Env> {
     env: E,
@@ -75,26 +86,22 @@ pub struct LogReader<E: Env> {
     tail_bytes_max: usize,
     chunks: RefCell<AHashMap<u64, Chunk>>,
     chunks_max: usize,
-    /// Grows with each use: the oldest chunk goes first.
+    /// Uses of chunks by their time, the oldest first. One that is not the last of its chunk does not count any more.
+    order: RefCell<VecDeque<(u64, u64)>>,
+    /// Grows with each use.
     clock: Cell<u64>,
     loaded: Notify,
     gate: ReadGate,
     streams: RefCell<Vec<Stream>>,
-    index_directory: PathBuf,
-    index_files: RefCell<AHashMap<u32, E::File>>,
-    blocks: RefCell<AHashMap<u32, (Block, u64)>>,
-    blocks_max: usize,
 }
 
 impl<E: Env> LogReader<E> {
-    /// Budgets in bytes: of the tail cache, of chunks, of index blocks.
+    /// Budgets in bytes: of the tail cache, of chunks.
     pub fn new(
         env: E,
         segments: Rc<Segments<E>>,
-        index_directory: PathBuf,
         tail_bytes_max: usize,
         chunk_bytes_max: usize,
-        block_bytes_max: usize,
     ) -> Rc<Self> {
         Rc::new(Self {
             env,
@@ -104,14 +111,11 @@ impl<E: Env> LogReader<E> {
             tail_bytes_max,
             chunks: RefCell::default(),
             chunks_max: (chunk_bytes_max / CHUNK_BYTES as usize).max(4),
+            order: RefCell::default(),
             clock: Cell::new(0),
             loaded: Notify::default(),
             gate: ReadGate::default(),
             streams: RefCell::default(),
-            index_directory,
-            index_files: RefCell::default(),
-            blocks: RefCell::default(),
-            blocks_max: (block_bytes_max / SECTOR_BYTES).max(16),
         })
     }
 
@@ -164,11 +168,6 @@ impl<E: Env> LogReader<E> {
         self.chunks.borrow().len() * CHUNK_BYTES as usize
     }
 
-    /// Bytes of index blocks in memory.
-    pub fn block_bytes(&self) -> usize {
-        self.blocks.borrow().len() * SECTOR_BYTES
-    }
-
     /// Bytes of the tail cache.
     pub fn tail_bytes(&self) -> usize {
         self.tail_bytes.get()
@@ -185,6 +184,8 @@ impl<E: Env> LogReader<E> {
     /// The bytes at `position`, if they are in the tail cache.
     fn in_tail(&self, position: u64, bytes: usize) -> Option<PageSlice> {
         let tail = self.tail.borrow();
+        // Most of what is not there lies before all of it.
+        tail.front().filter(|oldest| oldest.start <= position)?;
         // Two neighbours can both hold a shared sector's front; the later one has all of a record that begins in it.
         let after = tail.partition_point(|cached| cached.start <= position);
         for cached in tail.range(..after).rev().take(2) {
@@ -283,12 +284,22 @@ impl<E: Env> LogReader<E> {
     }
 
     async fn chunk(self: &Rc<Self>, number: u64) -> io::Result<Rc<PageBuf>> {
+        // What is read ahead must not push out what is wanted now.
+        let there = self.use_chunk(number);
         // Never beyond what is surely written: the last chunks are in the tail cache or read one by one.
         let end = self.segments.allocated_end();
-        for ahead in 1..=self.readahead(number) {
+        let window = match self.readahead(number) {
+            // A whole window is there, so it waits until some can be read at once.
+            READAHEAD_CHUNKS_MAX if !number.is_multiple_of(READAHEAD_STEP_CHUNKS) => 0,
+            window => window,
+        };
+        for ahead in 1..=window {
             if (number + ahead + 1) * CHUNK_BYTES + self.tail_bytes.get() as u64 <= end {
                 self.start_load(number + ahead);
             }
+        }
+        if let Some(pages) = there {
+            return Ok(pages);
         }
         // Other readers may push it out again before this one runs: then it is read once more.
         for _ in 0..CHUNK_TRIES {
@@ -301,19 +312,14 @@ impl<E: Env> LogReader<E> {
                     )
                 })
                 .await;
-            let tick = self.tick();
+            if let Some(pages) = self.use_chunk(number) {
+                return Ok(pages);
+            }
             let mut chunks = self.chunks.borrow_mut();
-            match chunks.get_mut(&number) {
-                Some(Chunk::Ready { pages, used }) => {
-                    *used = tick;
-                    return Ok(pages.clone());
-                }
-                Some(Chunk::Failed { error }) => {
-                    let error = io::Error::other(error.to_string());
-                    chunks.remove(&number);
-                    return Err(error);
-                }
-                _ => {}
+            if let Some(Chunk::Failed { error }) = chunks.get(&number) {
+                let error = io::Error::other(error.to_string());
+                chunks.remove(&number);
+                return Err(error);
             }
         }
         Err(io::Error::other(
@@ -326,6 +332,7 @@ impl<E: Env> LogReader<E> {
         if self.chunks.borrow().contains_key(&number) {
             return;
         }
+        self.make_room();
         self.chunks
             .borrow_mut()
             .insert(number, Chunk::Loading { stale: false });
@@ -339,7 +346,6 @@ impl<E: Env> LogReader<E> {
                 }
             };
             let used = reader.tick();
-            let mut chunks = reader.chunks.borrow_mut();
             let chunk = match result {
                 Ok(pages) => Chunk::Ready {
                     pages: Rc::new(pages),
@@ -349,25 +355,49 @@ impl<E: Env> LogReader<E> {
                     error: error.to_string().into(),
                 },
             };
-            chunks.insert(number, chunk);
-            while chunks.len() > reader.chunks_max {
-                let oldest = chunks
-                    .iter()
-                    .filter_map(|(&number, chunk)| match chunk {
-                        Chunk::Ready { used, .. } => Some((*used, number)),
-                        _ => None,
-                    })
-                    .min();
-                match oldest {
-                    Some((_, oldest)) if oldest != number => {
-                        chunks.remove(&oldest);
-                    }
-                    _ => break,
-                }
-            }
-            drop(chunks);
+            reader.chunks.borrow_mut().insert(number, chunk);
+            reader.order.borrow_mut().push_back((number, used));
             reader.loaded.notify();
         });
+    }
+
+    /// Pushes out the chunks that were used longest ago, if one more would be too many, or has no memory that is ready.
+    fn make_room(&self) {
+        let mut chunks = self.chunks.borrow_mut();
+        let mut order = self.order.borrow_mut();
+        let is_small = chunks.len() < CHUNKS_MIN.min(self.chunks_max);
+        let kept_max = match self.env.read_memory_is_ready() || is_small {
+            true => self.chunks_max - 1,
+            false => self.chunks_max.min(chunks.len()) - 1,
+        };
+        while chunks.len() > kept_max {
+            let Some((number, time)) = order.pop_front() else {
+                break;
+            };
+            if is_last_use(&chunks, number, time) {
+                chunks.remove(&number);
+            }
+        }
+    }
+
+    /// A chunk that is there.
+    fn use_chunk(&self, number: u64) -> Option<Rc<PageBuf>> {
+        let mut chunks = self.chunks.borrow_mut();
+        let Some(Chunk::Ready { pages, used }) = chunks.get_mut(&number) else {
+            return None;
+        };
+        *used = self.tick();
+        let (pages, time) = (pages.clone(), *used);
+        let mut order = self.order.borrow_mut();
+        match order.back_mut() {
+            // A reader in order uses it for each of its records.
+            Some(last) if last.0 == number => last.1 = time,
+            _ => order.push_back((number, time)),
+        }
+        if order.len() > ORDER_PER_CHUNK_MAX * self.chunks_max {
+            order.retain(|&(number, time)| is_last_use(&chunks, number, time));
+        }
+        Some(pages)
     }
 
     async fn load(&self, number: u64) -> io::Result<PageBuf> {
@@ -409,112 +439,29 @@ impl<E: Env> LogReader<E> {
             });
         }
     }
-
-    async fn index_file(&self, file: u32, create: bool) -> io::Result<E::File> {
-        if let Some(open) = self.index_files.borrow().get(&file) {
-            return Ok(open.clone());
-        }
-        let path = self.index_directory.join(format!("{file:08}.idx"));
-        let open = self
-            .env
-            .open(
-                &path,
-                OpenMode {
-                    create,
-                    flush_each_write: false,
-                },
-            )
-            .await?;
-        self.index_files.borrow_mut().insert(file, open.clone());
-        Ok(open)
-    }
-
-    /// Writes index blocks, neighbours in one go. Not flushed.
-    pub async fn write_blocks(&self, blocks: &[(u32, Block)]) -> io::Result<()> {
-        let mut at = 0;
-        while at < blocks.len() {
-            let first = blocks[at].0;
-            let file_number = first / INDEX_FILE_BLOCKS;
-            let mut count = 1;
-            while count < 64
-                && at + count < blocks.len()
-                && blocks[at + count].0 == first + count as u32
-                && blocks[at + count].0 / INDEX_FILE_BLOCKS == file_number
-            {
-                count += 1;
-            }
-            let mut pages = self.env.alloc(count * SECTOR_BYTES);
-            for (slot, (_, block)) in pages
-                .as_mut()
-                .chunks_exact_mut(SECTOR_BYTES)
-                .zip(&blocks[at..at + count])
-            {
-                slot.copy_from_slice(block);
-            }
-            let file = self.index_file(file_number, true).await?;
-            let position = u64::from(first % INDEX_FILE_BLOCKS) * SECTOR_BYTES as u64;
-            file.write_at(Rc::new(pages), position).await?;
-            // What was read of a block before it was freed and used again is stale now.
-            for (number, _) in &blocks[at..at + count] {
-                self.blocks.borrow_mut().remove(number);
-            }
-            at += count;
-        }
-        Ok(())
-    }
-
-    /// Flushes all index files.
-    pub async fn sync_blocks(&self) -> io::Result<()> {
-        let files: Vec<E::File> = self.index_files.borrow().values().cloned().collect();
-        for file in files {
-            file.sync().await?;
-        }
-        self.env.sync_dir(&self.index_directory).await
-    }
-
-    /// An entry of a written index block.
-    pub async fn block_entry(&self, number: u32, index: usize) -> io::Result<QueueEntry> {
-        let tick = self.tick();
-        if let Some((block, used)) = self.blocks.borrow_mut().get_mut(&number) {
-            *used = tick;
-            return Ok(entry_of(block, index));
-        }
-        let file = self.index_file(number / INDEX_FILE_BLOCKS, false).await?;
-        let position = u64::from(number % INDEX_FILE_BLOCKS) * SECTOR_BYTES as u64;
-        let pages = file.read_at(position, SECTOR_BYTES).await?;
-        if pages.len() < SECTOR_BYTES {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                format!("index block {number} is not in its file"),
-            ));
-        }
-        let block: Block = Rc::from(&pages[..]);
-        let entry = entry_of(&block, index);
-        let mut blocks = self.blocks.borrow_mut();
-        if blocks.len() >= self.blocks_max {
-            let half = blocks.len() / 2;
-            let mut ages: Vec<u64> = blocks.values().map(|(_, used)| *used).collect();
-            let (_, median, _) = ages.select_nth_unstable(half);
-            let median = *median;
-            blocks.retain(|_, (_, used)| *used > median);
-        }
-        blocks.insert(number, (block, tick));
-        Ok(entry)
-    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::io::sim::{OpKind, SimEnv, SimOptions, SimWorld};
     use crate::store::segment::Ahead;
 
     const SEGMENT_BYTES: u64 = 16 << 20;
 
-    /// Reads chunks one after the other and tells how many reads of the disk that took, readahead included.
-    fn reads_for(chunks_max: u64, numbers: &[u64]) -> u64 {
-        let world = SimWorld::new(1, SimOptions::default());
+    fn with_reader<T>(
+        chunks_max: u64,
+        memory_is_slow: bool,
+        test: impl AsyncFnOnce(SimEnv, Rc<LogReader<SimEnv>>) -> T,
+    ) -> (T, u64) {
+        let options = SimOptions {
+            memory_is_slow,
+            ..SimOptions::default()
+        };
+        let world = SimWorld::new(1, options);
         let env = world.env();
         let reads = || world.with_disk(0, |disk| disk.count_of(OpKind::Read));
         world.block_on(async {
@@ -527,15 +474,22 @@ mod tests {
                 segments.extend(Ahead::Reserved).await.unwrap();
             }
             let budget = (chunks_max * CHUNK_BYTES) as usize;
-            let reader: Rc<LogReader<SimEnv>> =
-                LogReader::new(env.clone(), segments, directory, 0, budget, 0);
+            let reader = LogReader::new(env.clone(), segments, 0, budget);
             let before = reads();
+            let result = test(env.clone(), reader).await;
+            (result, reads() - before)
+        })
+    }
+
+    /// Reads chunks one after the other and tells how many reads of the disk that took, readahead included.
+    fn reads_for(chunks_max: u64, numbers: &[u64]) -> u64 {
+        let test = async |env: SimEnv, reader: Rc<LogReader<SimEnv>>| {
             for number in numbers {
                 reader.chunk(*number).await.unwrap();
                 env.sleep(std::time::Duration::from_millis(10)).await;
             }
-            reads() - before
-        })
+        };
+        with_reader(chunks_max, false, test).1
     }
 
     #[test]
@@ -543,14 +497,70 @@ mod tests {
         // Nobody goes on in order.
         assert_eq!(reads_for(64, &[10, 200, 90, 300, 40]), 5);
         assert_eq!(reads_for(64, &[10, 10, 10]), 1);
-        // Windows of 1, 2, 4, 8 and 8 chunks.
-        let one = reads_for(64, &[10, 11, 12, 13, 14, 15]);
-        assert_eq!(one, 6 + 8);
+        // Windows of 1, 2, 4 and 8 chunks; a whole one is read on in steps of four: 16 asks for 18 to 24.
+        let one = reads_for(64, &[10, 11, 12, 13, 14, 15, 16, 17]);
+        assert_eq!(one, 15, "chunks 10 to 24");
         // Two in turns: as much for each of them.
-        let two = reads_for(64, &[10, 200, 11, 201, 12, 202, 13, 203, 14, 204, 15, 205]);
-        assert_eq!(two, 2 * one);
+        let two = reads_for(
+            64,
+            &[
+                10, 210, 11, 211, 12, 212, 13, 213, 14, 214, 15, 215, 16, 216, 17, 217,
+            ],
+        );
+        assert_eq!(two, 15 + 15);
         // A small cache is not filled by it: 2 chunks for one reader, 1 for each of two.
         assert_eq!(reads_for(4, &[10, 11, 12, 13]), 4 + 2);
         assert_eq!(reads_for(4, &[10, 200, 11, 201, 12, 202]), 6 + 2);
+    }
+    #[test]
+    fn the_chunk_that_was_used_longest_ago_goes_first() {
+        let again: Vec<u64> = (0..40).map(|number| 3 * number).collect();
+        // All fit, however often they are used.
+        let mut order = again.clone();
+        for _ in 0..20 {
+            order.extend(&again);
+        }
+        assert_eq!(reads_for(64, &order), 40);
+        // One more than there is room for, in a circle: none is found again.
+        let circle: Vec<u64> = (0..3 * 41).map(|at| 3 * (at % 41)).collect();
+        assert_eq!(reads_for(40, &circle), 3 * 41);
+        // One of them is used in between all the time, and stays.
+        let with_one: Vec<u64> = circle.iter().flat_map(|&number| [number, 300]).collect();
+        assert_eq!(reads_for(41, &with_one), 3 * 41 + 1);
+    }
+
+    #[test]
+    fn what_was_read_ahead_is_there_when_its_reader_comes() {
+        // Much longer than the cache: each is read once, and the last step ahead of the end.
+        let numbers: Vec<u64> = (0..256).collect();
+        let end = 252 + READAHEAD_CHUNKS_MAX + 1;
+        assert_eq!(reads_for(64, &numbers), end);
+        assert_eq!(reads_for(CHUNKS_MIN as u64, &numbers), end);
+    }
+
+    #[test]
+    fn without_memory_that_is_ready_a_chunk_takes_the_place_of_an_older_one() {
+        let fill = async |_: SimEnv, reader: Rc<LogReader<SimEnv>>| {
+            for number in 0..100 {
+                reader.chunk(4 * number).await.unwrap();
+            }
+            reader.chunk_bytes() / CHUNK_BYTES as usize
+        };
+        assert_eq!(with_reader(64, false, fill).0, 64);
+        assert_eq!(with_reader(64, true, fill).0, CHUNKS_MIN);
+        assert_eq!(with_reader(8, true, fill).0, 8);
+    }
+
+    #[test]
+    fn uses_that_do_not_count_any_more_are_thrown_away() {
+        let forget = async |_: SimEnv, reader: Rc<LogReader<SimEnv>>| {
+            for _ in 0..1000 {
+                reader.chunk(10).await.unwrap();
+                reader.chunk(20).await.unwrap();
+                reader.forget(10 * CHUNK_BYTES..10 * CHUNK_BYTES, 0);
+            }
+            reader.order.borrow().len()
+        };
+        assert!(with_reader(8, false, forget).0 <= ORDER_PER_CHUNK_MAX * 8);
     }
 }

@@ -10,6 +10,7 @@ pub mod control;
 pub mod delayed;
 pub mod group_commit;
 pub mod half;
+pub mod index_files;
 pub mod keys;
 pub mod log_reader;
 pub mod manifest;

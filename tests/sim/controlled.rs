@@ -1528,6 +1528,7 @@ fn run(seed: u64, trace: bool) -> Counts {
         nodes,
         trace,
         steps_max: 100_000_000,
+        memory_is_slow: seed.is_multiple_of(3),
         ..SimOptions::default()
     };
     let world = SimWorld::new(seed, options);

@@ -717,6 +717,7 @@ pub fn run_seed(seed: u64, planted: Option<PlantedBug>, trace: bool) -> Result<C
             nodes: 2,
             trace,
             steps_max: 50_000_000,
+            memory_is_slow: seed.is_multiple_of(3),
             ..SimOptions::default()
         };
         let world = SimWorld::new(seed, options);

@@ -482,6 +482,7 @@ pub fn run_seed<S: SystemUnderTest>(
             SimOptions {
                 trace,
                 wall_skew_max_ms: scenario.skew_max_ms,
+                memory_is_slow: seed.is_multiple_of(3),
                 ..SimOptions::default()
             },
         );

@@ -108,6 +108,10 @@ impl Env for RingEnv {
         PageBuf::from_pages(Pages::in_run(bytes))
     }
 
+    fn read_memory_is_ready(&self) -> bool {
+        Pages::piece_is_ready()
+    }
+
     fn open(
         &self,
         path: &Path,
@@ -254,7 +258,7 @@ impl DiskFile for RingFile {
     ) -> impl Future<Output = io::Result<PageBuf>> + 'static {
         let (core, file) = (self.core.clone(), self.file.clone());
         async move {
-            let pages = Rc::new(RefCell::new(Pages::new(bytes)));
+            let pages = Rc::new(RefCell::new(Pages::for_read(bytes)));
             let address = pages.borrow().address();
             let entry = opcode::Read::new(types::Fd(file.as_raw_fd()), address, bytes as u32)
                 .offset(position)

@@ -7,6 +7,10 @@
 //! 5 ms in a virtual machine whose host gives memory only then. So the executor's helper thread touches [`RUNS_AHEAD`] of them
 //! before they are asked for; and where a huge page takes so long that whatever waits for its processor would notice,
 //! the next runs are small pages, which are touched in steps with pauses.
+//!
+//! Reads of [`READ_BYTES`] take **pieces** of runs that nobody else fills. Pieces stay with their thread: there are as many as
+//! were in use at once, which is what the caches above keep. New ones are touched by the helper thread, too, and whoever can
+//! do without waits for none ([`Pages::piece_is_ready`]).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
@@ -18,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::base::config::memory::IO_BYTES_PER_SHARD;
+use crate::base::limits::READ_BYTES;
 use crate::io::ring::core::Core;
 
 /// Alignment of every buffer: that of the strictest block device we know.
@@ -36,6 +41,9 @@ const RUN_PART_BYTES_MAX: usize = RUN_BYTES / 2;
 const SPARE_RUNS_MAX: usize = 4;
 /// Runs that are there, or on their way, before one is needed; one fewer as long as the first one is not full.
 const RUNS_AHEAD: usize = 2;
+const PIECE_BYTES: usize = READ_BYTES;
+/// With fewer pieces left the helper thread is asked for a run of them.
+const PIECES_AHEAD: usize = 8;
 /// What the helper thread touches before it lets others run for as long as that took.
 const STEP_BYTES: usize = 64 << 10;
 /// A huge page that takes longer was the last one.
@@ -132,6 +140,22 @@ impl Ahead {
     fn ready(&self) -> MutexGuard<'_, Vec<RunMemory>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Asks the helper thread for one more. False: there is none, since there is no executor.
+    fn ask(self: &Arc<Self>) -> bool {
+        let ahead = self.clone();
+        let asked = Core::try_current().is_some_and(|core| {
+            core.helper.post(move || {
+                let memory = map_run();
+                memory.touch();
+                ahead.ready().push(memory);
+            })
+        });
+        if asked {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        asked
+    }
 }
 
 /// A new run from the kernel: zeros, aligned to its size, and one huge page where the kernel gives them soon. By the
@@ -191,20 +215,43 @@ impl Runs {
     /// Asks the helper thread for the runs that come next. Without an executor there is none, and they come when they are needed.
     fn prepare(&self) {
         let wanted = RUNS_AHEAD - usize::from(self.current.is_none());
-        let mut count = self.ahead.count.load(Ordering::Relaxed);
-        while self.spare.len() + count < wanted {
-            let ahead = self.ahead.clone();
-            let asked = Core::try_current().is_some_and(|core| {
-                core.helper.post(move || {
-                    let memory = map_run();
-                    memory.touch();
-                    ahead.ready().push(memory);
-                })
-            });
-            if !asked {
+        while self.spare.len() + self.ahead.count.load(Ordering::Relaxed) < wanted {
+            if !self.ahead.ask() {
                 return;
             }
-            count = self.ahead.count.fetch_add(1, Ordering::Relaxed) + 1;
+        }
+    }
+}
+
+/// A part of a run for one read.
+struct Piece {
+    memory: NonNull<u8>,
+    run: Rc<RunMemory>,
+}
+
+/// Pieces that nobody uses.
+#[derive(Default)]
+struct Pieces {
+    free: Vec<Piece>,
+    ahead: Arc<Ahead>,
+}
+
+impl Pieces {
+    /// Takes over what the helper thread has touched, and asks it for more when few are left.
+    fn refill(&mut self) {
+        while self.free.len() < PIECES_AHEAD
+            && let Some(memory) = self.ahead.take()
+        {
+            let run = Rc::new(memory);
+            self.free
+                .extend((0..RUN_BYTES / PIECE_BYTES).map(|number| Piece {
+                    // SAFETY: within the run.
+                    memory: unsafe { run.0.add(number * PIECE_BYTES) },
+                    run: run.clone(),
+                }));
+        }
+        if self.free.len() < PIECES_AHEAD && self.ahead.count.load(Ordering::Relaxed) == 0 {
+            self.ahead.ask();
         }
     }
 }
@@ -212,13 +259,54 @@ impl Runs {
 struct Store {
     /// By number of pages less one.
     free: Vec<Vec<NonNull<u8>>>,
+    /// When each was asked for last, in calls.
+    asked: Vec<u64>,
+    calls: u64,
     bytes: usize,
+}
+
+impl Store {
+    fn take(&mut self, capacity: usize) -> Option<NonNull<u8>> {
+        let class = class(capacity);
+        self.calls += 1;
+        self.asked[class] = self.calls;
+        let memory = self.free[class].pop()?;
+        self.bytes -= capacity;
+        Some(memory)
+    }
+
+    /// Keeps a buffer if there is room, or others of sizes that were not asked for since this one was. False: it is the caller's.
+    fn keep(&mut self, memory: NonNull<u8>, capacity: usize) -> bool {
+        let own = class(capacity);
+        while self.bytes + capacity > STORE_BYTES_MAX {
+            let older = |&other: &usize| {
+                !self.free[other].is_empty() && self.asked[other] < self.asked[own]
+            };
+            let Some(oldest) = (0..CLASSES)
+                .filter(older)
+                .min_by_key(|&other| self.asked[other])
+            else {
+                return false;
+            };
+            let bytes = ALIGN_BYTES * (oldest + 1);
+            if let Some(memory) = self.free[oldest].pop() {
+                self.bytes -= bytes;
+                // SAFETY: it was allocated with the layout of its class and is in no other place.
+                unsafe { dealloc(memory.as_ptr(), layout(bytes)) }
+            }
+        }
+        self.free[own].push(memory);
+        self.bytes += capacity;
+        true
+    }
 }
 
 impl Default for Store {
     fn default() -> Self {
         Self {
             free: (0..CLASSES).map(|_| Vec::new()).collect(),
+            asked: vec![0; CLASSES],
+            calls: 0,
             bytes: 0,
         }
     }
@@ -238,6 +326,7 @@ impl Drop for Store {
 thread_local! {
     static STORE: RefCell<Store> = RefCell::default();
     static RUNS: RefCell<Runs> = RefCell::default();
+    static PIECES: RefCell<Pieces> = RefCell::default();
 }
 
 fn layout(bytes: usize) -> Layout {
@@ -257,8 +346,15 @@ pub struct Pages {
     len: usize,
     /// Whole pages.
     capacity: usize,
-    /// What the memory is a part of.
-    run: Option<Rc<Run>>,
+    origin: Origin,
+}
+
+/// What the memory of a buffer is a part of.
+enum Origin {
+    /// Nothing else: it is the allocator's.
+    Own,
+    Run(Rc<Run>),
+    Piece(Rc<RunMemory>),
 }
 
 impl Pages {
@@ -287,13 +383,13 @@ impl Pages {
             memory: unsafe { run.start().add(at) },
             len: bytes,
             capacity,
-            run: Some(run),
+            origin: Origin::Run(run),
         }
     }
 
     /// Changes the number of pages if this is the newest buffer of the run that is being filled and it has the room.
     fn resize(&mut self, capacity: usize) -> bool {
-        let Some(run) = &self.run else {
+        let Origin::Run(run) = &self.origin else {
             return false;
         };
         let resized = RUNS.with_borrow_mut(|runs| {
@@ -334,18 +430,12 @@ impl Pages {
     pub fn new(bytes: usize) -> Self {
         assert!(bytes > 0, "a buffer of nothing");
         let capacity = bytes.next_multiple_of(ALIGN_BYTES);
-        let kept = if capacity <= KEPT_BYTES_MAX {
-            STORE
-                .try_with(|store| {
-                    let mut store = store.borrow_mut();
-                    let memory = store.free[class(capacity)].pop()?;
-                    store.bytes -= capacity;
-                    Some(memory)
-                })
+        let kept = match capacity <= KEPT_BYTES_MAX {
+            true => STORE
+                .try_with(|store| store.borrow_mut().take(capacity))
                 .ok()
-                .flatten()
-        } else {
-            None
+                .flatten(),
+            false => None,
         };
         let memory = kept.unwrap_or_else(|| {
             // SAFETY: the layout has a size of at least a page. Zeroed, because it is read as bytes before all of it is
@@ -357,8 +447,36 @@ impl Pages {
             memory,
             len: bytes,
             capacity,
-            run: None,
+            origin: Origin::Own,
         }
+    }
+
+    /// `bytes` of memory, at least one, for what is read: a piece if it has the size of one and there is one.
+    pub fn for_read(bytes: usize) -> Self {
+        let piece = match bytes {
+            PIECE_BYTES => PIECES
+                .try_with(|pieces| pieces.borrow_mut().free.pop())
+                .ok()
+                .flatten(),
+            _ => None,
+        };
+        match piece {
+            Some(Piece { memory, run }) => Self {
+                memory,
+                len: PIECE_BYTES,
+                capacity: PIECE_BYTES,
+                origin: Origin::Piece(run),
+            },
+            None => Self::new(bytes),
+        }
+    }
+
+    /// Whether [`Pages::for_read`] has a piece at once. If not, the helper thread is asked for more.
+    pub fn piece_is_ready() -> bool {
+        PIECES.with_borrow_mut(|pieces| {
+            pieces.refill();
+            !pieces.free.is_empty()
+        })
     }
 
     /// The content.
@@ -387,25 +505,24 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        if self.run.is_some() {
-            return;
-        }
         let (memory, capacity) = (self.memory, self.capacity);
-        let kept = capacity <= KEPT_BYTES_MAX
-            && STORE
-                .try_with(|store| {
-                    let mut store = store.borrow_mut();
-                    let fits = store.bytes + capacity <= STORE_BYTES_MAX;
-                    if fits {
-                        store.free[class(capacity)].push(memory);
-                        store.bytes += capacity;
-                    }
-                    fits
-                })
-                .unwrap_or(false);
-        if !kept {
-            // SAFETY: allocated with this layout in `new`; nobody else has it.
-            unsafe { dealloc(memory.as_ptr(), layout(capacity)) }
+        match std::mem::replace(&mut self.origin, Origin::Own) {
+            Origin::Run(_) => {}
+            Origin::Piece(run) => {
+                // At the end of the thread it goes with its run.
+                let _ =
+                    PIECES.try_with(|pieces| pieces.borrow_mut().free.push(Piece { memory, run }));
+            }
+            Origin::Own => {
+                let kept = capacity <= KEPT_BYTES_MAX
+                    && STORE
+                        .try_with(|store| store.borrow_mut().keep(memory, capacity))
+                        .unwrap_or(false);
+                if !kept {
+                    // SAFETY: allocated with this layout in `new`; nobody else has it.
+                    unsafe { dealloc(memory.as_ptr(), layout(capacity)) }
+                }
+            }
         }
     }
 }
@@ -522,5 +639,67 @@ mod tests {
         assert!(!large.grow(RUN_BYTES));
         large.trim_to(1);
         assert_eq!(large.capacity(), RUN_PART_BYTES_MAX + ALIGN_BYTES);
+    }
+    #[test]
+    fn buffers_of_sizes_that_nobody_wants_any_more_make_room_for_others() {
+        let old: Vec<Pages> = (0..2).map(|_| Pages::new(STORE_BYTES_MAX / 2)).collect();
+        drop(old);
+        let small = ALIGN_BYTES;
+        let one = Pages::new(small);
+        let memory = address(&one);
+        drop(one);
+        assert_eq!(address(&Pages::new(small)), memory);
+        // Half of the old ones went for it, and what is wanted stays.
+        STORE.with_borrow(|store| assert_eq!(store.bytes, STORE_BYTES_MAX / 2 + small));
+        let many: Vec<Pages> = (0..2 * STORE_BYTES_MAX / small)
+            .map(|_| Pages::new(small))
+            .collect();
+        drop(many);
+        STORE.with_borrow(|store| {
+            assert_eq!(store.bytes, STORE_BYTES_MAX);
+            assert_eq!(store.free[class(small)].len(), STORE_BYTES_MAX / small);
+        });
+    }
+
+    #[test]
+    fn reads_take_memory_that_the_helper_thread_has_touched_and_take_it_again() {
+        on_executor(async |env| {
+            // There is none yet, which stops nobody.
+            assert!(!Pages::piece_is_ready());
+            assert!(matches!(Pages::for_read(PIECE_BYTES).origin, Origin::Own));
+            let limit = Instant::now() + Duration::from_secs(10);
+            while !Pages::piece_is_ready() && Instant::now() < limit {
+                env.sleep(Duration::from_millis(1)).await;
+            }
+            let per_run = RUN_BYTES / PIECE_BYTES;
+            let first: Vec<Pages> = (0..per_run).map(|_| Pages::for_read(PIECE_BYTES)).collect();
+            let mut addresses: Vec<usize> = first.iter().map(address).collect();
+            addresses.sort_unstable();
+            assert!(
+                addresses
+                    .windows(2)
+                    .all(|two| two[1] - two[0] >= PIECE_BYTES)
+            );
+            for pages in &first {
+                let Origin::Piece(run) = &pages.origin else {
+                    panic!("not a piece")
+                };
+                assert!(is_resident(run));
+                let start = run.0.addr().get();
+                assert!((start..start + RUN_BYTES).contains(&address(pages)));
+            }
+            // Another size has nothing to do with them.
+            assert!(matches!(
+                Pages::for_read(PIECE_BYTES / 2).origin,
+                Origin::Own
+            ));
+            drop(first);
+            let again: Vec<Pages> = (0..per_run).map(|_| Pages::for_read(PIECE_BYTES)).collect();
+            assert!(
+                again
+                    .iter()
+                    .all(|pages| addresses.contains(&address(pages)))
+            );
+        });
     }
 }

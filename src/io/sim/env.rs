@@ -129,6 +129,10 @@ impl Env for SimEnv {
         self.control.random_u64()
     }
 
+    fn read_memory_is_ready(&self) -> bool {
+        !self.control.memory_is_slow()
+    }
+
     /// The content is a random byte over and over: nobody may rely on zeros.
     fn alloc(&self, bytes: usize) -> PageBuf {
         assert!(

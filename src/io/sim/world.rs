@@ -57,6 +57,8 @@ pub struct SimOptions {
     pub wall_skew_max_ms: u64,
     /// A machine's wall clock jumps by up to `wall_skew_max_ms` at random moments about this far apart.
     pub wall_jump_every: Option<Duration>,
+    /// Memory for reads is never there before it is needed.
+    pub memory_is_slow: bool,
 }
 
 impl Default for SimOptions {
@@ -68,6 +70,7 @@ impl Default for SimOptions {
             trace: false,
             wall_skew_max_ms: 0,
             wall_jump_every: None,
+            memory_is_slow: false,
         }
     }
 }
@@ -497,6 +500,10 @@ impl Control {
     /// Puts something of the caller's into the trace.
     pub fn note(&self, what: &str, number: u64) {
         self.0.state.borrow_mut().trace(what, [number, 0, 0]);
+    }
+
+    pub(super) fn memory_is_slow(&self) -> bool {
+        self.0.state.borrow().options.memory_is_slow
     }
 
     /// A random number of the world's seed.

@@ -28,9 +28,7 @@ impl<E: Env> CommitLog<E> {
         match found {
             Lookup::Entry(entry) => Ok(Some(entry)),
             Lookup::Nothing => Ok(None),
-            Lookup::InBlock { number, index } => {
-                self.reader.block_entry(number, index).await.map(Some)
-            }
+            Lookup::InBlock(place) => self.index.entry(place).await.map(Some),
         }
     }
 

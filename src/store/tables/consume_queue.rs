@@ -1,7 +1,7 @@
 //! The index of all queues of one log, without a file per queue.
 //!
 //! A queue's newest entries are in memory; each [`BLOCK_ENTRIES`] of them become a block of one sector in the log's shared
-//! index files (`store/log_reader.rs` writes and reads those). In memory a queue keeps 16 bytes per block: 10^8 messages
+//! index files (`store/index_files.rs` writes and reads those). In memory a queue keeps 16 bytes per block: 10^8 messages
 //! cost 8 MB. Blocks are a cache of what the log says: a snapshot names those that it needs, and a block is used
 //! again only when no snapshot on the disk names it.
 
@@ -53,15 +53,23 @@ impl Queue {
     }
 }
 
+/// Where an entry is in the index files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its block.
+    pub number: u32,
+    pub index: usize,
+    /// The blocks of the same queue before and behind.
+    pub previous: Option<u32>,
+    pub next: Option<u32>,
+}
+
 /// What a look at one offset gives.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Lookup {
     Entry(QueueEntry),
-    /// The entry is at this index of a block that has to be read.
-    InBlock {
-        number: u32,
-        index: usize,
-    },
+    /// The entry is in a block that has to be read.
+    InBlock(Place),
     /// No such queue or offset.
     Nothing,
 }
@@ -152,11 +160,17 @@ impl ConsumeQueues {
             return Lookup::Entry(queue.tail[(offset - tail_first) as usize]);
         }
         let at = (offset - queue.base) as usize;
-        let number = queue.blocks[at / BLOCK_ENTRIES].number;
-        let index = at % BLOCK_ENTRIES;
+        let (block, index) = (at / BLOCK_ENTRIES, at % BLOCK_ENTRIES);
+        let number = queue.blocks[block].number;
+        let number_of = |block: usize| queue.blocks.get(block).map(|block| block.number);
         match self.unwritten.get(&number) {
             Some(block) => Lookup::Entry(entry_of(block, index)),
-            None => Lookup::InBlock { number, index },
+            None => Lookup::InBlock(Place {
+                number,
+                index,
+                previous: block.checked_sub(1).and_then(number_of),
+                next: number_of(block + 1).filter(|next| !self.unwritten.contains_key(next)),
+            }),
         }
     }
 
@@ -447,7 +461,7 @@ mod tests {
     fn look(queues: &ConsumeQueues, offset: i64) -> Option<QueueEntry> {
         match queues.lookup(KEY, offset) {
             Lookup::Entry(entry) => Some(entry),
-            Lookup::InBlock { .. } => panic!("nothing was written to a file"),
+            Lookup::InBlock(_) => panic!("nothing was written to a file"),
             Lookup::Nothing => None,
         }
     }
@@ -482,10 +496,12 @@ mod tests {
         queues.on_written(blocks[0].0, &blocks[0].1);
         assert_eq!(
             queues.lookup(KEY, 5),
-            Lookup::InBlock {
+            Lookup::InBlock(Place {
                 number: 0,
-                index: 5
-            }
+                index: 5,
+                previous: None,
+                next: None
+            })
         );
         assert_eq!(entry_of(&blocks[0].1, 5), entry(5));
         let mut out = Writer::default();
