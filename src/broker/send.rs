@@ -276,7 +276,7 @@ impl Broker {
     ) {
         let peer = responder.connection.peer();
         match self.messages(header, body, now_ms, &mut target, peer) {
-            Ok(prepared) => {
+            Ok(mut prepared) => {
                 let Some(shard) = self.shard.shard_of_queue(&target.topic, target.queue_id) else {
                     let error = topics::no_queue(&target.topic.name, target.queue_id);
                     return self.refuse_send(error, responder);
@@ -284,7 +284,7 @@ impl Broker {
                 let mut answer = SendAnswer {
                     responder,
                     queue_id: target.queue_id,
-                    unique_key: prepared.unique_key.clone(),
+                    unique_key: prepared.unique_key.take(),
                     recall_handle: None,
                     counted_topic: match prepared.check_after_ms {
                         Some(_) => Arc::from(names::TRANS_HALF_TOPIC),
@@ -310,7 +310,7 @@ impl Broker {
                     && due.is_timer
                     && !names::is_retry_topic(&target.topic.name)
                 {
-                    let key = prepared.unique_key.as_deref().unwrap_or_default();
+                    let key = answer.unique_key.as_deref().unwrap_or_default();
                     let handle = RecallHandle {
                         topic: target.topic.name.to_string(),
                         broker: self.options.broker.to_string(),
@@ -578,7 +578,10 @@ fn offset_ids(host: SocketAddr, offsets: &[PhysicalOffset]) -> String {
 }
 
 fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+    }
 }
 
 #[cfg(test)]

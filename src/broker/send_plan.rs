@@ -40,7 +40,7 @@ pub(super) struct SendHeader<'a> {
     pub sys_flag: i32,
     pub born_timestamp: i64,
     pub flag: i32,
-    pub properties: Bytes,
+    pub properties: Cow<'a, [u8]>,
     pub reconsume_times: i32,
     pub unit_mode: bool,
     pub max_reconsume_times: Option<i32>,
@@ -108,7 +108,7 @@ impl<'a> SendHeader<'a> {
             sys_flag: command.int32(names.sys_flag)?.unwrap_or(0),
             born_timestamp: command.int(names.born_timestamp)?.unwrap_or(now_ms as i64),
             flag: command.int32(names.flag)?.unwrap_or(0),
-            properties: command.shared(names.properties).unwrap_or_default(),
+            properties: command.bytes(names.properties).unwrap_or_default(),
             reconsume_times: command.int32(names.reconsume_times)?.unwrap_or(0),
             unit_mode: command.flag(names.unit_mode),
             max_reconsume_times: command.int32(names.max_reconsume_times)?,
@@ -379,7 +379,7 @@ mod tests {
             sys_flag: 0,
             born_timestamp: 0,
             flag: 0,
-            properties: Bytes::new(),
+            properties: Cow::default(),
             reconsume_times: 0,
             unit_mode: false,
             max_reconsume_times: None,
@@ -559,7 +559,7 @@ mod tests {
     /// Whether a send with these properties begins a transaction; `None` if it is refused.
     fn begins(properties: &'static [u8], change: impl Fn(&mut SendHeader<'_>)) -> Option<bool> {
         let mut header = header("T", 0);
-        header.properties = Bytes::from_static(properties);
+        header.properties = Cow::Borrowed(properties);
         change(&mut header);
         let sent = Sent::read(properties);
         begins_transaction(&sent, &header, &TransactionRules::rocketmq()).ok()
@@ -594,7 +594,7 @@ mod tests {
             ..TransactionRules::rocketmq()
         };
         let mut header = header("T", 0);
-        header.properties = Bytes::from_static(HALF);
+        header.properties = Cow::Borrowed(HALF);
         let error = begins_transaction(&sent, &header, &rejecting).unwrap_err();
         assert!(matches!(error, BrokerError::NoPermission(_)), "{error}");
     }

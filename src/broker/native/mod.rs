@@ -325,7 +325,7 @@ fn send_header(topic: &str, queue_id: i32, create_queues: u32) -> SendHeader<'_>
         sys_flag: 0,
         born_timestamp: 0,
         flag: 0,
-        properties: bytes::Bytes::new(),
+        properties: std::borrow::Cow::default(),
         reconsume_times: 0,
         unit_mode: false,
         max_reconsume_times: None,

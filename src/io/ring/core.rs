@@ -143,6 +143,8 @@ pub struct Core {
     listening: Cell<bool>,
     /// Commits that are on their way to the device.
     commits: Cell<u32>,
+    /// The last one may not have been given to the kernel yet.
+    commit_waits: Cell<bool>,
     /// When background tasks ran last.
     background_ended: Cell<Instant>,
     /// Nanoseconds that it has slept.
@@ -180,6 +182,7 @@ impl Core {
             sockets: Sockets::new()?,
             listening: Cell::new(false),
             commits: Cell::new(0),
+            commit_waits: Cell::new(false),
             background_ended: Cell::new(Instant::now()),
             idle_ns: Cell::new(0),
             completions: RefCell::default(),
@@ -270,6 +273,7 @@ impl Core {
         } else {
             commits.saturating_sub(1)
         });
+        self.commit_waits.set(under_way);
     }
 
     /// Lets sockets wake the executor, once.
@@ -378,6 +382,13 @@ impl Core {
             let runnable = self.foreground.borrow_mut().pop_front();
             let Some(runnable) = runnable else { break };
             runnable.run();
+            if self.commit_waits.take() && !self.foreground.borrow().is_empty() {
+                // The device works while the answers of the commit before are written.
+                self.ring.borrow_mut().submit();
+            }
+            if self.commits.get() > 0 && self.ring.borrow_mut().has_completed() {
+                break;
+            }
         }
         if !self.background.borrow().is_empty()
             && (self.foreground.borrow().is_empty()

@@ -3,12 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::cell::{Cell, RefCell};
+use std::fs::OpenOptions;
 use std::future::{Future, poll_fn};
 use std::io::IoSlice;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -178,6 +182,69 @@ fn what_is_written_to_a_file_is_read_back_and_the_end_is_short() {
         assert_eq!(file.read_at(60 << 10, 16 << 10).await.unwrap().len(), 4096);
         file.truncate(4096).await.unwrap();
         assert_eq!(file.read_at(4096, 4096).await.unwrap().len(), 0);
+    });
+}
+
+/// The first byte of a file, past the page cache.
+fn first_byte(path: &Path) -> u8 {
+    #[repr(align(4096))]
+    struct Sector([u8; 4096]);
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .unwrap();
+    let mut sector = Box::new(Sector([0; 4096]));
+    file.read_at(&mut sector.0, 0).unwrap();
+    sector.0[0]
+}
+
+#[test]
+fn a_commit_is_at_the_device_before_the_next_task_runs_and_its_end_is_seen_between_two() {
+    on_executor(async |env: RingEnv| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let mode = OpenMode {
+            create: true,
+            flush_each_write: true,
+        };
+        let file = env.open(&path, mode).await.unwrap();
+        file.allocate(0, 64 << 10).await.unwrap();
+        let mut pages = env.alloc(4096);
+        pages.as_mut().fill(7);
+        let [turns, turns_at_end] = [(); 2].map(|()| Rc::new(Cell::new(None::<u32>)));
+        let ended = turns_at_end.clone();
+        let (commit_env, seen) = (env.clone(), turns.clone());
+        env.spawn(async move {
+            commit_env.commit_under_way(true);
+            file.write_at(Rc::new(pages), 0).await.unwrap();
+            commit_env.commit_under_way(false);
+            ended.set(seen.get());
+        });
+        let (ended, done) = (turns_at_end.clone(), Rc::new(Notify::default()));
+        let told = done.clone();
+        env.spawn(async move {
+            let begun = Instant::now();
+            while first_byte(&path) != 7 && begun.elapsed() < Duration::from_secs(20) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            turns.set((first_byte(&path) == 7).then_some(0));
+            while let (Some(count), None) = (turns.get(), ended.get()) {
+                turns.set(Some(count + 1));
+                // The flush and its completion follow the bytes.
+                thread::sleep(Duration::from_millis(20));
+                futures_lite::future::yield_now().await;
+            }
+            told.notify();
+        });
+        done.notified().await;
+        let turns = turns_at_end.get();
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let most = match kernel.starts_with("5.") || kernel.starts_with("6.0") {
+            true => 1000,
+            false => 100,
+        };
+        assert!(turns.is_some_and(|turns| turns <= most), "{turns:?}");
     });
 }
 

@@ -25,6 +25,7 @@ impl Ring {
             .setup_cqsize(COMPLETIONS)
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(SUBMISSIONS);
         let ring = match quiet {
             Ok(ring) => ring,
@@ -53,6 +54,16 @@ impl Ring {
             self.ring.submit()?;
         }
         Ok(())
+    }
+
+    /// Something has completed that the next [`Ring::enter`] will tell of. No system call; false before Linux 6.1.
+    pub fn has_completed(&mut self) -> bool {
+        self.ring.submission().taskrun()
+    }
+
+    /// Gives the kernel what was pushed. An error shows again in the next [`Ring::enter`].
+    pub fn submit(&mut self) {
+        let _ = self.ring.submit();
     }
 
     /// Submits, and waits up to `wait` for a completion (`None`: without end; zero: not at all).

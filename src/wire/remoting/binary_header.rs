@@ -12,10 +12,10 @@ use smallvec::SmallVec;
 
 use crate::base::limits::HEADER_FIELDS_MAX;
 use crate::wire::remoting::command::{
-    Command, Encoding, Field, FieldValue, LANGUAGE_OTHER, LANGUAGES, Outgoing, VERSION,
+    Command, Encoding, Field, FieldValue, LANGUAGE_OTHER, LANGUAGES, Letters, Outgoing, VERSION,
 };
 use crate::wire::remoting::frame::FrameError;
-use crate::wire::remoting::json_header::write_int;
+use crate::wire::remoting::json_header::decimal;
 
 const FIXED_BYTES: usize = 2 + 1 + 2 + 4 + 4;
 
@@ -39,6 +39,7 @@ pub fn decode(header: Bytes) -> Result<Command, FrameError> {
         remark: None,
         header: Bytes::new(),
         fields: SmallVec::new(),
+        letters: None,
         body: Bytes::new(),
     };
     let remark = reader.counted("the remark", 4)?;
@@ -66,6 +67,7 @@ pub fn decode(header: Bytes) -> Result<Command, FrameError> {
             value_escaped: false,
         });
     }
+    command.letters = Letters::of(&header, &command.fields);
     command.header = header;
     Ok(command)
 }
@@ -136,7 +138,7 @@ pub fn encode(command: &Outgoing, out: &mut BytesMut) {
         match value {
             FieldValue::Text(text) => out.put_slice(text.as_bytes()),
             FieldValue::Shared(text) => out.put_slice(text.as_bytes()),
-            FieldValue::Int(number) => write_int(*number, out),
+            FieldValue::Int(number) => out.put_slice(decimal(*number, &mut [0; 20])),
             FieldValue::Bool(value) => out.put_slice(if *value { b"true" } else { b"false" }),
         }
         patch_length(out, value_at);

@@ -5,6 +5,7 @@
 //! the body is gathered by the connection and only its length is needed here.
 
 use std::borrow::Cow;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -56,6 +57,27 @@ pub enum FieldError {
     },
 }
 
+/// Where the fields are whose names are one small letter, as all those of a send are: their index and one, or 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Letters([u8; 26]);
+
+impl Letters {
+    /// Of fields in `header`. `None` if the fields have to be looked at one by one.
+    pub(super) fn of(header: &[u8], fields: &[Field]) -> Option<Self> {
+        let mut letters = Self::default();
+        for (at, field) in fields.iter().enumerate() {
+            if field.name_escaped {
+                return None;
+            }
+            let (start, end) = (field.name.0 as usize, field.name.1 as usize);
+            if let [letter @ b'a'..=b'z'] = header.get(start..end)? {
+                letters.0[usize::from(letter - b'a')] = u8::try_from(at + 1).ok()?;
+            }
+        }
+        Some(letters)
+    }
+}
+
 /// One header field as a range of [`Command::header`].
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
@@ -83,6 +105,7 @@ pub struct Command {
     /// The header's bytes, which `fields` point into.
     pub header: Bytes,
     pub fields: SmallVec<[Field; 20]>,
+    pub(super) letters: Option<Letters>,
     /// Empty if there is none.
     pub body: Bytes,
 }
@@ -194,9 +217,15 @@ impl Command {
 
     fn find(&self, name: &str) -> Option<&Field> {
         let name = name.as_bytes();
+        if let (Some(letters), [letter @ b'a'..=b'z']) = (&self.letters, name) {
+            let at = letters.0[usize::from(letter - b'a')];
+            return usize::from(at)
+                .checked_sub(1)
+                .and_then(|at| self.fields.get(at));
+        }
         self.fields.iter().rev().find(|field| {
             let (start, end) = (field.name.0 as usize, field.name.1 as usize);
-            // A send has fourteen names of one letter and looks for each, so most comparisons end at the first byte.
+            // Most comparisons end at the first byte.
             if field.name_escaped {
                 return *self.name_of(field) == *name;
             }
@@ -223,14 +252,20 @@ impl Command {
         }
     }
 
-    fn parse<T: std::str::FromStr>(
+    fn parse<T: FromStr + TryFrom<i64>>(
         &self,
         name: &'static str,
         wanted: &'static str,
     ) -> Result<Option<T>, FieldError> {
-        let Some(value) = self.text(name) else {
+        let Some(field) = self.find(name) else {
             return Ok(None);
         };
+        // Almost all numbers are just digits.
+        let plain = &self.header[field.value.0 as usize..field.value.1 as usize];
+        if let Some(number) = digits(plain).and_then(|number| T::try_from(number).ok()) {
+            return Ok(Some(number));
+        }
+        let value = lossy(self.value_of(field));
         match value.parse() {
             Ok(number) => Ok(Some(number)),
             Err(_) => Err(FieldError::Invalid {
@@ -242,9 +277,23 @@ impl Command {
     }
 }
 
+/// A number of one to eighteen decimal digits and nothing else, which no 64 bits are too few for.
+fn digits(text: &[u8]) -> Option<i64> {
+    if text.is_empty() || text.len() > 18 {
+        return None;
+    }
+    text.iter().try_fold(0, |number, &byte| {
+        byte.is_ascii_digit()
+            .then(|| number * 10 + i64::from(byte - b'0'))
+    })
+}
+
 fn lossy(bytes: Cow<'_, [u8]>) -> Cow<'_, str> {
     match bytes {
-        Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
+        Cow::Borrowed(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(bytes),
+        },
         Cow::Owned(bytes) => Cow::Owned(match String::from_utf8(bytes) {
             Ok(text) => text,
             Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
@@ -259,6 +308,7 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 
 impl Outgoing {
     /// A response with code 0.
+    #[inline]
     pub fn success() -> Self {
         Self {
             flag: FLAG_RESPONSE,
@@ -306,6 +356,8 @@ impl Outgoing {
     }
 
     /// With one more header field. A name must be set once only.
+    // Inlined, a chain of these is built in place; it was moved at each call.
+    #[inline(always)]
     pub fn field(
         mut self,
         name: impl Into<Cow<'static, str>>,
@@ -316,6 +368,7 @@ impl Outgoing {
     }
 
     /// With one more header field if there is a value.
+    #[inline(always)]
     pub fn field_if(
         self,
         name: impl Into<Cow<'static, str>>,

@@ -205,6 +205,20 @@ fn the_length_of_a_binary_name_is_signed() {
 }
 
 #[test]
+fn a_letter_behind_more_fields_than_a_byte_counts_is_found() {
+    let many: Vec<String> = (0..HEADER_FIELDS_MAX - 1)
+        .map(|at| format!("\"n{at}\":\"\""))
+        .collect();
+    let command = json(&format!(
+        "{{\"code\":1,\"extFields\":{{{},\"q\":\"7\"}}}}",
+        many.join(",")
+    ));
+    assert_eq!(command.fields.len(), HEADER_FIELDS_MAX);
+    assert_eq!(command.int("q"), Ok(Some(7)));
+    assert_eq!(command.int("r"), Ok(None));
+}
+
+#[test]
 fn fields_are_counted() {
     for (count, fits) in [(HEADER_FIELDS_MAX, true), (HEADER_FIELDS_MAX + 1, false)] {
         let many = (0..count).fold(Outgoing::success(), |outgoing, number| {
@@ -314,7 +328,41 @@ fn all_commands(stream: &[u8], pieces: &[usize]) -> (Vec<Command>, Option<FrameE
     (commands, None)
 }
 
+/// Names that are one letter, and some that are nearly.
+const NAMES: [(&str, &str); 8] = [
+    ("a", "a"),
+    ("b", "b"),
+    ("z", "z"),
+    ("A", "A"),
+    ("1", "1"),
+    ("ab", "ab"),
+    ("a", "\\u0061"),
+    ("\u{1}", "\\u0001"),
+];
+
 proptest! {
+    #[test]
+    fn a_field_is_found_however_short_its_name_and_however_often_it_comes(
+        fields in proptest::collection::vec((0..NAMES.len(), "-?[0-9]{0,20}|[+ ]?[0-9]|x"), 0..30),
+        gap in " ?",
+    ) {
+        let members: Vec<String> = fields
+            .iter()
+            .map(|(name, value)| format!("\"{}\"{gap}:\"{value}\"", NAMES[*name].1))
+            .collect();
+        let command = json(&format!("{{\"code\":1,\"extFields\":{{{}}}}}", members.join(",")));
+        for (name, _) in NAMES {
+            let last = fields.iter().rev().find(|(at, _)| NAMES[*at].0 == name);
+            let value = last.map(|(_, value)| value.as_str());
+            let found = command.text(name);
+            prop_assert_eq!(found.as_deref(), value);
+            let number = value.map(str::parse::<i64>).transpose().map_err(drop);
+            prop_assert_eq!(command.int(name).map_err(drop), number);
+            let number = value.map(str::parse::<i32>).transpose().map_err(drop);
+            prop_assert_eq!(command.int32(name).map_err(drop), number);
+        }
+    }
+
     #[test]
     fn what_is_encoded_is_decoded(outgoing in outgoing(), encoding in encoding(), body in any::<Vec<u8>>()) {
         let mut buffer = BytesMut::from(&outgoing.frame(encoding, &body)[..]);

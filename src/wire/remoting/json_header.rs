@@ -1,5 +1,6 @@
 //! The JSON header: scanned in place, fields become ranges, nothing is allocated but an unusual remark.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
@@ -7,10 +8,13 @@ use smallvec::SmallVec;
 
 use crate::base::limits::HEADER_FIELDS_MAX;
 use crate::wire::remoting::command::{
-    Command, Encoding, Field, FieldValue, LANGUAGE_OTHER, LANGUAGES, Outgoing, VERSION,
+    Command, Encoding, Field, FieldValue, LANGUAGE_OTHER, LANGUAGES, Letters, Outgoing, VERSION,
 };
 use crate::wire::remoting::frame::FrameError;
 use crate::wire::remoting::json_scan::{DEPTH_MAX, ScanError, Scanner, unescape, write_string};
+
+/// A header that needed more room than this gives it back.
+const TEXT_BYTES_KEPT: usize = 16 << 10;
 
 /// Decodes a header. Keys that are not there keep RocketMQ's defaults; keys that it does not know are skipped.
 pub fn decode(header: Bytes) -> Result<Command, FrameError> {
@@ -24,6 +28,7 @@ pub fn decode(header: Bytes) -> Result<Command, FrameError> {
         remark: None,
         header: Bytes::new(),
         fields: SmallVec::new(),
+        letters: None,
         body: Bytes::new(),
     };
     let mut scanner = Scanner::new(&header);
@@ -50,6 +55,7 @@ pub fn decode(header: Bytes) -> Result<Command, FrameError> {
         }
     }
     scanner.end()?;
+    command.letters = Letters::of(&header, &command.fields);
     command.header = header;
     Ok(command)
 }
@@ -120,8 +126,14 @@ fn fields(scanner: &mut Scanner<'_>, fields: &mut SmallVec<[Field; 20]>) -> Resu
         return Ok(());
     }
     loop {
-        let name = scanner.string()?;
-        scanner.expect(b':', "':'")?;
+        let (name, name_escaped) = match scanner.letter() {
+            Some(letter) => (letter, false),
+            None => {
+                let name = scanner.string()?;
+                scanner.expect(b':', "':'")?;
+                (name.range, name.escaped)
+            }
+        };
         let (value, value_escaped) = match scanner.peek() {
             Some(b'"') => {
                 let value = scanner.string()?;
@@ -138,9 +150,9 @@ fn fields(scanner: &mut Scanner<'_>, fields: &mut SmallVec<[Field; 20]>) -> Resu
                 return Err(FrameError::TooManyFields);
             }
             fields.push(Field {
-                name: short(name.range),
+                name: short(name),
                 value: short(value),
-                name_escaped: name.escaped,
+                name_escaped,
                 value_escaped,
             });
         }
@@ -155,8 +167,23 @@ fn short(range: Range<usize>) -> (u32, u32) {
     (range.start as u32, range.end as u32)
 }
 
+thread_local! {
+    /// Room for a header: appending 40 pieces to a `Vec` costs half of what it costs to append them to `BytesMut`.
+    static TEXT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// Appends the header, with its keys in the order in which Java writes them.
 pub fn encode(command: &Outgoing, out: &mut BytesMut) {
+    let mut text = TEXT.take();
+    text.clear();
+    write(command, &mut text);
+    out.extend_from_slice(&text);
+    if text.capacity() <= TEXT_BYTES_KEPT {
+        TEXT.set(text);
+    }
+}
+
+fn write(command: &Outgoing, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"code\":");
     write_int(command.code.into(), out);
     if !command.fields.is_empty() {
@@ -194,9 +221,12 @@ pub fn encode(command: &Outgoing, out: &mut BytesMut) {
     out.extend_from_slice(b"}");
 }
 
-/// Appends a decimal number without an allocation.
-pub(super) fn write_int(number: i64, out: &mut BytesMut) {
-    let mut digits = [0u8; 20];
+fn write_int(number: i64, out: &mut Vec<u8>) {
+    out.extend_from_slice(decimal(number, &mut [0; 20]));
+}
+
+/// A number in decimal digits, written at the end of `digits`.
+pub(super) fn decimal(number: i64, digits: &mut [u8; 20]) -> &[u8] {
     let mut start = digits.len();
     let mut left = number.unsigned_abs();
     loop {
@@ -211,5 +241,5 @@ pub(super) fn write_int(number: i64, out: &mut BytesMut) {
         start -= 1;
         digits[start] = b'-';
     }
-    out.extend_from_slice(&digits[start..]);
+    &digits[start..]
 }

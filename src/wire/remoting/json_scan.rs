@@ -6,8 +6,6 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use bytes::BufMut;
-
 /// Objects and arrays within each other. RocketMQ's own bodies need six.
 pub const DEPTH_MAX: usize = 64;
 
@@ -24,6 +22,51 @@ pub struct ScanError {
 pub struct StringToken {
     pub range: Range<usize>,
     pub escaped: bool,
+}
+
+/// How the escapes of U+0001 and U+0002 go on behind their backslash, which separate properties.
+const SEPARATOR: &[u8] = b"u000";
+
+/// Eight times the same byte.
+const fn eight(byte: u8) -> u64 {
+    u64::from_le_bytes([byte; 8])
+}
+
+/// The upper bit of each byte of `word` that is below `limit`, of 128 at most. Above the first one others may be set.
+const fn below(word: u64, limit: u8) -> u64 {
+    word.wrapping_sub(eight(limit)) & !word & eight(0x80)
+}
+
+/// Where the first of two bytes is, from `from` on. Eight bytes at a time: what a header says is short, so that setting up
+/// wider steps costs more than they save.
+#[inline]
+fn first_of(text: &[u8], from: usize, [one, other]: [u8; 2]) -> Option<usize> {
+    let mut at = from;
+    while let Some(chunk) = text.get(at..).and_then(<[u8]>::first_chunk) {
+        let word = u64::from_le_bytes(*chunk);
+        let found = below(word ^ eight(one), 1) | below(word ^ eight(other), 1);
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    let rest = text.get(at..)?;
+    rest.iter()
+        .position(|&byte| byte == one || byte == other)
+        .map(|found| at + found)
+}
+
+/// Whether [`write_string`] has to escape any of these.
+#[inline]
+fn needs_escapes(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks();
+    words.iter().any(|chunk| {
+        let word = u64::from_le_bytes(*chunk);
+        let quoted = below(word ^ eight(b'"'), 1) | below(word ^ eight(b'\\'), 1);
+        (quoted | below(word, b' ')) != 0
+    }) || rest
+        .iter()
+        .any(|&byte| byte < b' ' || byte == b'"' || byte == b'\\')
 }
 
 /// A place in JSON text.
@@ -54,6 +97,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// First byte of the next token; it stays.
+    #[inline]
     pub fn peek(&mut self) -> Option<u8> {
         while let Some(&byte) = self.text.get(self.at) {
             if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
@@ -65,12 +109,14 @@ impl<'a> Scanner<'a> {
     }
 
     /// Takes `byte` if it is next.
+    #[inline]
     pub fn take(&mut self, byte: u8) -> bool {
         let next = self.peek() == Some(byte);
         self.at += usize::from(next);
         next
     }
 
+    #[inline]
     pub fn expect(&mut self, byte: u8, wanted: &'static str) -> Result<(), ScanError> {
         if self.take(byte) {
             Ok(())
@@ -80,6 +126,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// After an element: true if another one follows, false if `close` was taken.
+    #[inline]
     pub fn another(&mut self, close: u8) -> Result<bool, ScanError> {
         if self.take(b',') {
             return Ok(true);
@@ -102,14 +149,11 @@ impl<'a> Scanner<'a> {
         let start = self.at;
         let mut escaped = false;
         loop {
-            let Some(found) = self.text[self.at..]
-                .iter()
-                .position(|&byte| byte == b'"' || byte == b'\\')
-            else {
+            let Some(found) = first_of(self.text, self.at, [b'"', b'\\']) else {
                 self.at = self.text.len();
                 return self.error("the closing quote of a string");
             };
-            self.at += found;
+            self.at = found;
             if self.text[self.at] == b'"' {
                 let range = start..self.at;
                 self.at += 1;
@@ -121,8 +165,27 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Takes `"x":`, a name of one letter and its colon, if just that is next: where the letter is.
+    #[inline]
+    pub fn letter(&mut self) -> Option<Range<usize>> {
+        match self.text.get(self.at..)? {
+            [b'"', letter, b'"', b':', ..] if letter.is_ascii_alphabetic() => {
+                self.at += 4;
+                Some(self.at - 3..self.at - 2)
+            }
+            _ => None,
+        }
+    }
+
     /// Takes what follows a backslash: JSON's escapes, and those that only fastjson has.
     fn check_escape(&mut self) -> Result<(), ScanError> {
+        if self.text[self.at..].starts_with(SEPARATOR) {
+            // One digit is left, and any of them is right.
+            if let Some(b'0'..=b'9') = self.text.get(self.at + SEPARATOR.len()) {
+                self.at += SEPARATOR.len() + 1;
+                return Ok(());
+            }
+        }
         match self.text.get(self.at) {
             Some(b'"' | b'\\' | b'/' | b'\'' | b'b' | b'f' | b'n' | b'r' | b't' | b'v') => {
                 self.at += 1
@@ -195,23 +258,23 @@ fn hex(text: &[u8], count: usize) -> Option<u16> {
 
 /// The bytes of a string's content that [`Scanner::string`] has checked. A half of a surrogate pair becomes U+FFFD.
 pub fn unescape(content: &[u8]) -> Cow<'_, [u8]> {
-    let Some(first) = content.iter().position(|&byte| byte == b'\\') else {
+    let next = |text: &[u8]| first_of(text, 0, [b'\\'; 2]);
+    let Some(mut run) = next(content) else {
         return Cow::Borrowed(content);
     };
     let mut plain = Vec::with_capacity(content.len());
-    plain.extend_from_slice(&content[..first]);
-    let mut rest = &content[first..];
-    while let Some((&byte, after)) = rest.split_first() {
-        if byte != b'\\' {
-            let run = rest
-                .iter()
-                .position(|&byte| byte == b'\\')
-                .unwrap_or(rest.len());
-            plain.extend_from_slice(&rest[..run]);
-            rest = &rest[run..];
+    let mut rest = content;
+    loop {
+        plain.extend_from_slice(&rest[..run]);
+        if let [_, after @ ..] = &rest[run..]
+            && let Some([digit @ b'0'..=b'9', after @ ..]) = after.strip_prefix(SEPARATOR)
+        {
+            plain.push(digit - b'0');
+            rest = after;
+            run = next(rest).unwrap_or(rest.len());
             continue;
         }
-        let Some((&kind, after)) = after.split_first() else {
+        let Some((&kind, after)) = rest[run..].get(1..).and_then(<[u8]>::split_first) else {
             break;
         };
         rest = after;
@@ -250,6 +313,7 @@ pub fn unescape(content: &[u8]) -> Cow<'_, [u8]> {
             }
             other => plain.push(other),
         }
+        run = next(rest).unwrap_or(rest.len());
     }
     Cow::Owned(plain)
 }
@@ -260,10 +324,14 @@ fn put_char(character: Option<char>, plain: &mut Vec<u8>) {
 }
 
 /// Appends `text` as a JSON string with its quotes, escaped as fastjson escapes it.
-pub fn write_string(text: &str, out: &mut impl BufMut) {
+pub fn write_string(text: &str, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    out.put_u8(b'"');
+    out.push(b'"');
     let bytes = text.as_bytes();
+    if !needs_escapes(bytes) {
+        out.extend_from_slice(bytes);
+        return out.push(b'"');
+    }
     let mut written = 0;
     for (at, &byte) in bytes.iter().enumerate() {
         let short = match byte {
@@ -276,17 +344,17 @@ pub fn write_string(text: &str, out: &mut impl BufMut) {
             0x00..=0x1F => 0,
             _ => continue,
         };
-        out.put_slice(&bytes[written..at]);
+        out.extend_from_slice(&bytes[written..at]);
         written = at + 1;
         if short != 0 {
-            out.put_slice(&[b'\\', short]);
+            out.extend_from_slice(&[b'\\', short]);
         } else {
             let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
-            out.put_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+            out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
         }
     }
-    out.put_slice(&bytes[written..]);
-    out.put_u8(b'"');
+    out.extend_from_slice(&bytes[written..]);
+    out.push(b'"');
 }
 
 #[cfg(test)]
@@ -320,9 +388,16 @@ mod tests {
             plain(r#""\v\1\x02\xe9\'""#).unwrap(),
             "\u{B}\u{1}\u{2}\u{E9}'"
         );
+        assert_eq!(
+            plain(r#""\u0001\u0009\u000A\u000a\u00020\u0041\\u0001""#).unwrap(),
+            "\u{1}\t\n\n\u{2}0A\\u0001"
+        );
         for bad in [
             r#""\u12""#,
             r#""\x1""#,
+            r#""\u000""#,
+            r#""\u000x""#,
+            r#""\u000"#,
             r#""\8""#,
             r#""\q""#,
             r#""abc"#,
@@ -345,13 +420,36 @@ mod tests {
         }
     }
 
+    fn reads_back(text: &str) -> Result<(), TestCaseError> {
+        let mut json = Vec::new();
+        write_string(text, &mut json);
+        prop_assert_eq!(&serde_json::from_slice::<String>(&json).unwrap(), text);
+        let back = plain(std::str::from_utf8(&json).unwrap());
+        prop_assert_eq!(back.as_deref(), Some(text));
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn an_escaped_string_reads_back(text in any::<String>()) {
-            let mut json = Vec::new();
-            write_string(&text, &mut json);
-            prop_assert_eq!(&serde_json::from_slice::<String>(&json).unwrap(), &text);
-            prop_assert_eq!(plain(std::str::from_utf8(&json).unwrap()), Some(text));
+            reads_back(&text)?;
+        }
+
+        #[test]
+        fn an_escaped_string_of_few_characters_reads_back(text in "[ -#\\x00-\\x1F\\\\\\[a\\x7F\u{80}\u{9F}é]{0,40}") {
+            reads_back(&text)?;
+        }
+
+        #[test]
+        fn the_first_of_two_bytes_is_found(text in proptest::collection::vec(0..6u8, 0..40), from in 0..42usize, one in 0..6u8, other in 0..6u8) {
+            let text: Vec<u8> = text.iter().map(|&at| b"\x00\x01\"\\\xFF\x80"[usize::from(at)]).collect();
+            let bytes = [one, other].map(|at| b"\x00\x01\"\\\xFF\x80"[usize::from(at)]);
+            let expected = text
+                .iter()
+                .enumerate()
+                .find(|(at, byte)| *at >= from && bytes.contains(byte))
+                .map(|(at, _)| at);
+            prop_assert_eq!(first_of(&text, from, bytes), expected);
         }
 
         #[test]
