@@ -412,6 +412,8 @@ done
 end_of ${pids[@]}
 pids=()
 "$target/release/ringmq" doctor --store "$work" >"$results/machine.txt" 2>&1 || true
+"$target/release/ringmq-bench" floor --store "$work" >"$results/floor.txt" 2>&1 || true
+cat "$results/floor.txt"
 [ ! -e "$results/table.md" ] || cat "$results/table.md"
 say "every run: $results"
 if [ -n "$docs" ]; then
@@ -426,6 +428,10 @@ if [ -n "$docs" ]; then
     echo "is marked with (!): repeat it on a quiet machine."
     echo
     cat "$results/table.md"
+    echo
+    echo "What a round trip costs here if a server does nothing but receive, flush and send (\`ringmq-bench floor\`):"
+    echo
+    sed -n 's/^/    /p' "$results/floor.txt" | sed "s|$work|DIR|; s/ *$//"
     echo
     echo "The machine after the runs, as \`ringmq doctor\` sees it:"
     echo

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::agents::{coordinate, machine_of, serve};
 use crate::control::Control;
+use crate::floor::{floor, text};
 use crate::measure::{Kind, histogram};
 use crate::overload::{OverloadPlan, overload};
 use crate::peer::Peer;
@@ -54,6 +56,15 @@ enum Verb {
     Agent(AgentArgs),
     /// Run the load generator of another broker, and count the CPU time of both
     Peer(PeerArgs),
+    /// What a round trip with a flushed write costs on this machine without any broker
+    Floor {
+        /// Directory on the file system of the broker's store
+        #[arg(long, default_value = ".")]
+        store: PathBuf,
+        /// Seconds for each of the two measurements
+        #[arg(long, default_value_t = 3.0)]
+        secs: f64,
+    },
     /// Show results side by side: a table, and a page with --html
     Compare(CompareArgs),
     /// Medians of results by case and side (CASE/SIDE is their name), as a Markdown table
@@ -453,6 +464,7 @@ pub fn main() -> ExitCode {
         Verb::Workload(args) => workload(&args),
         Verb::Agent(args) => serve(&args.listen, args.once),
         Verb::Peer(args) => peer(args),
+        Verb::Floor { store, secs } => lowest(&store, secs),
         Verb::Compare(args) => compare(&args),
         Verb::Table { results } => load(&results).map(|results| print!("{}", markdown(&results))),
     };
@@ -463,6 +475,13 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn lowest(store: &Path, secs: f64) -> Result<(), String> {
+    let time = Duration::try_from_secs_f64(secs).map_err(|error| format!("--secs: {error}"))?;
+    let floors = floor(store, time).map_err(|error| format!("{}: {error}", store.display()))?;
+    print!("{}", text(&floors));
+    Ok(())
 }
 
 fn produce(args: &ProduceArgs, verb: &str, batch: usize) -> Result<(), String> {

@@ -3,7 +3,7 @@
 //! It is a client and nothing else: it runs unchanged against Apache RocketMQ and RingMQ, and believes no answer that it
 //! has not checked. From the bottom: `payload`, `frames`, `native`, `answer` (bytes); `schedule`, `measure`, `ledger`, `search` (pure);
 //! `connection`, `reactor`, `control`, `overload` (sockets); `producer`, `consumer` (one thread each); `plan`, `workload` (what to do),
-//! `run`, `agents`, `peer` (doing it); `machine`, `process` (where); `result`, `report`, `table` (what came out); `progress`, `cli`.
+//! `run`, `agents`, `peer`, `floor` (doing it); `machine`, `process` (where); `result`, `report`, `table` (what came out); `progress`, `cli`.
 
 pub mod agents;
 pub mod answer;
@@ -12,6 +12,7 @@ pub mod clock;
 pub mod connection;
 pub mod consumer;
 pub mod control;
+pub mod floor;
 pub mod frames;
 pub mod ledger;
 pub mod machine;
