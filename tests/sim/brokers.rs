@@ -226,6 +226,26 @@ pub async fn is_removed(env: &SimEnv, shard: &Shard<SimEnv>, stored: &Stored) ->
     within(env, Duration::from_secs(1), removed).await.is_some()
 }
 
+/// Whether a damaged place of a slave, whose first batch ends at `next`, goes on into the last sector of its log: none of the
+/// master's batches in between is whole there.
+async fn reaches_into_last_sector(
+    master: &CommitLog<SimEnv>,
+    slave: &CommitLog<SimEnv>,
+    mut next: u64,
+) -> bool {
+    let settled_end = slave.durable_here().0 & !(SECTOR_BYTES as u64 - 1);
+    while next <= settled_end {
+        if slave.batches_from(next, 1).await.is_ok() {
+            return false;
+        }
+        match master.batches_from(next, 1).await {
+            Ok(batches) => next = batches.next,
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
 /// What a slave has durably is the front of its master's log, byte for byte.
 pub async fn compare_log(master: &CommitLog<SimEnv>, slave: &CommitLog<SimEnv>, who: &str) {
     let (log, end) = (master.id(), slave.durable_here().0);
@@ -245,7 +265,9 @@ pub async fn compare_log(master: &CommitLog<SimEnv>, slave: &CommitLog<SimEnv>, 
         let (theirs, ours) = match (theirs, ours) {
             (Ok(theirs), Ok(ours)) => (theirs, ours),
             // What reaches into the last sector is repaired when the log has left that.
-            (Err(_), Ok(ours)) if ours.next > end & !(SECTOR_BYTES as u64 - 1) => return,
+            (Err(_), Ok(ours)) if reaches_into_last_sector(master, slave, ours.next).await => {
+                return;
+            }
             (theirs, ours) => breach(format!(
                 "log {log}: at {position} of {:?} to {end}, {who}: {theirs:?}, master: {ours:?}",
                 (slave.start_position(), master.start_position())
