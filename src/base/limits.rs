@@ -14,8 +14,9 @@ pub const BATCH_BYTES_TARGET: usize = 256 << 10;
 pub const RECORD_BYTES_MAX: usize = MESSAGE_BODY_BYTES_MAX + (64 << 10);
 /// Bytes appended to one log that may wait for their write, before sends are refused with SYSTEM_BUSY.
 pub const LOG_PENDING_BYTES_MAX: usize = 64 << 20;
-/// Batches written in one group commit.
-pub const GROUP_BATCHES_MAX: usize = 32;
+/// Full batches written in one group commit. More would take longer to write than their answers take, and would be all that a
+/// core has room for: it would have nothing to do meanwhile.
+pub const GROUP_BATCHES_MAX: usize = 8;
 /// Longest topic name of a send (`TopicValidator.TOPIC_MAX_LENGTH`).
 pub const TOPIC_CHARS_MAX: usize = 127;
 /// Longest `%RETRY%` or `%DLQ%` topic name (`TopicValidator.RETRY_OR_DLQ_TOPIC_MAX_LENGTH`).
@@ -61,7 +62,7 @@ pub const CONNECTION_REQUESTS_MAX: usize = 4096;
 /// Request bytes of one connection that may wait for their answer, likewise.
 pub const CONNECTION_REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Sends of all connections of a core that are not answered yet, before connections that wait for answers are not read.
-pub const CORE_SENDS_MAX: usize = 8 << 10;
+pub const CORE_SENDS_MAX: usize = 4 << 10;
 /// Bytes of their bodies.
 pub const CORE_SEND_BYTES_MAX: usize = 32 << 20;
 /// Topics of one native request for metadata.

@@ -49,6 +49,18 @@ pub trait Env: Clone + 'static {
     fn commit_under_way(&self, _under_way: bool) {}
     /// Runs a task on this core until it ends.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
+    /// The same for a task that commits a log. It takes its turn like others, unless [`Env::hurry_commits`].
+    fn spawn_commit(&self, task: impl Future<Output = ()> + 'static) {
+        self.spawn(task);
+    }
+
+    /// The tasks of [`Env::spawn_commit`] that can go on do so next.
+    fn hurry_commits(&self) {}
+    /// Whether tasks of this core wait for their turn.
+    fn is_busy(&self) -> bool {
+        false
+    }
+
     /// The same with a small share of the core: catch-up reads, pre-writing of segments, snapshots.
     fn spawn_background(&self, task: impl Future<Output = ()> + 'static);
     /// A random number; in the simulator it comes from the seed.
@@ -95,6 +107,12 @@ pub trait DiskFile: Clone + 'static {
     fn write_at(
         &self,
         buf: Rc<PageBuf>,
+        position: u64,
+    ) -> impl Future<Output = io::Result<()>> + 'static;
+    /// The same for several buffers that follow each other, as one write with one flush.
+    fn write_all_at(
+        &self,
+        bufs: Vec<Rc<PageBuf>>,
         position: u64,
     ) -> impl Future<Output = io::Result<()>> + 'static;
     /// Reads up to `bytes` at `position`; shorter only at the end of the file.

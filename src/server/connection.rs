@@ -384,12 +384,25 @@ impl Connection {
         wake(&self.writer);
     }
 
-    /// The core has no room, or others wait for it and it is not this connection's turn. Each one is owed a first request,
-    /// so who asks one thing at a time never waits for those who ask for much.
+    /// The core has no room, or others wait for it and it is not this connection's turn. Who asks one thing at a time never
+    /// waits for those who ask for much.
     fn is_crowded(&self) -> bool {
         let is_due = || self.turn_bytes.get() > 0 || self.core.crowd.borrow().is_empty();
         let has_turn = || !self.in_crowd.get() && is_due();
-        self.requests.get() > 0 && !(self.core.handler.has_room() && has_turn())
+        self.asks_for_much() && !(self.core.handler.has_room() && has_turn())
+    }
+
+    /// It has a request under way or has sent more than one. A first request for each of a crowd would come one by one between
+    /// the turns, with an answer and a system call of its own: most of what a core does with 200 of them.
+    fn asks_for_much(&self) -> bool {
+        let is_followed = || {
+            let bytes = &self.input.borrow().bytes;
+            match self.protocol.get() {
+                Protocol::Native => native::frame::is_followed(bytes),
+                Protocol::Unknown | Protocol::Remoting => frame::is_followed(bytes),
+            }
+        };
+        self.requests.get() > 0 || is_followed()
     }
 
     /// Too much of its own waits.
@@ -430,7 +443,7 @@ impl Connection {
 
     /// Something was answered or written. In the crowd the reader waits for its turn; else it may have to join that.
     fn budget_changed(&self) {
-        let has_to_wait = self.in_crowd.get() && self.requests.get() > 0;
+        let has_to_wait = self.in_crowd.get() && self.asks_for_much();
         if !has_to_wait && !self.is_full() {
             wake(&self.reader);
         }

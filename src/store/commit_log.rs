@@ -38,7 +38,7 @@ use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Damage, Recovered};
 use crate::store::scrub::ScrubOptions;
 use crate::store::seed;
-use crate::store::segment::{Ahead, Segments};
+use crate::store::segment::{Ahead, Segments, quarters_used};
 use crate::store::snapshot::{self, Mark, Writer};
 use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
@@ -415,7 +415,7 @@ impl<E: Env> CommitLog<E> {
     pub fn start(self: &Rc<Self>, listener: Rc<dyn LogListener>) {
         *self.listener.borrow_mut() = Some(listener);
         let log = self.clone();
-        self.env.spawn(async move { log.drive().await });
+        self.env.spawn_commit(async move { log.drive().await });
         self.keys.start();
         let log = self.clone();
         self.env
@@ -679,11 +679,19 @@ impl<E: Env> CommitLog<E> {
             appended.physical_offsets.push(physical);
             last = Position(at);
         }
+        self.work_waits(&state);
         drop(state);
         drop(tables);
-        self.work.notify();
         self.wake_space();
         Ok((appended, last))
+    }
+
+    /// There is something to commit. What fills a batch and more is not kept waiting for what is still to be read.
+    fn work_waits(&self, state: &State) {
+        self.work.notify();
+        if !state.sealed.is_empty() && state.commit.may_write() {
+            self.env.hurry_commits();
+        }
     }
 
     /// Appends whole records of one queue to one batch, as [`CommitLog::append`]. They are copied from where they were
@@ -750,9 +758,9 @@ impl<E: Env> CommitLog<E> {
             ));
         }
         assert!(rest.is_empty(), "the marks are those of the records");
+        self.work_waits(&state);
         drop(state);
         drop(tables);
-        self.work.notify();
         self.wake_space();
         Ok((appended, last))
     }
@@ -1257,20 +1265,26 @@ impl<E: Env> CommitLog<E> {
                 Ok(()) => {
                     let took_ns = self.env.now_ns() - begun_ns;
                     let bytes: u64 = group.iter().map(|batch| batch.buffer.len() as u64).sum();
-                    let mut figures = self.figures.borrow_mut();
-                    figures.flush_us.record(took_ns / 1_000);
-                    figures.group_bytes.record(bytes);
-                    drop(figures);
+                    {
+                        let mut figures = self.figures.borrow_mut();
+                        figures.flush_us.record(took_ns / 1_000);
+                        figures.group_bytes.record(bytes);
+                    }
                     let start = group.first().map_or(0, |batch| batch.buffer_start);
                     if !self.options.flush_each_write && self.unsynced_from.get().is_none() {
                         self.unsynced_from.set(Some(start));
                     }
                     self.reader.forget(start..end, 0);
+                    let is_busy = self.env.is_busy();
                     if !planted(PlantedBug::AckBeforeFlush) {
                         self.on_durable_here(end);
                     }
                     self.reader.evict_tail(end);
                     self.look_after();
+                    if is_busy && self.state.borrow().sealed.is_empty() {
+                        // More is about to come: as much as fills a batch, or all that was there to be read.
+                        futures_lite::future::yield_now().await;
+                    }
                 }
                 Err(error) => {
                     self.poison(format!(
@@ -1283,6 +1297,10 @@ impl<E: Env> CommitLog<E> {
         }
     }
 
+    fn appended(&self) -> u64 {
+        self.state.borrow().commit.appended().0
+    }
+
     async fn write_group(&self, group: &[SealedBatch]) -> io::Result<()> {
         let locate = |batch: &SealedBatch| {
             self.segments.locate(batch.buffer_start).ok_or_else(|| {
@@ -1293,7 +1311,19 @@ impl<E: Env> CommitLog<E> {
             let (file, at) = locate(one)?;
             return file.write_at(one.buffer.clone(), at).await;
         }
-        // All at once: each completes when it is flushed, and recovery cuts at the first that is not whole.
+        // One write, with one flush, unless a segment ends within it; recovery cuts at the first batch that is not whole.
+        let follows = |pair: &[SealedBatch]| {
+            let end = pair[0].buffer_start + pair[0].buffer.len() as u64;
+            end == pair[1].buffer_start && !end.is_multiple_of(self.options.segment_bytes)
+        };
+        if let Some(first) = group.first()
+            && group.windows(2).all(follows)
+        {
+            let (file, at) = locate(first)?;
+            let buffers = group.iter().map(|batch| batch.buffer.clone()).collect();
+            return file.write_all_at(buffers, at).await;
+        }
+        // All at once.
         let outstanding = Rc::new((
             Cell::new(group.len()),
             RefCell::new(Ok(())),
@@ -1563,7 +1593,11 @@ impl<E: Env> CommitLog<E> {
     }
 
     async fn try_extend(&self) -> bool {
-        match self.segments.extend(self.ahead()).await {
+        let hurry = || {
+            let end = self.segments.allocated_end();
+            quarters_used(end.saturating_sub(self.appended()), self.ahead_bytes())
+        };
+        match self.segments.extend(self.ahead(), hurry).await {
             Ok(()) => {
                 if self.state.borrow_mut().disk_full.take().is_some() {
                     tracing::info!(

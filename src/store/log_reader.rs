@@ -471,7 +471,7 @@ mod tests {
                 Segments::open(env.clone(), directory.clone(), SEGMENT_BYTES, true).await;
             let segments = Rc::new(segments.unwrap());
             for _ in 0..4 {
-                segments.extend(Ahead::Reserved).await.unwrap();
+                segments.extend(Ahead::Reserved, || 0).await.unwrap();
             }
             let budget = (chunks_max * CHUNK_BYTES) as usize;
             let reader = LogReader::new(env.clone(), segments, 0, budget);

@@ -17,8 +17,9 @@ use crate::io::env::{DiskFile, Env, OpenMode};
 
 /// Space is reserved in steps of this, or of a segment if that is smaller.
 const EXTEND_STEP_BYTES: u64 = 16 << 20;
-/// Zeros written at once.
+/// Zeros written at once where there is time; up to [`HURRY_MAX`] times doubled where there is not.
 const ZERO_WRITE_BYTES: u64 = 256 << 10;
+const HURRY_MAX: u32 = 3;
 /// Space is reserved in steps of this where it is not zeroed: a step waits for the writes that are under way in its file.
 const RESERVE_STEP_BYTES: u64 = 64 << 20;
 const SUFFIX: &str = ".seg";
@@ -36,6 +37,12 @@ pub enum Ahead {
     Zeroed,
     /// Only reserved, for who writes so much at once that zeros would cost as much as the data.
     Reserved,
+}
+
+/// How many quarters of the space ahead of the tail are used up, if `left_bytes` of `ahead_bytes` are left.
+pub fn quarters_used(left_bytes: u64, ahead_bytes: u64) -> u32 {
+    let used_bytes = ahead_bytes.saturating_sub(left_bytes);
+    (4 * used_bytes / ahead_bytes.max(1)) as u32
 }
 
 /// The segment files of one log. See the module's page.
@@ -167,8 +174,10 @@ impl<E: Env> Segments<E> {
         self.files.borrow().len()
     }
 
-    /// Reserves the next step of space. One caller at a time. ENOSPC leaves everything as it was.
-    pub async fn extend(&self, ahead: Ahead) -> io::Result<()> {
+    /// Reserves the next step of space. One caller at a time. ENOSPC leaves everything as it was. `hurry` is asked all the time:
+    /// 0 if there is plenty, 3 if the log is about to meet the end of its space. Zeros that come slowly leave the device to
+    /// commits, but who reaches their end waits for a whole step.
+    pub async fn extend(&self, ahead: Ahead, hurry: impl Fn() -> u32) -> io::Result<()> {
         let from = self.allocated_end.get();
         let index = from / self.segment_bytes;
         let at = from % self.segment_bytes;
@@ -201,7 +210,7 @@ impl<E: Env> Segments<E> {
         match ahead {
             Ahead::Reserved if is_reserved => file.sync().await?,
             // What cannot be reserved is had by writing to it.
-            _ => self.write_zeros(index, at, step).await?,
+            _ => self.write_zeros(index, at, step, hurry).await?,
         }
         if is_new {
             self.env.sync_dir(&self.directory).await?;
@@ -212,7 +221,13 @@ impl<E: Env> Segments<E> {
     }
 
     /// Writes and flushes zeros to a part of a segment that was reserved just now.
-    async fn write_zeros(&self, index: u64, at: u64, step: u64) -> io::Result<()> {
+    async fn write_zeros(
+        &self,
+        index: u64,
+        at: u64,
+        step: u64,
+        hurry: impl Fn() -> u32,
+    ) -> io::Result<()> {
         // A second handle without O_DSYNC: zeros need one flush at the end, not one each.
         let plain = self
             .env
@@ -221,15 +236,15 @@ impl<E: Env> Segments<E> {
         let zero_bytes = ZERO_WRITE_BYTES.min(step);
         let zeros = zero_pages(&self.env, zero_bytes as usize);
         let mut written = 0;
-        while written < step {
-            let bytes = zero_bytes.min(step - written);
-            let zeros = if bytes == zero_bytes {
-                zeros.clone()
-            } else {
-                zero_pages(&self.env, bytes as usize)
-            };
-            plain.write_at(zeros, at + written).await?;
-            written += bytes;
+        while step - written >= zero_bytes {
+            let count = ((step - written) / zero_bytes).min(1 << hurry().min(HURRY_MAX));
+            let buffers = vec![zeros.clone(); count as usize];
+            plain.write_all_at(buffers, at + written).await?;
+            written += count * zero_bytes;
+        }
+        if written < step {
+            let rest = zero_pages(&self.env, (step - written) as usize);
+            plain.write_at(rest, at + written).await?;
         }
         plain.sync().await
     }
@@ -332,6 +347,14 @@ mod tests {
     const SEGMENT_BYTES: u64 = 1 << 20;
 
     #[test]
+    fn the_hurry_grows_as_the_space_ahead_shrinks() {
+        let used = |left_bytes| quarters_used(left_bytes, 64 << 20);
+        let left = [80 << 20, 64 << 20, 49 << 20, 48 << 20, 33 << 20, 1 << 20, 0];
+        assert_eq!(left.map(used), [0, 0, 0, 1, 1, 3, 4]);
+        assert_eq!(quarters_used(0, 0), 0);
+    }
+
+    #[test]
     fn space_that_is_only_reserved_costs_no_write_and_is_there_and_zero() {
         let world = SimWorld::new(1, SimOptions::default());
         let env = world.env();
@@ -342,7 +365,7 @@ mod tests {
             env.create_dir(&directory).await.unwrap();
             let segments = Segments::open(env.clone(), directory.clone(), SEGMENT_BYTES, true);
             let segments = segments.await.unwrap();
-            segments.extend(Ahead::Reserved).await.unwrap();
+            segments.extend(Ahead::Reserved, || 0).await.unwrap();
             assert_eq!(writes(), 0);
             assert_eq!(segments.allocated_end(), SEGMENT_BYTES);
             let (file, at) = segments
@@ -350,11 +373,24 @@ mod tests {
                 .unwrap();
             let last = file.read_at(at, SECTOR_BYTES).await.unwrap();
             assert_eq!(&last[..], [0; SECTOR_BYTES]);
-            segments.extend(Ahead::Zeroed).await.unwrap();
+            segments.extend(Ahead::Zeroed, || 0).await.unwrap();
             assert_eq!(writes() * ZERO_WRITE_BYTES, SEGMENT_BYTES);
+            // In a hurry all of it at once; the hurry may begin in the middle.
+            let before = writes();
+            segments.extend(Ahead::Zeroed, || HURRY_MAX).await.unwrap();
+            assert_eq!(writes(), before + 1);
+            let asked = Cell::new(0);
+            let hurry = || asked.replace(1);
+            segments.extend(Ahead::Zeroed, hurry).await.unwrap();
+            assert_eq!(writes(), before + 1 + 3);
+            let end = segments.allocated_end();
+            assert_eq!(end, 4 * SEGMENT_BYTES);
+            let (file, at) = segments.locate(end - SECTOR_BYTES as u64).unwrap();
+            assert_eq!(at + SECTOR_BYTES as u64, SEGMENT_BYTES);
+            assert_eq!(file.len().await.unwrap(), SEGMENT_BYTES);
             // Both are found again.
             let again = Segments::open(env.clone(), directory, SEGMENT_BYTES, true).await;
-            assert_eq!(again.unwrap().allocated_end(), 2 * SEGMENT_BYTES);
+            assert_eq!(again.unwrap().allocated_end(), 4 * SEGMENT_BYTES);
         });
     }
 }

@@ -104,6 +104,11 @@ pub fn frame_bytes_wanted(buffer: &[u8]) -> usize {
     }
 }
 
+/// Whether something follows the first frame, whole or not.
+pub fn is_followed(buffer: &[u8]) -> bool {
+    matches!(lengths(buffer), Ok(Some((frame_bytes, _))) if buffer.len() > frame_bytes)
+}
+
 /// Lengths of the first frame and its header, checked.
 fn lengths(buffer: &[u8]) -> Result<Option<(usize, usize)>, FrameError> {
     let known = buffer.len().min(MAGIC.len());

@@ -47,6 +47,8 @@ thread_local! {
 /// Which task queue.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Urgency {
+    /// As the foreground, but it can be called to the front ([`Core::hurry_commits`]).
+    Commit,
     Foreground,
     Background,
 }
@@ -132,6 +134,9 @@ pub struct Core {
     pub(super) ops: RefCell<Slab<Op>>,
     pub(super) timers: Timers,
     foreground: RefCell<VecDeque<Runnable>>,
+    commits_due: RefCell<VecDeque<Runnable>>,
+    /// Tasks of the foreground that were there first when a task of `commits_due` was woken.
+    before_commits: Cell<usize>,
     background: RefCell<VecDeque<Runnable>>,
     /// A waker of each task that has not ended, to find them all at the end.
     alive: RefCell<Slab<Waker>>,
@@ -174,6 +179,8 @@ impl Core {
             ops: RefCell::default(),
             timers: Timers::default(),
             foreground: RefCell::default(),
+            commits_due: RefCell::default(),
+            before_commits: Cell::new(0),
             background: RefCell::default(),
             alive: RefCell::default(),
             inboxes: RefCell::default(),
@@ -240,6 +247,7 @@ impl Core {
 
     fn queue(&self, urgency: Urgency) -> &RefCell<VecDeque<Runnable>> {
         match urgency {
+            Urgency::Commit => &self.commits_due,
             Urgency::Foreground => &self.foreground,
             Urgency::Background => &self.background,
         }
@@ -274,6 +282,36 @@ impl Core {
             commits.saturating_sub(1)
         });
         self.commit_waits.set(under_way);
+    }
+
+    /// Whether other tasks of the foreground wait for their turn.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.foreground.borrow().is_empty()
+    }
+
+    /// Tasks that commit go next, before those that were woken before them.
+    pub(super) fn hurry_commits(&self) {
+        self.before_commits.set(0);
+    }
+
+    fn wake_task(&self, urgency: Urgency, runnable: Runnable) {
+        let mut queue = self.queue(urgency).borrow_mut();
+        if urgency == Urgency::Commit && queue.is_empty() {
+            self.before_commits.set(self.foreground.borrow().len());
+        }
+        queue.push_back(runnable);
+    }
+
+    /// The task of the foreground, or of the commits, whose turn it is.
+    fn next_task(&self) -> Option<Runnable> {
+        let before = self.before_commits.get();
+        if (before == 0 || !self.is_busy())
+            && let Some(commit) = self.commits_due.borrow_mut().pop_front()
+        {
+            return Some(commit);
+        }
+        self.before_commits.set(before.saturating_sub(1));
+        self.foreground.borrow_mut().pop_front()
     }
 
     /// Lets sockets wake the executor, once.
@@ -340,6 +378,10 @@ impl Core {
         for entry in completions.drain(..) {
             self.complete(&entry);
         }
+        if self.commits.get() > 0 {
+            // What has come back from the device is answered, and the next commit begun, before more is read.
+            self.hurry_commits();
+        }
         self.completions.replace(completions);
         // While the ring polls the set and has not told of it, there is nothing to see.
         if !self.listening.get() {
@@ -373,14 +415,15 @@ impl Core {
                 .unwrap_or_else(PoisonError::into_inner),
         );
         for (urgency, runnable) in woken {
-            self.queue(urgency).borrow_mut().push_back(runnable);
+            self.wake_task(urgency, runnable);
         }
     }
 
     fn run_tasks(&self) {
         for _ in 0..TURN_TASKS_MAX {
-            let runnable = self.foreground.borrow_mut().pop_front();
-            let Some(runnable) = runnable else { break };
+            let Some(runnable) = self.next_task() else {
+                break;
+            };
             runnable.run();
             if self.commit_waits.take() && !self.foreground.borrow().is_empty() {
                 // The device works while the answers of the commit before are written.
@@ -417,6 +460,7 @@ impl Core {
 
     fn has_work(&self) -> bool {
         !self.foreground.borrow().is_empty()
+            || !self.commits_due.borrow().is_empty()
             || !self.background.borrow().is_empty()
             || self.remote.any_woken.load(Ordering::SeqCst)
             || self.remote.main_woken.load(Ordering::SeqCst)
@@ -483,7 +527,7 @@ impl Core {
             }
             self.take_woken();
             let mut dropped = false;
-            for urgency in [Urgency::Foreground, Urgency::Background] {
+            for urgency in [Urgency::Commit, Urgency::Foreground, Urgency::Background] {
                 loop {
                     let runnable = self.queue(urgency).borrow_mut().pop_front();
                     let Some(runnable) = runnable else { break };
@@ -515,8 +559,9 @@ fn schedule(remote: &Arc<Remote>, urgency: Urgency, runnable: Runnable) {
     let _ = CURRENT.try_with(|current| {
         if let Some(core) = &*current.borrow()
             && Arc::ptr_eq(&core.remote, remote)
+            && let Some(runnable) = runnable.take()
         {
-            core.queue(urgency).borrow_mut().extend(runnable.take());
+            core.wake_task(urgency, runnable);
         }
     });
     if let Some(runnable) = runnable {

@@ -80,6 +80,18 @@ impl Env for RingEnv {
         self.0.core.spawn(Urgency::Foreground, task);
     }
 
+    fn spawn_commit(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.core.spawn(Urgency::Commit, task);
+    }
+
+    fn hurry_commits(&self) {
+        self.0.core.hurry_commits();
+    }
+
+    fn is_busy(&self) -> bool {
+        self.0.core.is_busy()
+    }
+
     fn commit_under_way(&self, under_way: bool) {
         self.0.core.count_commit(under_way);
     }
@@ -239,6 +251,49 @@ impl DiskFile for RingFile {
                 .build();
             // SAFETY: the pages do not move and nobody writes to them: both handles go along until the completion.
             let done = unsafe { core.submit(entry, Box::new((buf, file))) };
+            let written = result(done.await)?;
+            if written == bytes {
+                Ok(())
+            } else {
+                Err(io::Error::new(
+                    io::ErrorKind::WriteZero,
+                    format!("{written} of {bytes} bytes written at {position}"),
+                ))
+            }
+        }
+    }
+
+    fn write_all_at(
+        &self,
+        bufs: Vec<Rc<PageBuf>>,
+        position: u64,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
+        let (core, file) = (self.core.clone(), self.file.clone());
+        async move {
+            let is_ours = |buf: &Rc<PageBuf>| {
+                buf.as_pages().is_some() && buf.len().is_multiple_of(SECTOR_BYTES)
+            };
+            if !bufs.iter().all(is_ours) {
+                return Err(io::Error::other(
+                    "only whole sectors of buffers of this backend can be written",
+                ));
+            }
+            let parts: Vec<libc::iovec> = bufs
+                .iter()
+                .map(|buf| libc::iovec {
+                    iov_base: buf.as_ptr().cast_mut().cast(),
+                    iov_len: buf.len(),
+                })
+                .collect();
+            let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
+            let count = parts.len() as u32;
+            let entry =
+                opcode::Writev::new(types::Fd(file.as_raw_fd()), parts.as_ptr().cast(), count)
+                    .offset(position)
+                    .build();
+            // SAFETY: the pages do not move and nobody writes to them, nor does the list of them, whose elements are on the
+            // heap: all handles go along until the completion.
+            let done = unsafe { core.submit(entry, Box::new((parts, bufs, file))) };
             let written = result(done.await)?;
             if written == bytes {
                 Ok(())

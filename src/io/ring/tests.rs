@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use crate::base::notify::Notify;
+use crate::io::aligned_buf::PageBuf;
 use crate::io::env::{DiskFile, Env, OpenMode};
 use crate::io::ring::testing::on_executor;
 use crate::io::ring::{
@@ -245,6 +246,127 @@ fn a_commit_is_at_the_device_before_the_next_task_runs_and_its_end_is_seen_betwe
             false => 100,
         };
         assert!(turns.is_some_and(|turns| turns <= most), "{turns:?}");
+    });
+}
+
+/// Tasks that are busy all the time: what they put into `order`.
+fn names_in_order(hurry: bool) -> Vec<&'static str> {
+    let order = Rc::new(RefCell::new(Vec::new()));
+    let seen = order.clone();
+    on_executor(async move |env: RingEnv| {
+        let (work, done) = (Rc::new(Notify::default()), Rc::new(Notify::default()));
+        let (wanted, commits) = (work.clone(), order.clone());
+        env.spawn_commit(async move {
+            wanted.notified().await;
+            commits.borrow_mut().push("commit");
+        });
+        futures_lite::future::yield_now().await;
+        for name in ["a", "b", "c"] {
+            let (env, order, work, done) = (env.clone(), order.clone(), work.clone(), done.clone());
+            let spawner = env.clone();
+            spawner.spawn(async move {
+                order.borrow_mut().push(name);
+                if name == "a" {
+                    work.notify();
+                }
+                if name == "b" && hurry {
+                    env.hurry_commits();
+                }
+                if name == "c" {
+                    done.notify();
+                }
+            });
+        }
+        done.notified().await;
+        env.sleep(Duration::from_millis(1)).await;
+    });
+    seen.take()
+}
+
+#[test]
+fn a_commit_waits_for_its_turn_unless_it_is_called() {
+    assert_eq!(names_in_order(false), ["a", "b", "c", "commit"]);
+    assert_eq!(names_in_order(true), ["a", "b", "commit", "c"]);
+}
+
+#[test]
+fn what_comes_back_from_the_device_does_not_wait_for_all_that_was_there_before() {
+    const BUSY: usize = 60;
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    if kernel.starts_with("5.") || kernel.starts_with("6.0") {
+        return eprintln!("skipped: Linux {kernel} does not tell of completions between two tasks");
+    }
+    on_executor(async |env: RingEnv| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let mode = OpenMode {
+            create: true,
+            flush_each_write: true,
+        };
+        let file = env.open(&path, mode).await.unwrap();
+        file.allocate(0, 64 << 10).await.unwrap();
+        let mut pages = env.alloc(4096);
+        pages.as_mut().fill(7);
+        let ended = Rc::new(Cell::new(false));
+        let (commit_env, tell) = (env.clone(), ended.clone());
+        env.spawn_commit(async move {
+            commit_env.commit_under_way(true);
+            file.write_at(Rc::new(pages), 0).await.unwrap();
+            commit_env.commit_under_way(false);
+            tell.set(true);
+        });
+        let (runs, written) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+        let done = Rc::new(Notify::default());
+        for _ in 0..BUSY {
+            let (path, ended, runs) = (path.clone(), ended.clone(), runs.clone());
+            let (written, done) = (written.clone(), done.clone());
+            env.spawn(async move {
+                while !ended.get() {
+                    match written.get() {
+                        true => runs.set(runs.get() + 1),
+                        false => written.set(first_byte(&path) == 7),
+                    }
+                    // The flush and its completion follow the bytes.
+                    thread::sleep(Duration::from_millis(10));
+                    futures_lite::future::yield_now().await;
+                }
+                done.notify();
+            });
+        }
+        done.notified().await;
+        assert!(runs.get() < BUSY / 2, "{} tasks ran before it", runs.get());
+    });
+}
+
+#[test]
+fn buffers_that_are_written_together_follow_each_other() {
+    on_executor(async |env: RingEnv| {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = OpenMode {
+            create: true,
+            flush_each_write: true,
+        };
+        let file = env
+            .open(&directory.path().join("file"), mode)
+            .await
+            .unwrap();
+        let buffers: Vec<_> = [(1, 4096), (2, 64 << 10), (3, 8192)]
+            .map(|(value, bytes)| {
+                let mut pages = env.alloc(bytes);
+                pages.as_mut().fill(value);
+                Rc::new(pages)
+            })
+            .into();
+        file.write_all_at(buffers, 4096).await.unwrap();
+        let read = file.read_at(4096, 76 << 10).await.unwrap();
+        let changes: Vec<_> = (1..read.len())
+            .filter(|&at| read[at] != read[at - 1])
+            .map(|at| (at, read[at]))
+            .collect();
+        assert_eq!((read.len(), read[0]), (76 << 10, 1));
+        assert_eq!(changes, [(4096, 2), (68 << 10, 3)]);
+        let heap = Rc::new(PageBuf::from_heap(vec![0; 4096]));
+        assert!(file.write_all_at(vec![heap], 0).await.is_err());
     });
 }
 

@@ -236,6 +236,15 @@ impl DiskFile for SimFile {
         }))
     }
 
+    fn write_all_at(
+        &self,
+        bufs: Vec<Rc<PageBuf>>,
+        position: u64,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
+        let whole: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+        self.write_at(Rc::new(PageBuf::from_heap(whole)), position)
+    }
+
     fn read_at(
         &self,
         position: u64,

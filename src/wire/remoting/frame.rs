@@ -92,6 +92,11 @@ pub fn frame_bytes_wanted(buffer: &[u8]) -> usize {
     }
 }
 
+/// Whether something follows the first frame, whole or not.
+pub fn is_followed(buffer: &[u8]) -> bool {
+    matches!(frame_bytes(buffer), Ok(Some(frame_bytes)) if buffer.len() > frame_bytes)
+}
+
 /// Length of the first frame with its length field, checked.
 fn frame_bytes(buffer: &[u8]) -> Result<Option<usize>, FrameError> {
     let Some(prefix) = buffer.first_chunk::<LENGTH_BYTES>() else {
