@@ -403,7 +403,7 @@ pub struct LogStats {
     pub max: Position,
     /// Bytes that are appended and not yet durable.
     pub pending_bytes: u64,
-    /// Store time of the oldest message in milliseconds, 0 if there is none.
+    /// Store time of the oldest batch in milliseconds, 0 if there is none.
     pub earliest_ms: i64,
     /// Space of the file system of this log.
     pub disk_total_bytes: u64,

@@ -746,30 +746,32 @@ impl<E: Env> Shard<E> {
     }
 
     fn serve_stats(&self, reply_to: ReplyTo) {
-        let mut stats = self.stats.borrow().clone();
-        stats.logs = self
-            .logs
-            .values()
-            .map(|log| {
+        let Some(shard) = self.me.upgrade() else {
+            return;
+        };
+        run_or_spawn(&self.env, async move {
+            let mut stats = shard.stats.borrow().clone();
+            for log in shard.logs.values() {
+                let earliest_ms = log.first_timestamp_ms().await;
                 let path = &log.options().directory;
-                let space = self.env.disk_space(path).ok();
-                LogStats {
+                let space = shard.env.disk_space(path).ok();
+                stats.logs.push(LogStats {
                     log: log.id(),
                     min: log.start_position(),
                     max: log.durable(),
                     pending_bytes: log.pending_bytes(),
-                    earliest_ms: 0,
+                    earliest_ms: earliest_ms.map_or(0, |ms| ms as i64),
                     disk_total_bytes: space.map_or(0, |space| space.total_bytes),
                     disk_available_bytes: space.map_or(0, |space| space.available_bytes),
                     path: path.display().to_string(),
                     refusal: why_not_writable(log),
                     durable_here: log.durable_here(),
-                    replicas: self.replica_stats(log.id()),
-                    master: self.master_stats(log.id()),
-                }
-            })
-            .collect();
-        self.reply(reply_to, LocalReply::Stats(Box::new(stats)));
+                    replicas: shard.replica_stats(log.id()),
+                    master: shard.master_stats(log.id()),
+                });
+            }
+            shard.reply(reply_to, LocalReply::Stats(Box::new(stats)));
+        });
     }
 }
 

@@ -99,8 +99,8 @@ run_java() { # version
   have mvn && have javac || { skip "java-$1" "needs a JDK and Maven"; return; }
   local new=None.java newer=None.java target=$here/java/target/$1
   case $1 in
-    4.[3-6].*) new=Since47.java newer=Since5.java ;;
-    4.*) newer=Since5.java ;;
+    4.[3-6].*) new=Since47.java newer=Since5*.java ;;
+    4.*) newer=Since5*.java ;;
   esac
   install mvn -q -B -f "$here/java/pom.xml" compile dependency:build-classpath -Dmdep.outputFile="$target/classpath" \
     -Drocketmq.version="$1" -Dskip=$new -Dskip.too=$newer || { skip "java-$1" "Maven did not build it"; return; }

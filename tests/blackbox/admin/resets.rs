@@ -6,6 +6,7 @@ use crate::node::{Node, Setup, store_dir};
 const INVOKE_BROKER_TO_RESET_OFFSET: i32 = 222;
 const RESET_CONSUMER_CLIENT_OFFSET: i32 = 220;
 const QUERY_CORRECTION_OFFSET: i32 = 308;
+const GET_BROKER_RUNTIME_INFO: i32 = 28;
 
 fn reset(connection: &mut Connection, timestamp: i64) -> String {
     let fields = [
@@ -104,5 +105,22 @@ fn a_group_that_is_not_there_just_has_other_offsets() {
     assert_eq!(
         String::from_utf8(body).unwrap(),
         "{\"correctionOffsets\":{0:2}}"
+    );
+}
+
+#[test]
+fn the_runtime_info_tells_the_time_of_the_oldest_message() {
+    let begun_ms = crate::client::now_ms();
+    let directory = store_dir();
+    let node = Setup::new(directory.path(), 2).start();
+    let mut tool = filled(&node, 3);
+    let request = Command::request(GET_BROKER_RUNTIME_INFO, &[], Vec::new());
+    let answer = tool.call(&request).unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    let text = info["table"]["earliestMessageTimeStamp"].as_str().unwrap();
+    let earliest_ms: i64 = text.parse().unwrap();
+    assert!(
+        (begun_ms..=crate::client::now_ms()).contains(&earliest_ms),
+        "{earliest_ms}"
     );
 }

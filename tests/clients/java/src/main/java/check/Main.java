@@ -12,7 +12,7 @@ public final class Main {
     public static void main(String[] arguments) throws Exception {
         String version = System.getProperty("check.version", "?");
         int failed = 0;
-        for (String type : Arrays.asList("check.Since43", "check.Since47", "check.Since5")) {
+        for (String type : Arrays.asList("check.Since43", "check.Since47", "check.Since5", "check.Since5Operators")) {
             Class<?> found;
             try {
                 found = Class.forName(type);
