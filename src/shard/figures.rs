@@ -58,6 +58,8 @@ pub struct ShardFigures {
     pub held_pulls: usize,
     pub logs: Vec<LogFigures>,
     pub lags: Vec<Lag>,
+    /// (group, topic incarnation, messages that retention removed before the group had consumed them).
+    pub missed: Vec<(Arc<str>, u32, u64)>,
     pub timers_late_ms: Histogram,
     /// By topic incarnation.
     pub timers_accepted: Vec<(u32, u64)>,
@@ -177,6 +179,7 @@ impl<E: Env> Shard<E> {
             held_pulls: self.hold.borrow().len(),
             logs,
             lags: lags.into_values().collect(),
+            missed: self.logs.values().flat_map(|log| log.missed()).collect(),
             timers_late_ms: timers.late_ms,
             timers_accepted: counts(&timers.accepted),
             timers_fired: counts(&timers.fired),

@@ -50,6 +50,7 @@ use crate::wire::record::{Patch, RecordFields};
 pub(super) mod cut;
 pub mod halves;
 pub mod mend;
+pub mod missed;
 mod read;
 pub mod repair;
 pub mod replica;
@@ -244,6 +245,8 @@ pub struct CommitLog<E: Env> {
     index_failed: Cell<bool>,
     /// (first position of a segment's successor, store time of the segment's last record): retention by age.
     pub(super) segment_times: RefCell<std::collections::BTreeMap<u64, u64>>,
+    /// What retention took before its time.
+    missed: RefCell<missed::Missed>,
 }
 
 impl<E: Env> CommitLog<E> {
@@ -400,6 +403,7 @@ impl<E: Env> CommitLog<E> {
             snapshot_ended: Notify::default(),
             index_failed: Cell::new(false),
             segment_times: RefCell::new(segment_times),
+            missed: RefCell::default(),
             options,
         });
         // Retention may have removed segments after the snapshot was made.

@@ -166,7 +166,14 @@ async fn remove_first<E: Env>(log: &CommitLog<E>, first_end: u64) -> io::Result<
     if log.snapshot_position() < first_end {
         return Ok(false);
     }
+    let unconsumed = match log.options().replica {
+        true => None, // its master counts
+        false => Some(log.unconsumed().await),
+    };
     log.trim_tables(first_end).await?;
+    if let Some(unconsumed) = unconsumed {
+        log.count_missed(unconsumed);
+    }
     let segments = log.segments();
     if segments.remove_first_below(first_end).await?.is_none() {
         return Ok(false);

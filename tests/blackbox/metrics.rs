@@ -14,6 +14,7 @@ use crate::node::{Node, Setup, store_dir};
 const NO_PERMISSION: i32 = 16;
 const GET_CONSUMER_CONNECTION_LIST: i32 = 203;
 const VIEW_BROKER_STATS_DATA: i32 = 315;
+const DELETE_GROUP: i32 = 207;
 const POP_MESSAGE: i32 = 200_050;
 const ACK_MESSAGE: i32 = 200_051;
 
@@ -223,6 +224,103 @@ fn traffic_lag_and_refusals_are_on_the_page_and_every_core_is_summed() {
         value(&page, "rocketmq_consumer_lag_latency", &group),
         Some(0.0)
     );
+}
+
+#[test]
+fn what_retention_removes_before_a_group_has_consumed_it_is_counted_and_said() {
+    let directory = store_dir();
+    let node = Setup::new(directory.path(), 1)
+        .set("mappedFileSizeCommitLog=2097152")
+        .set("storeBytesMax=6291456")
+        .set("cleanResourceInterval=100")
+        .start();
+    let mut client = node.connect();
+    client.create_topic("kept", 1).unwrap();
+    for group in ["left", "done", "popping"] {
+        client.create_group(group).unwrap();
+    }
+    let send = |client: &mut Connection, count: usize| {
+        for _ in 0..count {
+            client
+                .send(&Message::new("kept", 0, vec![b'x'; 64 << 10]))
+                .unwrap();
+        }
+    };
+    send(&mut client, 8);
+    client.commit_offset("left", "kept", 0, 5).unwrap();
+    let now = now_ms().to_string();
+    let pop = [
+        ("consumerGroup", "popping"),
+        ("topic", "kept"),
+        ("queueId", "0"),
+        ("maxMsgNums", "2"),
+        ("invisibleTime", "60000"),
+        ("pollTime", "0"),
+        ("bornTime", &now),
+        ("initMode", "0"),
+        ("expType", "TAG"),
+        ("exp", "*"),
+    ]
+    .map(|(name, value)| (name, value.to_owned()));
+    let popped = client
+        .ask(&Command::request(POP_MESSAGE, &pop, Vec::new()))
+        .unwrap();
+    assert_eq!(popped.code, 0, "{}", popped.remark);
+    for _ in 0..20 {
+        send(&mut client, 10);
+        let end = client.max_offset("kept", 0).unwrap();
+        client.commit_offset("done", "kept", 0, end).unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut gone = 0;
+    // 13 MiB were sent, and at most 6 and a segment stay.
+    while gone < 64 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(200));
+        gone = client.min_offset("kept", 0).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let begin = client.min_offset("kept", 0).unwrap();
+    assert!(begin >= 64, "retention has removed nothing: {begin}");
+    let page = page(&node);
+    let missed = |group: &str| {
+        let labels = [("topic", "kept"), ("consumer_group", group)];
+        value(&page, "ringmq_messages_missed_total", &labels)
+    };
+    assert_eq!(
+        missed("left"),
+        Some((begin - 5) as f64),
+        "begins at {begin}"
+    );
+    assert_eq!(missed("done"), Some(0.0), "it had consumed everything");
+    assert_eq!(
+        missed("popping"),
+        Some(begin as f64),
+        "two were in flight, the rest was never given out"
+    );
+    let said = node.output();
+    let said = said
+        .lines()
+        .filter(|line| line.contains("retention removed messages that a group had not consumed"));
+    let (mut of_left, mut of_done) = (0, 0);
+    for line in said {
+        assert!(line.contains("kept"), "{line}");
+        of_left += usize::from(line.contains("left"));
+        of_done += usize::from(line.contains("group=done"));
+    }
+    assert!(of_left > 0, "no warning");
+    assert_eq!(of_done, 0);
+    // A group that is gone misses nothing any more.
+    let fields = [
+        ("groupName", "left".to_owned()),
+        ("cleanOffset", "true".to_owned()),
+    ];
+    let deleted = client
+        .ask(&Command::request(DELETE_GROUP, &fields, Vec::new()))
+        .unwrap();
+    assert_eq!(deleted.code, 0, "{}", deleted.remark);
+    let page = self::page(&node);
+    let labels = [("topic", "kept"), ("consumer_group", "left")];
+    assert_eq!(value(&page, "ringmq_messages_missed_total", &labels), None);
 }
 
 #[test]

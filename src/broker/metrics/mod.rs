@@ -241,6 +241,10 @@ pub const FAMILIES: &[Family] = &[
         "ringmq_messages_sent_back_total",
         "Messages that consumers gave back to be tried again.",
     ),
+    counter(
+        "ringmq_messages_missed_total",
+        "Messages that retention removed before a consumer group had consumed them.",
+    ),
     histogram(
         "ringmq_timer_late_seconds",
         "From when a delayed message was due until it was durable in its queue.",
@@ -528,6 +532,7 @@ impl Metrics {
             behind: u64,
             in_flight: u64,
             oldest_ms: Option<i64>,
+            missed: u64,
         }
         let mut sums: BTreeMap<(Arc<str>, Arc<str>), Sum> = BTreeMap::new();
         for lag in shards.iter().flat_map(|shard| &shard.lags) {
@@ -541,6 +546,11 @@ impl Metrics {
                 (Some(known), Some(new)) => Some(known.min(new)),
                 (known, new) => known.or(new),
             };
+        }
+        for (group, topic_id, messages) in shards.iter().flat_map(|shard| &shard.missed) {
+            if let Some(topic) = self.topic_name(*topic_id) {
+                sums.entry((group.clone(), topic)).or_default().missed += messages;
+            }
         }
         let now_ms = self.broker.shard.now_ms() as i64;
         for ((group, topic), sum) in &sums {
@@ -559,6 +569,8 @@ impl Metrics {
                 sum.in_flight,
             );
             page.sample("rocketmq_consumer_ready_messages", &labels, ready);
+            // Also 0: an alert on its increase needs a value before the first one.
+            page.sample("ringmq_messages_missed_total", &labels, sum.missed);
             let age_ms = match (sum.behind, sum.oldest_ms) {
                 (0, _) => Some(0),
                 (_, Some(oldest_ms)) => Some((now_ms - oldest_ms).max(0)),

@@ -24,6 +24,12 @@ impl ConsumerOffsets {
         self.groups.get(group)?.get(&queue).copied()
     }
 
+    /// Whether a group has committed an offset of a topic incarnation.
+    pub fn knows(&self, group: &str, topic_id: u32) -> bool {
+        let queues = self.groups.get(group).map(|queues| queues.keys());
+        queues.is_some_and(|mut queues| queues.any(|queue| queue.topic_id == topic_id))
+    }
+
     /// Forgets a group.
     pub fn drop_group(&mut self, group: &str) {
         self.groups.remove(group);
@@ -44,6 +50,17 @@ impl ConsumerOffsets {
                 .iter()
                 .map(move |(&queue, &offset)| (group, queue, offset))
         })
+    }
+
+    /// The groups that have committed an offset, in no order.
+    pub fn groups(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.groups.keys()
+    }
+
+    /// The offsets of a group, in no order.
+    pub fn of(&self, group: &str) -> impl Iterator<Item = (QueueKey, i64)> {
+        let queues = self.groups.get(group).into_iter().flatten();
+        queues.map(|(&queue, &offset)| (queue, offset))
     }
 
     pub(super) fn write(&self, out: &mut Writer) {

@@ -38,6 +38,11 @@ impl OpenTopics {
         self.ids.get(name).copied()
     }
 
+    /// Name of an incarnation that is open here.
+    pub fn name(&self, topic_id: u32) -> Option<Arc<str>> {
+        self.names.get(&topic_id).cloned()
+    }
+
     /// Whether messages of an incarnation can be stored here.
     pub fn is_open(&self, topic_id: u32) -> bool {
         self.names.contains_key(&topic_id)
