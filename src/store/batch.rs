@@ -116,6 +116,16 @@ impl BatchHeader {
         (header.position == position.0 && header.store_id == store_id && fits).then_some(header)
     }
 
+    /// Where in `bytes`, at a multiple of [`ALIGN_BYTES`], the first header may begin: only its magic is looked at. Most of what is
+    /// searched are zeros, 80 MiB of them after each start.
+    pub fn find(bytes: &[u8]) -> Option<usize> {
+        let magic = MAGIC.to_le_bytes();
+        let at = bytes
+            .chunks_exact(ALIGN_BYTES)
+            .position(|eight| eight[..4] == magic)?;
+        Some(at * ALIGN_BYTES)
+    }
+
     /// Whether there was a header of a batch at `position`, although one of its fields may be another one by now.
     pub fn resembles(bytes: &[u8], position: Position, store_id: u64) -> bool {
         if bytes.len() < HEADER_BYTES {
@@ -206,6 +216,16 @@ mod tests {
             batch[at] ^= 1 << bit;
             let whole = BatchHeader::read(&batch, Position(4096), 99).is_some_and(|header| header.crc_is_right(&batch));
             prop_assert!(!whole);
+        }
+
+        #[test]
+        fn a_header_is_found_where_it_begins(records in proptest::collection::vec(any::<u8>(), 0..300), eights in 0usize..700) {
+            let at = eights * ALIGN_BYTES;
+            let (_, batch) = sealed(&records, at as u64);
+            let bytes = [vec![0; at], batch].concat();
+            prop_assert_eq!(BatchHeader::find(&bytes), Some(at));
+            prop_assert_eq!(BatchHeader::find(&bytes[..at]), None);
+            prop_assert_eq!(BatchHeader::find(&[vec![0; 4], bytes].concat()), None, "between two multiples of eight");
         }
 
         #[test]

@@ -244,6 +244,18 @@ impl<'a, E: Env> Scanner<'a, E> {
                 continue;
             }
             self.load(at, HEADER_BYTES).await?;
+            let Some(last) = self.at(at).len().checked_sub(HEADER_BYTES) else {
+                // The file is shorter than a segment: nothing can be behind its end.
+                at = segment_end;
+                continue;
+            };
+            // Places at which a whole header fits into the window.
+            let places = last / ALIGN_BYTES * ALIGN_BYTES + ALIGN_BYTES;
+            let Some(found) = BatchHeader::find(&self.at(at)[..places]) else {
+                at += places as u64;
+                continue;
+            };
+            at += found as u64;
             let Some(header) = BatchHeader::read(self.at(at), Position(at), self.store_id) else {
                 at += ALIGN_BYTES as u64;
                 continue;

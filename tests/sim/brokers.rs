@@ -10,6 +10,7 @@ use ringmq::base::limits::SECTOR_BYTES;
 use ringmq::base::offset::{LogId, PhysicalOffset, Position};
 use ringmq::ha::handshake::StreamError;
 use ringmq::ha::master::{StreamTimes, let_in, serve};
+use ringmq::io::aligned_buf::PageSlice;
 use ringmq::io::env::Env;
 use ringmq::io::sim::{Control as World, SimEnv, SimStream};
 use ringmq::shard::message::{NewMessage, QueueKey, ShardReply, ShardRequest};
@@ -273,12 +274,11 @@ pub async fn compare_log(master: &CommitLog<SimEnv>, slave: &CommitLog<SimEnv>, 
                 (slave.start_position(), master.start_position())
             )),
         };
-        let is_same = theirs.next == ours.next
-            && theirs
-                .slices
-                .iter()
-                .flat_map(|slice| slice.iter())
-                .eq(ours.slices.iter().flat_map(|slice| slice.iter()));
+        let whole = |slices: &[PageSlice]| {
+            let parts: Vec<&[u8]> = slices.iter().map(|slice| &slice[..]).collect();
+            parts.concat()
+        };
+        let is_same = theirs.next == ours.next && whole(&theirs.slices) == whole(&ours.slices);
         if !is_same {
             breach(format!(
                 "log {log}: {who} has other bytes at {position} than its master"

@@ -181,12 +181,16 @@ impl Image {
     }
 
     fn read(&self, position: u64, bytes: usize) -> Vec<u8> {
-        let end = self.len.min(position + bytes as u64);
-        let mut content = vec![0; end.saturating_sub(position) as usize];
-        for (at, chunk) in content.chunks_mut(SECTOR_BYTES).enumerate() {
-            if let Some(page) = self.pages.get(&(position / PAGE + at as u64)) {
-                chunk.copy_from_slice(&page[..chunk.len()]);
+        let bytes = self.len.saturating_sub(position).min(bytes as u64) as usize;
+        let mut content = Vec::with_capacity(bytes);
+        let mut index = position / PAGE;
+        while content.len() < bytes {
+            let take = (bytes - content.len()).min(SECTOR_BYTES);
+            match self.pages.get(&index) {
+                Some(page) => content.extend_from_slice(&page[..take]),
+                None => content.resize(content.len() + take, 0),
             }
+            index += 1;
         }
         content
     }
@@ -782,14 +786,26 @@ impl Disk {
     }
 }
 
+thread_local! {
+    /// Most pages that are ever written are the zeros ahead of a log: they share this one.
+    static ZEROS: Rc<Page> = Rc::new([0; SECTOR_BYTES]);
+}
+
 /// Cuts a write into pages.
 fn split(position: u64, buf: &PageBuf) -> Vec<(u64, Rc<Page>)> {
-    buf.chunks_exact(SECTOR_BYTES)
-        .enumerate()
-        .map(|(at, chunk)| {
-            let mut page = [0; SECTOR_BYTES];
-            page.copy_from_slice(chunk);
-            (position / PAGE + at as u64, Rc::new(page))
-        })
-        .collect()
+    ZEROS.with(|zeros| {
+        buf.chunks_exact(SECTOR_BYTES)
+            .enumerate()
+            .map(|(at, chunk)| {
+                let page = if *chunk == zeros[..] {
+                    zeros.clone()
+                } else {
+                    Rc::<[u8]>::from(chunk)
+                        .try_into()
+                        .expect("a chunk is a page")
+                };
+                (position / PAGE + at as u64, page)
+            })
+            .collect()
+    })
 }

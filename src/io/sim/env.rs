@@ -241,7 +241,10 @@ impl DiskFile for SimFile {
         bufs: Vec<Rc<PageBuf>>,
         position: u64,
     ) -> impl Future<Output = io::Result<()>> + 'static {
-        let whole: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+        let mut whole = Vec::with_capacity(bufs.iter().map(|buf| buf.len()).sum());
+        for buf in &bufs {
+            whole.extend_from_slice(buf);
+        }
         self.write_at(Rc::new(PageBuf::from_heap(whole)), position)
     }
 

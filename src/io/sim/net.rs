@@ -234,8 +234,12 @@ impl NetStream for SimStream {
             *pipe.reader.borrow_mut() = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        let taken: Vec<u8> = pipe.arrived.borrow_mut().drain(..bytes).collect();
-        buffer.extend_from_slice(&taken);
+        let mut arrived = pipe.arrived.borrow_mut();
+        let (front, back) = arrived.as_slices();
+        let of_front = front.len().min(bytes);
+        buffer.extend_from_slice(&front[..of_front]);
+        buffer.extend_from_slice(&back[..bytes - of_front]);
+        arrived.drain(..bytes);
         pipe.held_bytes.set(pipe.held_bytes.get() - bytes);
         wake(&pipe.writer);
         Poll::Ready(Ok(bytes))

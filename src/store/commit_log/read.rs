@@ -85,8 +85,8 @@ impl<E: Env> CommitLog<E> {
             [one] => &one[..],
             // Over the border of two reads: one record of many.
             _ => {
-                let bytes = slices.iter().flat_map(|slice| slice.iter().copied());
-                whole = bytes.collect();
+                let parts: SmallVec<[&[u8]; 2]> = slices.iter().map(|slice| &slice[..]).collect();
+                whole = parts.concat();
                 &whole
             }
         };
