@@ -55,6 +55,8 @@ mod read;
 pub mod repair;
 pub mod replica;
 pub mod scrub;
+#[cfg(test)]
+mod tests;
 
 /// First size of a batch's buffer; it doubles up to the target.
 const BATCH_BYTES_FIRST: usize = 8 << 10;
@@ -1443,7 +1445,7 @@ impl<E: Env> CommitLog<E> {
             self.env.spawn_background(async move {
                 if let Err(error) = log.write_index().await {
                     tracing::warn!(log = log.options.log, %error, "index blocks stay in memory: their file cannot be written");
-                    log.env.sleep(Duration::from_secs(1)).await;
+                    log.pause(Duration::from_secs(1)).await;
                 }
                 log.blocks_running.set(false);
             });
@@ -1457,11 +1459,17 @@ impl<E: Env> CommitLog<E> {
             self.env.spawn_background(async move {
                 if let Err(error) = log.save_snapshot().await {
                     tracing::warn!(log = log.options.log, %error, "no snapshot: recovery will read more of the log");
-                    log.env.sleep(Duration::from_secs(5)).await;
+                    log.pause(Duration::from_secs(5)).await;
                 }
                 log.snapshot_running.set(false);
             });
         }
+    }
+
+    /// Before something is tried again. A log that is to stop waits for nothing.
+    async fn pause(&self, duration: Duration) {
+        let stops = self.grown.until(|| self.state.borrow().stopping);
+        futures_lite::future::or(stops, self.env.sleep(duration)).await;
     }
 
     async fn write_index(&self) -> io::Result<()> {

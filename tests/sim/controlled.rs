@@ -179,14 +179,7 @@ struct Group {
 }
 
 fn digest(bytes: &[u8]) -> u64 {
-    let mut hash = bytes.len() as u64;
-    for chunk in bytes.chunks(8) {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 29;
-    }
-    hash
+    (bytes.len() as u64) << 32 | u64::from(crc32c::crc32c(bytes))
 }
 
 fn ha_address(broker: usize) -> String {

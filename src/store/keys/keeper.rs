@@ -106,6 +106,12 @@ impl<E: Env> KeyIndex<E> {
             .await;
     }
 
+    /// Before something is tried again; not when it is to stop.
+    async fn pause(&self) {
+        let stops = self.changed.until(|| self.stopping.get());
+        futures_lite::future::or(stops, self.env.sleep(RETRY)).await;
+    }
+
     async fn keep(self: &Rc<Self>) {
         loop {
             self.remove_garbage().await;
@@ -120,7 +126,7 @@ impl<E: Env> KeyIndex<E> {
                     if self.stopping.get() {
                         return;
                     }
-                    self.env.sleep(RETRY).await;
+                    self.pause().await;
                 }
             }
         }
@@ -329,7 +335,7 @@ impl<E: Env> KeyIndex<E> {
                             index.on_damaged(run.id, &error);
                         }
                     }
-                    index.env.sleep(RETRY).await;
+                    index.pause().await;
                 }
             }
             index.merging.set(false);

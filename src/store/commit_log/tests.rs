@@ -1,0 +1,56 @@
+//! How a log ends, in the simulated world.
+#![allow(clippy::unwrap_used)] // A test that meets an error it did not plan for is to fail.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::io::env::Env;
+use crate::io::sim::{Errno, OpKind, SimOptions, SimWorld};
+use crate::store::testing::{Quiet, message, small_log};
+use crate::store::types::QueueKey;
+use crate::store::{CommitLog, LogOptions};
+
+/// What is behind the commits waits before it tries again, but not while the log is asked to stop.
+#[test]
+fn a_stop_does_not_wait_for_what_failed_to_be_tried_again() {
+    // A rename fails: of the snapshot, or of a file of keys.
+    for key_tail_entries in [0, 8] {
+        let world = SimWorld::new(7, SimOptions::default());
+        let env = world.env();
+        let directory = Path::new("/data/log");
+        world.block_on(async {
+            env.create_dir(directory).await.unwrap();
+            let options = LogOptions {
+                key_tail_entries,
+                snapshot_bytes: 4 << 10,
+                ..small_log(directory, 1 << 20)
+            };
+            let log = CommitLog::open(env.clone(), options).await.unwrap();
+            log.start(Rc::new(Quiet));
+            let fails = world.with_disk(0, |disk| {
+                let next = disk.count_of(OpKind::Rename);
+                let faults = &mut disk.options.faults.fail_nth_of;
+                faults.insert((OpKind::Rename, next), Errno::Io);
+                next
+            });
+            let renames = || world.with_disk(0, |disk| disk.count_of(OpKind::Rename));
+            let queue = QueueKey {
+                topic_id: 1,
+                queue_id: 0,
+            };
+            while renames() == fails {
+                let mut sent = message(queue, "T", vec![7; 1000]);
+                sent.properties = "KEYS\u{1}k\u{2}".into();
+                log.append(&[sent]).unwrap();
+                env.sleep(Duration::from_millis(1)).await;
+            }
+            // It has failed by then, and nothing else goes on.
+            env.sleep(Duration::from_millis(20)).await;
+            let asked_ns = env.now_ns();
+            log.stop().await.unwrap();
+            let took = Duration::from_nanos(env.now_ns() - asked_ns);
+            assert!(took < Duration::from_millis(100), "{took:?}");
+        });
+    }
+}
