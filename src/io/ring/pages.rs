@@ -16,7 +16,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -46,14 +46,44 @@ const PIECE_BYTES: usize = READ_BYTES;
 const PIECES_AHEAD: usize = 8;
 /// What the helper thread touches before it lets others run for as long as that took.
 const STEP_BYTES: usize = 64 << 10;
-/// A huge page that takes longer was the last one.
+/// After a huge page that took more processor time than this come small ones.
 const HUGE_PAGE_LIMIT: Duration = Duration::from_micros(500);
+/// So many runs of small pages, twice as many after each time it happens again.
+const SMALL_RUNS_MIN: u32 = 32;
+const SMALL_RUNS_MAX: u32 = 1 << 12;
 
 /// Steps that take no longer need no pause.
 const STEP_UNNOTICED: Duration = Duration::from_micros(50);
 
-/// Memory comes slowly on this machine.
-static IS_SLOW: AtomicBool = AtomicBool::new(false);
+/// Memory comes slowly on this machine: the runs that are to be small pages yet, and how many they were.
+static SMALL_RUNS: AtomicU32 = AtomicU32::new(0);
+static SMALL_RUNS_LAST: AtomicU32 = AtomicU32::new(SMALL_RUNS_MIN / 2);
+
+/// A huge page has taken too long.
+fn on_slow_page() {
+    let runs = (2 * SMALL_RUNS_LAST.load(Ordering::Relaxed)).min(SMALL_RUNS_MAX);
+    SMALL_RUNS_LAST.store(runs, Ordering::Relaxed);
+    SMALL_RUNS.store(runs, Ordering::Relaxed);
+}
+
+/// Whether the next run is to be small pages.
+fn next_is_small() -> bool {
+    let one_less = |left: u32| left.checked_sub(1);
+    SMALL_RUNS
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+        .is_ok()
+}
+
+/// Processor time of the calling thread: a page is not slow because others had the processor.
+fn thread_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes one timespec. It cannot fail with a clock that there is.
+    let _ = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
 
 /// [`RUN_BYTES`] of memory from [`map_run`], given back to the kernel when nobody wants it.
 struct RunMemory(NonNull<u8>);
@@ -65,14 +95,14 @@ impl RunMemory {
     /// Has the kernel give all of it now, in steps.
     fn touch(&self) {
         for step in (0..RUN_BYTES).step_by(STEP_BYTES) {
-            let begun = Instant::now();
+            let (begun, begun_cpu) = (Instant::now(), thread_time());
             for at in (step..step + STEP_BYTES).step_by(ALIGN_BYTES) {
                 // SAFETY: within the mapping, which nobody else knows. Volatile, since the value means nothing.
                 unsafe { self.0.add(at).write_volatile(0) };
             }
             let took = begun.elapsed();
-            if took > HUGE_PAGE_LIMIT {
-                IS_SLOW.store(true, Ordering::Relaxed);
+            if thread_time().saturating_sub(begun_cpu) > HUGE_PAGE_LIMIT {
+                on_slow_page();
             }
             if took > STEP_UNNOTICED {
                 thread::sleep(took);
@@ -186,7 +216,7 @@ fn map_run() -> RunMemory {
     unmap(memory, before);
     // SAFETY: what lies behind the run, up to the end of the mapping.
     unmap(unsafe { run.add(RUN_BYTES) }, RUN_BYTES - before);
-    let advice = match IS_SLOW.load(Ordering::Relaxed) {
+    let advice = match next_is_small() {
         false => libc::MADV_HUGEPAGE,
         true => libc::MADV_NOHUGEPAGE,
     };
