@@ -22,17 +22,11 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(again.properties(), view.properties());
     assert_eq!(again.queue_offset(), view.queue_offset());
 
-    let patch = Patch {
-        queue_offset: 7,
-        physical_offset: 1 << 40,
-        sys_flag: 0,
-        born_host: view.born_host(),
-        store_timestamp: 5,
-        store_host: view.store_host(),
-    };
-    if view.has_room_for(patch.born_host, patch.store_host) {
+    let (born_host, store_host) = (view.born_host(), view.store_host());
+    if view.has_room_for(born_host, store_host) {
+        let patch = Patch::new(0, born_host, 5, store_host);
         let mut bytes = vec![0; view.bytes().len()];
-        patch.copy(view.bytes(), &mut bytes);
+        patch.copy(7, 1 << 40, view.bytes(), &mut bytes);
         let patched = RecordView::parse_checked(&bytes).expect("a patched record");
         assert_eq!(patched.queue_offset(), 7);
         assert_eq!(patched.physical_offset(), 1 << 40);

@@ -356,7 +356,7 @@ impl Broker {
         }
         let config = &target.topic.config;
         let compacted = config.attributes.get("cleanup.policy").map(String::as_str);
-        if compacted == Some("COMPACTION") && !sent.has_keys && !header.batch {
+        if compacted == Some("COMPACTION") && sent.keys.is_none() && !header.batch {
             return Err(BrokerError::MessageIllegal(format!(
                 "the topic '{}' is compacted by key, so its messages need the property KEYS",
                 target.topic.name

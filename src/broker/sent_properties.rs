@@ -31,7 +31,7 @@ fn priority(value: &[u8]) -> Option<u32> {
 pub struct Sent<'a> {
     pub tags_code: i64,
     pub unique_key: Option<&'a [u8]>,
-    pub has_keys: bool,
+    pub keys: Option<&'a [u8]>,
     /// TRAN_MSG=true.
     pub half: bool,
     /// It has a sharding key: its order counts.
@@ -76,7 +76,7 @@ impl<'a> Sent<'a> {
             match name {
                 b"TAGS" => sent.tags_code = tags_code(&String::from_utf8_lossy(value)),
                 b"UNIQ_KEY" => sent.unique_key = Some(value),
-                b"KEYS" => sent.has_keys = true,
+                b"KEYS" => sent.keys = Some(value),
                 b"TRAN_MSG" => sent.half = value.eq_ignore_ascii_case(b"true"),
                 b"_SYS_MSG_PRIORITY_" => sent.priority = priority(value),
                 b"TIMER_DEL_UNIQKEY" => sent.is_recall = true,
@@ -242,7 +242,7 @@ mod tests {
         );
         assert_eq!(sent.tags_code, 97);
         assert_eq!(sent.unique_key, Some(&b"U"[..]));
-        assert!(sent.has_keys && sent.half);
+        assert!(sent.keys.is_some() && sent.half);
         assert_eq!(sent.delay.level, Some(&b"2"[..]));
     }
 

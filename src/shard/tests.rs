@@ -17,6 +17,7 @@ use crate::shard::meta::{MetaCommand, Topic};
 use crate::shard::testing::{self, Store};
 use crate::shard::{Shard, ShardHandle};
 use crate::store;
+use crate::store::keys::entry::MessageKeys;
 use crate::wire::record::{RecordFields, RecordView, SYS_FLAG_MULTI_TAGS};
 
 const SEGMENT_BYTES: u64 = 1 << 20;
@@ -238,11 +239,11 @@ fn whole_records(topic: &Topic, queue_id: u32, unique: &[String]) -> NewRecords 
         records.resize(at + fields.encoded_len(), 0);
         fields.encode_into(&mut records[at..]);
         let view = RecordView::parse(&records[at..]).unwrap();
-        marks.push(RecordMark {
-            bytes: view.total_bytes() as u32,
-            properties_at: view.properties_at() as u32,
-            tags_code: 11,
-        });
+        marks.push(RecordMark::new(
+            &view,
+            11,
+            MessageKeys::of(view.properties()),
+        ));
         body_bytes += name.len() as u64;
     }
     NewRecords {

@@ -33,6 +33,7 @@ use crate::store::control::Control;
 use crate::store::delayed;
 use crate::store::group_commit::GroupCommit;
 use crate::store::index_files::IndexFiles;
+use crate::store::keys::entry::{MessageKeys, TopicHash};
 use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Damage, Recovered};
@@ -674,17 +675,33 @@ impl<E: Env> CommitLog<E> {
             store_timestamp: store_timestamp as i64,
             copies: Copies::Enough,
         };
-        let mut last = Position::default();
-        for (number, message) in messages.iter().enumerate() {
-            let (queue_offset, at) =
-                self.put_message(&mut state, &mut tables, message, store_timestamp);
-            if number == 0 {
-                appended.queue_offset = queue_offset;
-            }
-            let physical = PhysicalOffset::new(self.options.log, Position(at));
+        let first_offset = tables.queues.assign(first.queue, messages.len());
+        appended.queue_offset = first_offset;
+        let mut entries: SmallVec<[QueueEntry; 1]> = SmallVec::with_capacity(messages.len());
+        for (message, queue_offset) in messages.iter().zip(first_offset..) {
+            let entry = self.put_message(&mut state, message, queue_offset, store_timestamp);
+            let position = Position(entry.position);
+            let physical = PhysicalOffset::new(self.options.log, position);
             appended.physical_offsets.push(physical);
-            last = Position(at);
+            entries.push(entry);
         }
+        let at = entries.first().map_or(0, |entry| entry.position);
+        let last = Position(entries.last().map_or(0, |entry| entry.position));
+        let effect = match entries[..] {
+            [entry] => Effect::Message {
+                queue: first.queue,
+                queue_offset: first_offset,
+                entry,
+                store_timestamp: store_timestamp as i64,
+            },
+            _ => Effect::Messages {
+                queue: first.queue,
+                first_offset,
+                entries: entries.as_slice().into(),
+                store_timestamp: store_timestamp as i64,
+            },
+        };
+        state.effects.push_back((at, effect));
         self.work_waits(&state);
         drop(state);
         drop(tables);
@@ -722,46 +739,46 @@ impl<E: Env> CommitLog<E> {
             store_timestamp: store_timestamp as i64,
             copies: Copies::Enough,
         };
+        let first_offset = tables.queues.assign(new.queue, new.marks.len());
+        appended.queue_offset = first_offset;
+        let patch = Patch::new(
+            new.sys_flag,
+            new.born_host,
+            store_timestamp as i64,
+            self.options.store_host,
+        );
+        let topic = TopicHash::of(&new.topic);
+        // One allocation for a frame.
+        let mut entries = Vec::with_capacity(new.marks.len());
         let mut last = Position::default();
         let mut rest = &new.records[..];
-        for mark in &new.marks {
+        for (mark, queue_offset) in new.marks.iter().zip(first_offset..) {
             let (record, behind) = rest.split_at(mark.bytes as usize);
             rest = behind;
-            let queue_offset = tables.queues.assign(new.queue);
             let (at, memory) = state.take(record.len());
             last = Position(at);
             let physical = PhysicalOffset::new(self.options.log, last);
-            let patch = Patch {
-                queue_offset,
-                physical_offset: physical.0,
-                sys_flag: new.sys_flag,
-                born_host: new.born_host,
-                store_timestamp: store_timestamp as i64,
-                store_host: self.options.store_host,
-            };
-            patch.copy(record, memory);
+            patch.copy(queue_offset, physical.0, record, memory);
             if appended.physical_offsets.is_empty() {
-                appended.queue_offset = queue_offset;
                 appended.physical_offsets.push(physical);
             }
-            let properties = &record[mark.properties_at as usize..];
-            if !properties.is_empty() {
-                self.keys.stage(at, store_timestamp, &new.topic, properties);
-            }
-            let entry = QueueEntry {
+            self.keys
+                .stage(at, store_timestamp, topic, mark.keys_of(record));
+            entries.push(QueueEntry {
                 position: at,
                 size: mark.bytes,
                 tags_code: mark.tags_code,
+            });
+        }
+        if let Some(first) = entries.first() {
+            let at = first.position;
+            let effect = Effect::Messages {
+                queue: new.queue,
+                first_offset,
+                entries: entries.into(),
+                store_timestamp: store_timestamp as i64,
             };
-            state.effects.push_back((
-                at,
-                Effect::Message {
-                    queue: new.queue,
-                    queue_offset,
-                    entry,
-                    store_timestamp: store_timestamp as i64,
-                },
-            ));
+            state.effects.push_back((at, effect));
         }
         assert!(rest.is_empty(), "the marks are those of the records");
         self.work_waits(&state);
@@ -870,7 +887,15 @@ impl<E: Env> CommitLog<E> {
         self.reserve(&mut state, total, store_timestamp)?;
         let mut tables = self.tables.borrow_mut();
         for message in messages {
-            self.put_message(&mut state, &mut tables, message, store_timestamp);
+            let queue_offset = tables.queues.assign(message.queue, 1);
+            let entry = self.put_message(&mut state, message, queue_offset, store_timestamp);
+            let effect = Effect::Message {
+                queue: message.queue,
+                queue_offset,
+                entry,
+                store_timestamp: store_timestamp as i64,
+            };
+            state.effects.push_back((entry.position, effect));
         }
         for (message, due_ms) in delayed {
             self.put_delayed(&mut state, message, *due_ms, store_timestamp);
@@ -890,15 +915,14 @@ impl<E: Env> CommitLog<E> {
         })
     }
 
-    /// Puts a message into the open batch, which has room for it: its queue offset and its position.
+    /// Puts a message into the open batch, which has room for it: its entry.
     fn put_message(
         &self,
         state: &mut State,
-        tables: &mut Tables,
         message: &NewMessage,
+        queue_offset: i64,
         store_timestamp: u64,
-    ) -> (i64, u64) {
-        let queue_offset = tables.queues.assign(message.queue);
+    ) -> QueueEntry {
         let size = self.record_bytes(message);
         let (at, memory) = state.take(size);
         record_fields(
@@ -909,22 +933,14 @@ impl<E: Env> CommitLog<E> {
             self.options.store_host,
             |fields| fields.encode_into(memory),
         );
-        self.keys
-            .stage(at, store_timestamp, &message.topic, &message.properties);
-        state.effects.push_back((
-            at,
-            Effect::Message {
-                queue: message.queue,
-                queue_offset,
-                entry: QueueEntry {
-                    position: at,
-                    size: size as u32,
-                    tags_code: message.tags_code,
-                },
-                store_timestamp: store_timestamp as i64,
-            },
-        ));
-        (queue_offset, at)
+        let topic = TopicHash::of(&message.topic);
+        let keys = MessageKeys::of(&message.properties);
+        self.keys.stage(at, store_timestamp, topic, keys);
+        QueueEntry {
+            position: at,
+            size: size as u32,
+            tags_code: message.tags_code,
+        }
     }
 
     /// The same for a delayed one: the position of the delayed record.

@@ -269,8 +269,8 @@ mod tests {
             let mut queues = ConsumeQueues::default();
             for offset in 0..(BLOCKS_PER_QUEUE * BLOCK_ENTRIES) as i64 {
                 for queue in 0..QUEUES {
-                    queues.assign(key(queue));
-                    queues.push(key(queue), offset, entry(queue, offset), offset);
+                    queues.assign(key(queue), 1);
+                    queues.push(key(queue), offset, &[entry(queue, offset)], offset);
                 }
             }
             let files = IndexFiles::new(env.clone(), directory, 64 << 20);

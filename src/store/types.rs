@@ -7,6 +7,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::base::offset::{LogId, PhysicalOffset};
+use crate::store::keys::entry::MessageKeys;
+use crate::wire::record::RecordView;
 
 /// A queue: the id of its topic's incarnation (a deleted and re-made topic has another one) and its number in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +64,38 @@ pub struct RecordMark {
     pub properties_at: u32,
     /// As [`NewMessage::tags_code`].
     pub tags_code: i64,
+    /// Where UNIQ_KEY and KEYS have their values in the properties, each from and to; empty if there is none.
+    unique_key: (u16, u16),
+    keys: (u16, u16),
+}
+
+impl RecordMark {
+    /// The mark of a record whose properties have been read.
+    pub fn new(record: &RecordView<'_>, tags_code: i64, keys: MessageKeys<'_>) -> Self {
+        let begin = record.properties().as_ptr().addr();
+        // Properties have at most 65,535 bytes.
+        let span = |value: &[u8]| match value.as_ptr().addr().checked_sub(begin) {
+            Some(from) if !value.is_empty() => (from as u16, (from + value.len()) as u16),
+            _ => (0, 0),
+        };
+        Self {
+            bytes: record.total_bytes() as u32,
+            properties_at: record.properties_at() as u32,
+            tags_code,
+            unique_key: span(keys.unique),
+            keys: span(keys.keys),
+        }
+    }
+
+    /// The keys of the record that this is the mark of.
+    pub fn keys_of<'a>(&self, record: &'a [u8]) -> MessageKeys<'a> {
+        let properties = &record[self.properties_at as usize..];
+        let value = |(from, to): (u16, u16)| &properties[from.into()..to.into()];
+        MessageKeys {
+            unique: value(self.unique_key),
+            keys: value(self.keys),
+        }
+    }
 }
 
 /// Where a stored message is. For a batch: of its first message, the others follow.

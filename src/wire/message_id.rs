@@ -36,11 +36,11 @@ impl MessageId {
     /// Appends the id, for the comma-separated list of a batch.
     pub fn encode_into(self, text: &mut String) {
         match self.host.ip().to_canonical() {
-            IpAddr::V4(address) => put_hex(&address.octets(), text),
-            IpAddr::V6(address) => put_hex(&address.octets(), text),
+            IpAddr::V4(address) => put_hex(address.octets(), text),
+            IpAddr::V6(address) => put_hex(address.octets(), text),
         }
-        put_hex(&u32::from(self.host.port()).to_be_bytes(), text);
-        put_hex(&self.offset.0.to_be_bytes(), text);
+        put_hex(u32::from(self.host.port()).to_be_bytes(), text);
+        put_hex(self.offset.0.to_be_bytes(), text);
     }
 
     /// Reads an id; lower-case digits are accepted too.
@@ -70,12 +70,22 @@ impl MessageId {
     }
 }
 
-fn put_hex(bytes: &[u8], text: &mut String) {
+/// The two digits of each byte.
+const HEX: [[u8; 2]; 256] = {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)].into());
-        text.push(DIGITS[usize::from(byte & 15)].into());
+    let mut all = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        all[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+        byte += 1;
     }
+    all
+};
+
+fn put_hex<const N: usize>(bytes: [u8; N], text: &mut String) {
+    let digits = bytes.map(|byte| HEX[usize::from(byte)]);
+    // Digits are ASCII: this is a check of a few words.
+    text.push_str(std::str::from_utf8(digits.as_flattened()).unwrap_or_default());
 }
 
 /// At most 32 digits.

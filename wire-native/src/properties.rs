@@ -69,13 +69,21 @@ pub mod name {
 
 /// All properties by Java's rules: a part without a name, a value or the byte between them is skipped.
 pub fn iter(properties: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    properties
-        .split(|&byte| byte == VALUE_END)
-        .filter_map(split_pair)
+    let mut rest = properties;
+    let parts = std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = memchr::memchr(VALUE_END, rest).unwrap_or(rest.len());
+        let (part, behind) = rest.split_at(end);
+        rest = behind.get(1..).unwrap_or_default();
+        Some(part)
+    });
+    parts.filter_map(split_pair)
 }
 
 fn split_pair(part: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = part.iter().position(|&byte| byte == NAME_END)?;
+    let at = memchr::memchr(NAME_END, part)?;
     let (name, value) = (&part[..at], &part[at + 1..]);
     (!name.is_empty() && !value.is_empty()).then_some((name, value))
 }

@@ -135,38 +135,53 @@ impl RecordFields<'_> {
     }
 }
 
-/// What a broker fills into a record that a client made. The record has to be one that [`RecordView::has_room_for`] the
-/// two hosts.
+/// Bytes of two hosts and what lies between them.
+const HOSTS_BYTES_MAX: usize = 2 * HOST_BYTES_V6 + 8;
+
+/// What a broker fills into the records of one frame that a client made; each has to be one that
+/// [`RecordView::has_room_for`] the two hosts.
 #[derive(Clone, Copy, Debug)]
 pub struct Patch {
-    pub queue_offset: i64,
-    pub physical_offset: i64,
     /// Bits that are set beside those that the client has set.
-    pub sys_flag: i32,
-    pub born_host: SocketAddr,
-    /// Milliseconds since 1970.
-    pub store_timestamp: i64,
-    pub store_host: SocketAddr,
+    sys_flag: i32,
+    /// Born host, store timestamp and store host as they are stored.
+    hosts: [u8; HOSTS_BYTES_MAX],
+    hosts_bytes: usize,
 }
 
 impl Patch {
+    /// `sys_flag`: bits that are set beside those that the client has set. The store timestamp is in milliseconds since 1970.
+    pub fn new(
+        sys_flag: i32,
+        born_host: SocketAddr,
+        store_timestamp: i64,
+        store_host: SocketAddr,
+    ) -> Self {
+        let mut hosts = [0; HOSTS_BYTES_MAX];
+        let mut rest = Writer(&mut hosts);
+        rest.put_host(born_host);
+        rest.put(&store_timestamp.to_be_bytes());
+        rest.put_host(store_host);
+        let hosts_bytes = HOSTS_BYTES_MAX - rest.0.len();
+        Self {
+            sys_flag,
+            hosts,
+            hosts_bytes,
+        }
+    }
+
     /// Copies a record to a place of the same length and fills in there what the broker knows; the offset of a prepared
     /// transaction becomes 0. Lengths, flags of the hosts and all else stay as they are. Nothing is read from the new place:
     /// a load there would wait until the copy's stores have reached memory.
-    pub fn copy(&self, record: &[u8], into: &mut [u8]) {
+    pub fn copy(&self, queue_offset: i64, physical_offset: i64, record: &[u8], into: &mut [u8]) {
         into.copy_from_slice(record);
         let mut put = |at: usize, bytes: &[u8]| into[at..at + bytes.len()].copy_from_slice(bytes);
-        put(QUEUE_OFFSET, &self.queue_offset.to_be_bytes());
-        put(PHYSICAL_OFFSET, &self.physical_offset.to_be_bytes());
+        put(QUEUE_OFFSET, &queue_offset.to_be_bytes());
+        put(PHYSICAL_OFFSET, &physical_offset.to_be_bytes());
         let sys_flag = u32_at(record, SYS_FLAG) as i32 | self.sys_flag;
         put(SYS_FLAG, &sys_flag.to_be_bytes());
-        let (_, rest) = into.split_at_mut(BORN_HOST);
-        let mut rest = Writer(rest);
-        rest.put_host(self.born_host);
-        rest.put(&self.store_timestamp.to_be_bytes());
-        rest.put_host(self.store_host);
-        let (_, rest) = rest.0.split_at_mut(4);
-        Writer(rest).put(&0i64.to_be_bytes());
+        put(BORN_HOST, &self.hosts[..self.hosts_bytes]);
+        put(BORN_HOST + self.hosts_bytes + 4, &0i64.to_be_bytes());
     }
 }
 
@@ -702,15 +717,8 @@ mod tests {
             let mut bytes = vec![0xFF; record.len()];
             let (born, store) = (message.hosts[1], message.hosts[0]);
             prop_assume!(RecordView::parse(&record).unwrap().has_room_for(born, store));
-            let patch = Patch {
-                queue_offset: numbers[0],
-                physical_offset: numbers[1],
-                sys_flag: SYS_FLAG_MULTI_TAGS,
-                born_host: born,
-                store_timestamp: numbers[2],
-                store_host: store,
-            };
-            patch.copy(&record, &mut bytes);
+            let patch = Patch::new(SYS_FLAG_MULTI_TAGS, born, numbers[2], store);
+            patch.copy(numbers[0], numbers[1], &record, &mut bytes);
             let expected = encode(&RecordFields {
                 queue_offset: numbers[0],
                 physical_offset: numbers[1],

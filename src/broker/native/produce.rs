@@ -26,6 +26,7 @@ use crate::shard::message::{
     Appended, Copies, LocalReply, NewRecords, RecordMark, ShardReply, ShardRequest,
 };
 use crate::shard::meta::Topic;
+use crate::store::keys::entry::MessageKeys;
 use crate::wire::native::frame::{Frame, Sections};
 use crate::wire::native::message::{Ack, Envelope, Message, Produce, ProduceQueue, ProduceResult};
 use crate::wire::properties::name;
@@ -248,11 +249,11 @@ impl Broker {
             if index == 0 {
                 message_type = sent.message_type();
             }
-            marks.push(RecordMark {
-                bytes: record.total_bytes() as u32,
-                properties_at: record.properties_at() as u32,
-                tags_code: sent.tags_code,
-            });
+            let keys = MessageKeys {
+                unique: sent.unique_key.unwrap_or_default(),
+                keys: sent.keys.unwrap_or_default(),
+            };
+            marks.push(RecordMark::new(&record, sent.tags_code, keys));
         }
         if marks.len() != count {
             let what = format!("{count} records are announced");

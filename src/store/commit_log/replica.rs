@@ -26,6 +26,7 @@ use crate::io::aligned_buf::{PageBuf, PageSlice};
 use crate::io::env::{DiskFile, Env, OpenMode};
 use crate::store::batch::{BatchHeader, HEADER_BYTES};
 use crate::store::commit_log::{CommitLog, OpenBatch, SealedBatch, State};
+use crate::store::keys::entry::{MessageKeys, TopicHash};
 use crate::store::recovery::{effect_of, raw_records};
 use crate::store::scrub::next_of;
 use crate::store::segment::{Segments, zero_pages};
@@ -350,8 +351,9 @@ impl<E: Env> CommitLog<E> {
                 } = &effect
                     && let Ok(view) = RecordView::parse(record)
                 {
-                    self.keys
-                        .stage(at, *store_timestamp as u64, view.topic(), view.properties());
+                    let topic = TopicHash::of(view.topic());
+                    let keys = MessageKeys::of(view.properties());
+                    self.keys.stage(at, *store_timestamp as u64, topic, keys);
                 }
                 let folded = tables.fold(at, effect);
                 let folded = folded.map_err(|jump| format!("position {at}: {jump}"))?;

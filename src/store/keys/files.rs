@@ -268,8 +268,8 @@ impl<F: DiskFile> RunReader<F> {
     }
 
     /// The entry that the reader stands on; `None` before [`RunReader::fill`] and at the end.
-    pub fn peek(&self) -> Option<Entry> {
-        self.entries.get(self.at).copied()
+    pub fn peek(&self) -> Option<&Entry> {
+        self.entries.get(self.at)
     }
 
     /// Goes on by one. True: call [`RunReader::fill`].

@@ -9,8 +9,9 @@ use futures_lite::future::yield_now;
 
 use crate::io::env::Env;
 use crate::store::batch::HEADER_BYTES;
-use crate::store::keys::entry::{self, Entry};
+use crate::store::keys::entry::{Entry, MessageKeys, TopicHash};
 use crate::store::keys::files::{self, Loaded, RunReader, RunWriter};
+use crate::store::keys::order::{BucketSort, Heads};
 use crate::store::keys::parts::{Run, Sealed};
 use crate::store::keys::{KeyIndex, KeyIndexOptions, Newest};
 use crate::store::recovery::{Scanner, Step, is_control, raw_records};
@@ -213,13 +214,7 @@ impl<E: Env> KeyIndex<E> {
     }
 
     async fn write_sealed(self: &Rc<Self>, sealed: Sealed) -> io::Result<()> {
-        let mut entries: Vec<Entry> = sealed.entries.to_vec();
-        for piece in entries.chunks_mut(TURN_ENTRIES) {
-            piece.sort_unstable();
-            yield_now().await;
-        }
-        // The stable sort takes the sorted pieces as they are and merges them.
-        entries.sort();
+        let entries = sorted(&sealed.entries).await;
         let count = entries.len() as u64;
         let run = self
             .new_run(count, sealed.from..sealed.to, async |writer| {
@@ -346,29 +341,35 @@ impl<E: Env> KeyIndex<E> {
 
     async fn merge(self: &Rc<Self>, runs: &[Rc<Run>]) -> io::Result<Rc<Run>> {
         let mut readers = Vec::with_capacity(runs.len());
-        for run in runs {
+        for run in runs.iter().rev() {
             let mut reader = RunReader::new(self.file(run.id).await?, run.clone());
             reader.fill().await?;
-            readers.push(reader);
+            if reader.peek().is_some() {
+                readers.push(reader);
+            }
         }
         let count = runs.iter().map(|run| run.entries).sum();
         let span = runs[0].from..runs[runs.len() - 1].to;
         self.new_run(count, span, async |writer| {
+            let first = readers.iter().filter_map(RunReader::peek);
+            let mut heads = Heads::new(first.map(|entry| entry.hash));
             let mut number = 0;
-            loop {
-                let first = readers
-                    .iter()
-                    .enumerate()
-                    .filter_map(|(at, reader)| Some((reader.peek()?, at)))
-                    .min();
-                let Some((entry, at)) = first else {
-                    return Ok(());
-                };
-                if writer.put(entry) {
+            while let Some(at) = heads.lowest() {
+                let reader = &mut readers[at];
+                if let Some(&entry) = reader.peek()
+                    && writer.put(entry)
+                {
                     writer.flush().await?;
                 }
-                if readers[at].advance() {
-                    readers[at].fill().await?;
+                if reader.advance() {
+                    reader.fill().await?;
+                }
+                match reader.peek() {
+                    Some(next) => heads.set(at, next.hash),
+                    None => {
+                        heads.remove(at);
+                        readers.remove(at);
+                    }
                 }
                 number += 1;
                 if number % TURN_ENTRIES == 0 {
@@ -378,9 +379,27 @@ impl<E: Env> KeyIndex<E> {
                     }
                 }
             }
+            Ok(())
         })
         .await
     }
+}
+
+/// The entries of a part in the order of files; others have their turn in between.
+async fn sorted(entries: &[Entry]) -> Vec<Entry> {
+    let mut sort = BucketSort::new(entries.len());
+    for piece in entries.chunks(TURN_ENTRIES) {
+        sort.count(piece);
+    }
+    sort.counted();
+    for piece in entries.chunks(TURN_ENTRIES) {
+        yield_now().await;
+        sort.place(piece);
+    }
+    while sort.sort(TURN_ENTRIES) {
+        yield_now().await;
+    }
+    sort.into_entries()
 }
 
 /// Entries of one record of the log.
@@ -392,7 +411,8 @@ fn entries_of(record: &[u8], position: u64, out: &mut Vec<Entry>) {
         return;
     };
     let seconds = (view.store_timestamp() / 1_000) as u32;
-    entry::hashes_of(view.topic(), view.properties(), |hash| {
+    let keys = MessageKeys::of(view.properties());
+    keys.hashes(TopicHash::of(view.topic()), |hash| {
         out.push(Entry {
             hash,
             position,

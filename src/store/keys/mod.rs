@@ -4,11 +4,12 @@
 //! before the log. The newest entries are in memory; full ones become sorted files (runs) in the background, neighbours
 //! of one size are merged. A file that is missing or damaged is a gap, and gaps are read from the log again
 //! while the broker serves. Memory: tail and sealed parts are bounded, filters and blocks share a budget, and each
-//! block of 203 entries has 8 bytes. Files: `entry.rs`, `parts.rs` (pure), `run.rs` (format), `files.rs`, `keeper.rs`.
+//! block of 203 entries has 8 bytes. Files: `entry.rs`, `order.rs`, `parts.rs` (pure), `run.rs` (format), `files.rs`, `keeper.rs`.
 
 pub mod entry;
 mod files;
 mod keeper;
+mod order;
 mod parts;
 mod run;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use crate::base::limits::{KEY_BLOCKS_PER_LOOKUP_MAX, SECTOR_BYTES};
 use crate::base::notify::Notify;
 use crate::base::offset::LogId;
 use crate::io::env::Env;
-use crate::store::keys::entry::Entry;
+use crate::store::keys::entry::{Entry, MessageKeys, TopicHash};
 use crate::store::keys::files::Loaded;
 use crate::store::keys::parts::{Part, Parts, Run};
 use crate::store::segment::Segments;
@@ -151,13 +152,13 @@ impl<E: Env> KeyIndex<E> {
     }
 
     /// A message was appended: its keys wait until it is durable.
-    pub fn stage(&self, position: u64, store_ms: u64, topic: &str, properties: &[u8]) {
+    pub fn stage(&self, position: u64, store_ms: u64, topic: TopicHash, keys: MessageKeys<'_>) {
         if !self.is_on() {
             return;
         }
         let mut parts = self.parts.borrow_mut();
         let mut any = false;
-        entry::hashes_of(topic, properties, |hash| {
+        keys.hashes(topic, |hash| {
             any = true;
             parts.stage(Entry {
                 hash,

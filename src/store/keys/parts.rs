@@ -15,9 +15,9 @@ const TAIL_LOG_BYTES: u64 = 128 << 20;
 /// At a stop a tail without keys is worth a file if it stands for so much.
 const STOP_LOG_BYTES: u64 = 1 << 20;
 /// So many neighbours of one size become one run.
-pub const MERGE_RUNS: usize = 8;
-/// Runs of this level are not merged any more: 16 million entries.
-const LEVEL_MAX: u32 = 3;
+pub const MERGE_RUNS: usize = 16;
+/// Runs of this level are not merged any more: 8 million entries. Each entry is written at most three times.
+const LEVEL_MAX: u32 = 2;
 
 /// A file of sorted entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,7 +300,8 @@ impl Parts {
         }
     }
 
-    fn level(&self, run: &Run) -> u32 {
+    /// How often about as many entries as it has have been merged.
+    pub fn level(&self, run: &Run) -> u32 {
         let mut units = run.entries / self.tail_entries_max as u64;
         let mut level = 0;
         while units >= MERGE_RUNS as u64 {
@@ -529,22 +530,28 @@ mod tests {
                 .map(|n| run(n + 1, n * 10, n * 10 + 10, 3))
                 .collect()
         };
-        assert!(Parts::new(0, 70, runs(7), 3).mergeable().is_empty());
-        let mut parts = Parts::new(0, 80, runs(8), 3);
+        let all = MERGE_RUNS as u64;
+        let end = 10 * all;
+        assert!(
+            Parts::new(0, end - 10, runs(all - 1), 3)
+                .mergeable()
+                .is_empty()
+        );
+        let mut parts = Parts::new(0, end, runs(all), 3);
         let group = parts.mergeable();
         assert_eq!(group.len(), MERGE_RUNS);
-        assert_eq!((group[0].id, group[7].id), (1, 8));
-        let merged = Rc::new(run(20, 0, 80, 24));
+        assert_eq!((group[0].id, group[MERGE_RUNS - 1].id), (1, all));
+        let merged = Rc::new(run(all + 1, 0, end, 3 * all));
         parts.on_merged(&group, merged.clone());
-        assert_eq!(shown(&parts), "run80 tail80");
-        assert_eq!(parts.take_garbage().len(), 8);
-        let mut parts = Parts::new(0, 80, runs(8), 3);
+        assert_eq!(shown(&parts), format!("run{end} tail{end}"));
+        assert_eq!(parts.take_garbage().len(), MERGE_RUNS);
+        let mut parts = Parts::new(0, end, runs(all), 3);
         parts.on_damaged(4);
         assert!(parts.mergeable().is_empty(), "a gap lies between");
         parts.on_merged(&group, merged);
-        assert_eq!(parts.take_garbage(), [4, 20]);
-        let mut large = runs(8);
-        large[2].entries = 30;
-        assert!(Parts::new(0, 80, large, 3).mergeable().is_empty());
+        assert_eq!(parts.take_garbage(), [4, all + 1]);
+        let mut large = runs(all);
+        large[2].entries = 3 * all;
+        assert!(Parts::new(0, end, large, 3).mergeable().is_empty());
     }
 }

@@ -12,7 +12,8 @@ use crate::store::keys::parts::Run;
 use crate::store::snapshot::{Reader, Short, Writer};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RMQK");
-const VERSION: u32 = 1;
+/// 1 had other hashes and another filter; such a file is made again from the log.
+const VERSION: u32 = 2;
 const BLOCK_HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 20;
 /// Entries of one block.
@@ -154,32 +155,37 @@ impl Filter {
         &self.0
     }
 
-    /// Byte and bit of each probe.
-    fn places(&self, hash: u64) -> impl Iterator<Item = (usize, u8)> {
+    /// The line of a hash and, in its upper bits, the bits of that line, nine for each probe.
+    fn places(&self, hash: u64) -> (usize, u64) {
         // The upper bits choose the line, so that sorted entries fill one line after the other.
         let lines = (self.0.len() / FILTER_LINE_BYTES) as u128;
         let line = ((u128::from(hash) * lines) >> 64) as usize * FILTER_LINE_BYTES;
-        let mut bits = hash.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        (0..FILTER_PROBES).map(move |_| {
-            let bit = (bits >> 55) as usize;
-            bits = bits.wrapping_mul(0xD134_2543_DE82_EF95).wrapping_add(1);
-            (line + bit / 8, 1 << (bit % 8))
-        })
+        (line, hash.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    /// Byte and mask of one probe in its line.
+    fn probe(bits: u64, number: u32) -> (usize, u8) {
+        let bit = (bits >> (55 - 9 * number)) as usize % (8 * FILTER_LINE_BYTES);
+        (bit / 8, 1 << (bit % 8))
     }
 
     pub fn add(&mut self, hash: u64) {
-        let places: [(usize, u8); FILTER_PROBES as usize] = {
-            let mut all = self.places(hash);
-            std::array::from_fn(|_| all.next().unwrap_or_default())
-        };
-        for (byte, bit) in places {
-            self.0[byte] |= bit;
+        let (line, bits) = self.places(hash);
+        let line = &mut self.0[line..line + FILTER_LINE_BYTES];
+        for number in 0..FILTER_PROBES {
+            let (byte, mask) = Self::probe(bits, number);
+            line[byte] |= mask;
         }
     }
 
     /// False if it surely is not there.
     pub fn may_have(&self, hash: u64) -> bool {
-        self.places(hash).all(|(byte, bit)| self.0[byte] & bit != 0)
+        let (line, bits) = self.places(hash);
+        let line = &self.0[line..line + FILTER_LINE_BYTES];
+        (0..FILTER_PROBES).all(|number| {
+            let (byte, mask) = Self::probe(bits, number);
+            line[byte] & mask != 0
+        })
     }
 }
 

@@ -203,8 +203,10 @@ fn the_index_is_what_a_search_through_the_log_finds_after_crashes_damage_and_ret
                 world.block_on(clean(&log, rules)).unwrap();
                 compared += world.block_on(check(seed, &env, &log));
             }
+            let parts = log.keys().parts.borrow();
+            merged += parts.runs().filter(|run| parts.level(run) > 0).count();
+            drop(parts);
             let files = key_files(&world);
-            merged += files.iter().filter(|(_, bytes)| *bytes > 4 * 4096).count();
             if world.random_u64().is_multiple_of(2) && !files.is_empty() {
                 // While it serves: what it has in memory is good, what it reads is not.
                 let (path, bytes) = &files[world.random_u64() as usize % files.len()];

@@ -89,17 +89,23 @@ pub struct ConsumeQueues {
 }
 
 impl ConsumeQueues {
-    /// The offset for a message that is being appended.
-    pub fn assign(&mut self, key: QueueKey) -> i64 {
+    /// The offset of the first of so many messages that are being appended.
+    pub fn assign(&mut self, key: QueueKey, count: usize) -> i64 {
         let queue = self.queues.entry(key).or_default();
         let offset = queue.assigned;
-        queue.assigned += 1;
+        queue.assigned += count as i64;
         offset
     }
 
-    /// A message has become durable. Offsets of a queue are contiguous; one that jumps is our bug (or recovery of a log
-    /// whose front is gone: then the queue begins there).
-    pub fn push(&mut self, key: QueueKey, offset: i64, entry: QueueEntry, store_timestamp: i64) {
+    /// Messages one after the other, the first one at `offset`, have become durable. Offsets of a queue are contiguous; one
+    /// that jumps is our bug (or recovery of a log whose front is gone: then the queue begins there).
+    pub fn push(
+        &mut self,
+        key: QueueKey,
+        offset: i64,
+        entries: &[QueueEntry],
+        store_timestamp: i64,
+    ) {
         let queue = self.queues.entry(key).or_default();
         if queue.tail.is_empty() && queue.blocks.is_empty() && offset > queue.max() {
             queue.base = offset;
@@ -110,22 +116,28 @@ impl ConsumeQueues {
             queue.max(),
             "queue {key:?}: entries are pushed in the order of their offsets"
         );
-        queue.tail.push(entry);
-        queue.assigned = queue.assigned.max(offset + 1);
+        queue.assigned = queue.assigned.max(offset + entries.len() as i64);
         queue.last_store_timestamp = store_timestamp;
-        if queue.tail.len() == BLOCK_ENTRIES {
-            let number = self.free.pop().unwrap_or_else(|| {
-                self.next_block += 1;
-                self.next_block - 1
-            });
-            let first = queue.tail_first();
-            let block = encode_block(key, first, &queue.tail);
-            queue.blocks.push_back(BlockRef {
-                number,
-                first_position: queue.tail[0].position,
-            });
-            queue.tail.clear();
-            self.unwritten.insert(number, block);
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let room = (BLOCK_ENTRIES - queue.tail.len()).min(rest.len());
+            let (now, behind) = rest.split_at(room);
+            queue.tail.extend_from_slice(now);
+            rest = behind;
+            if queue.tail.len() == BLOCK_ENTRIES {
+                let number = self.free.pop().unwrap_or_else(|| {
+                    self.next_block += 1;
+                    self.next_block - 1
+                });
+                let first = queue.tail_first();
+                let block = encode_block(key, first, &queue.tail);
+                queue.blocks.push_back(BlockRef {
+                    number,
+                    first_position: queue.tail[0].position,
+                });
+                queue.tail.clear();
+                self.unwritten.insert(number, block);
+            }
         }
     }
 
@@ -452,8 +464,8 @@ mod tests {
     fn filled(count: i64) -> ConsumeQueues {
         let mut queues = ConsumeQueues::default();
         for n in 0..count {
-            assert_eq!(queues.assign(KEY), n);
-            queues.push(KEY, n, entry(n), n);
+            assert_eq!(queues.assign(KEY, 1), n);
+            queues.push(KEY, n, &[entry(n)], n);
         }
         queues
     }
@@ -482,9 +494,9 @@ mod tests {
     #[test]
     fn an_offset_is_visible_only_when_its_message_is_durable() {
         let mut queues = ConsumeQueues::default();
-        assert_eq!((queues.assign(KEY), queues.assign(KEY)), (0, 1));
+        assert_eq!((queues.assign(KEY, 1), queues.assign(KEY, 1)), (0, 1));
         assert_eq!(queues.bounds(KEY).max_offset, 0);
-        queues.push(KEY, 0, entry(0), 5);
+        queues.push(KEY, 0, &[entry(0)], 5);
         assert_eq!(queues.bounds(KEY).max_offset, 1);
         assert_eq!(queues.lookup(KEY, 1), Lookup::Nothing);
     }
@@ -529,7 +541,7 @@ mod tests {
         assert_eq!(queues.trim(count as u64 * 100), vec![]);
         assert_eq!(queues.bounds(KEY).min_offset, count);
         assert_eq!(queues.bounds(KEY).max_offset, count);
-        queues.push(KEY, count, entry(count), 0);
+        queues.push(KEY, count, &[entry(count)], 0);
         assert_eq!(look(&queues, count), Some(entry(count)));
     }
 }

@@ -33,6 +33,13 @@ pub enum Effect {
         entry: QueueEntry,
         store_timestamp: i64,
     },
+    /// The same for messages one after the other, in one batch.
+    Messages {
+        queue: QueueKey,
+        first_offset: i64,
+        entries: Box<[QueueEntry]>,
+        store_timestamp: i64,
+    },
     /// A delayed message, in no queue yet.
     Delayed {
         key: TimerKey,
@@ -129,7 +136,11 @@ impl Tables {
                 self.queues.begin_topic(*topic_id);
                 None
             }
-            Effect::Delayed { .. } | Effect::Half { .. } | Effect::Control(_) => None,
+            // A fold goes record by record.
+            Effect::Messages { .. }
+            | Effect::Delayed { .. }
+            | Effect::Half { .. }
+            | Effect::Control(_) => None,
         }
     }
 
@@ -162,7 +173,17 @@ impl Tables {
                 store_timestamp,
             } => {
                 self.queues
-                    .push(queue, queue_offset, entry, store_timestamp);
+                    .push(queue, queue_offset, &[entry], store_timestamp);
+                Some(queue)
+            }
+            Effect::Messages {
+                queue,
+                first_offset,
+                entries,
+                store_timestamp,
+            } => {
+                self.queues
+                    .push(queue, first_offset, &entries, store_timestamp);
                 Some(queue)
             }
             Effect::Delayed { key, timer } => {
