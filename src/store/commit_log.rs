@@ -1802,7 +1802,8 @@ fn opening(
     topic: &Arc<str>,
 ) -> Option<(Vec<u8>, Control)> {
     let id = queue.topic_id;
-    if tables.topic_id(topic) == Some(id) {
+    // By its number: a name would be followed to where it lies, which with many topics is in no cache.
+    if tables.open_topics.is_open(id) {
         return None;
     }
     let pending = state.effects.iter().any(|(_, effect)| {
