@@ -12,7 +12,6 @@ use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
 use crate::base::names;
-use crate::base::offset::PhysicalOffset;
 use crate::broker::delay::Due;
 use crate::broker::dispatch::Broker;
 use crate::broker::error::BrokerError;
@@ -33,7 +32,6 @@ use crate::shard::message::{
     Appended, Copies, Delayed, LocalReply, NewHalf, NewMessage, ShardReply, ShardRequest,
 };
 use crate::shard::meta::{MetaCommand, Topic};
-use crate::wire::message_id::MessageId;
 use crate::wire::properties::{self, PropertiesBuilder, name};
 use crate::wire::record::{
     SYS_FLAG_BORN_HOST_V6, SYS_FLAG_MULTI_TAGS, SYS_FLAG_STORE_HOST_V6, SYS_FLAG_TRANSACTION,
@@ -41,6 +39,7 @@ use crate::wire::record::{
 use crate::wire::remoting::body::TopicConfig;
 use crate::wire::remoting::code::response;
 use crate::wire::remoting::command::{Command, Outgoing};
+use crate::wire::remoting::stored::Stored;
 
 /// Room for the properties that a delayed message gets.
 const DELAYED_BYTES: usize = 256;
@@ -479,10 +478,12 @@ impl Broker {
             let sum = (count, answer.body_bytes);
             self.count(Counted::Dead, topic, group, now_ms, sum);
         }
-        let head = self
-            .stored(answer.queue_id, answer.unique_key, &appended)
-            .field_if("recallHandle", answer.recall_handle);
-        answer.responder.send(head, Body::Empty);
+        answer.responder.send_stored(&self.stored(
+            answer.queue_id,
+            answer.unique_key.as_deref(),
+            answer.recall_handle.as_deref(),
+            &appended,
+        ));
     }
 
     /// Stores a reply like any message of its topic; the header of the answer.
@@ -505,25 +506,33 @@ impl Broker {
             .ok_or_else(|| topics::no_queue(&topic.name, queue_id))?;
         let unique_key = prepared.unique_key.clone();
         match self.ask(core, prepared.into_request()).await? {
-            ShardReply::Appended(appended) => Ok(self.stored(queue_id, unique_key, &appended)),
+            ShardReply::Appended(appended) => Ok(self
+                .stored(queue_id, unique_key.as_deref(), None, &appended)
+                .compose()),
             other => Err(BrokerError::unexpected(&other)),
         }
     }
 
-    /// The header that tells where something was stored.
-    fn stored(&self, queue_id: u32, unique_key: Option<String>, appended: &Appended) -> Outgoing {
-        let ids = offset_ids(self.options.store_host, &appended.physical_offsets);
-        // The message is stored with each of these codes; clients tell their users by the status of the result.
-        let head = match stored_code(appended.copies) {
-            response::SUCCESS => Outgoing::success(),
-            code => Outgoing::success().with_code(code),
-        };
-        let head = head
-            .field("msgId", ids)
-            .field("queueId", queue_id)
-            .field("queueOffset", appended.queue_offset)
-            .field_if("transactionId", unique_key);
-        self.with_region(head)
+    /// Where something was stored, for the answer.
+    fn stored<'a>(
+        &'a self,
+        queue_id: u32,
+        unique_key: Option<&'a str>,
+        recall_handle: Option<&'a str>,
+        appended: &'a Appended,
+    ) -> Stored<'a> {
+        Stored {
+            // The message is stored with each of these codes; clients tell their users by the status of the result.
+            code: stored_code(appended.copies),
+            host: self.options.store_host,
+            physical_offsets: &appended.physical_offsets,
+            queue_id,
+            queue_offset: appended.queue_offset,
+            transaction_id: unique_key,
+            recall_handle,
+            region: &self.options.region,
+            trace_on: self.options.trace_on,
+        }
     }
 
     /// Answers of the send processor carry the region and the trace switch, errors too.
@@ -565,36 +574,9 @@ fn half_properties(properties: &[u8], topic: &str, queue_id: u32, unique_key: &s
     half.finish()
 }
 
-/// The offset ids of the messages of one send, joined by commas.
-fn offset_ids(host: SocketAddr, offsets: &[PhysicalOffset]) -> String {
-    let mut ids = String::with_capacity(33 * offsets.len());
-    for &offset in offsets {
-        if !ids.is_empty() {
-            ids.push(',');
-        }
-        MessageId { host, offset }.encode_into(&mut ids);
-    }
-    ids
-}
-
 fn lossy(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => String::from_utf8_lossy(bytes).into_owned(),
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_of_a_batch_are_joined_by_commas() {
-        let host = "127.0.0.1:30911".parse().unwrap();
-        assert_eq!(
-            offset_ids(host, &[PhysicalOffset(0), PhysicalOffset(255)]),
-            "7F000001000078BF0000000000000000,7F000001000078BF00000000000000FF"
-        );
     }
 }

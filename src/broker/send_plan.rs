@@ -95,11 +95,17 @@ const SHORT: Names = Names {
 
 impl<'a> SendHeader<'a> {
     pub fn read(command: &'a Command, now_ms: u64) -> Result<Self, BrokerError> {
-        let long = matches!(
-            command.code,
-            request::SEND_MESSAGE | request::SEND_REPLY_MESSAGE
-        );
-        let names = if long { &LONG } else { &SHORT };
+        match command.code {
+            request::SEND_MESSAGE | request::SEND_REPLY_MESSAGE => {
+                Self::read_as(command, &LONG, now_ms)
+            }
+            _ => Self::read_as(command, &SHORT, now_ms),
+        }
+    }
+
+    // Twice, each with its names known: a letter is then an index.
+    #[inline(always)]
+    fn read_as(command: &'a Command, names: &Names, now_ms: u64) -> Result<Self, BrokerError> {
         Ok(Self {
             topic: command.required_text(names.topic)?,
             default_topic: command.text(names.default_topic).unwrap_or_default(),

@@ -36,6 +36,8 @@ use crate::wire::native;
 use crate::wire::remoting::code::response;
 use crate::wire::remoting::command::{Command, Encoding, FLAG_ONEWAY, FLAG_RESPONSE, Outgoing};
 use crate::wire::remoting::frame::{self, FrameError};
+use crate::wire::remoting::shape::Shapes;
+use crate::wire::remoting::stored::Stored;
 
 /// Bytes that a writer writes, and that a reader's requests may be answered with at once, before others of the core run.
 const TURN_BYTES: usize = 256 << 10;
@@ -134,6 +136,8 @@ pub struct Connection {
     tasks: Cell<u8>,
 
     input: RefCell<ReadBuffer>,
+    /// What its requests look like.
+    shapes: RefCell<Shapes>,
     requests: Cell<usize>,
     request_bytes: Cell<usize>,
     /// The reader, while it waits for a budget.
@@ -230,6 +234,7 @@ impl Connection {
             protocol: Cell::new(Protocol::Unknown),
             tasks: Cell::new(0),
             input: RefCell::default(),
+            shapes: RefCell::default(),
             requests: Cell::new(0),
             request_bytes: Cell::new(0),
             reader: Cell::new(None),
@@ -358,6 +363,7 @@ impl Connection {
             self.close_now();
         } else if quiet_ticks > 0 {
             self.input.borrow_mut().shrink();
+            self.shapes.borrow_mut().clear();
             self.outbox.borrow_mut().shrink();
         }
     }
@@ -517,7 +523,7 @@ impl Connection {
             let (command, bytes) = {
                 let buffer = &mut self.input.borrow_mut().bytes;
                 let before = buffer.len();
-                match frame::next_frame(buffer)? {
+                match frame::next_frame_like(buffer, &mut self.shapes.borrow_mut())? {
                     Some(command) => (command, before - buffer.len()),
                     None => return Ok(()),
                 }
@@ -730,6 +736,16 @@ impl Responder {
         self.connection
             .enqueue(|outbox| outbox.push_command(&response, self.encoding, body));
         // From here on it is like a request that wants no answer.
+        self.oneway = true;
+    }
+
+    /// The same for a send that was stored.
+    pub fn send_stored(mut self, stored: &Stored<'_>) {
+        if self.oneway {
+            return;
+        }
+        self.connection
+            .enqueue(|outbox| outbox.push_stored(stored, self.encoding, self.opaque));
         self.oneway = true;
     }
 }

@@ -16,6 +16,7 @@ use crate::io::body::Body;
 use crate::io::tcp::GATHER_SLICES_MAX;
 use crate::wire::native::frame::padded;
 use crate::wire::remoting::command::{Encoding, Outgoing};
+use crate::wire::remoting::stored::Stored;
 
 /// A body below this is copied behind its header: cheaper than one more slice for the kernel to walk.
 const COPIED_BODY_BYTES: usize = 1 << 10;
@@ -70,6 +71,13 @@ impl Outbox {
         if !copied {
             self.push_body(body);
         }
+    }
+
+    /// Queues the answer to a send.
+    pub fn push_stored(&mut self, stored: &Stored<'_>, encoding: Encoding, opaque: i32) {
+        let before = self.heads.len();
+        stored.encode(encoding, opaque, &mut self.heads);
+        self.grew_heads(before);
     }
 
     /// Queues a frame that is encoded already.

@@ -35,12 +35,22 @@ impl MessageId {
 
     /// Appends the id, for the comma-separated list of a batch.
     pub fn encode_into(self, text: &mut String) {
+        // Digits are ASCII: this is a check of a few words.
+        self.each_part(|digits| text.push_str(std::str::from_utf8(digits).unwrap_or_default()));
+    }
+
+    /// Appends the id to text in bytes.
+    pub fn encode_bytes(self, text: &mut Vec<u8>) {
+        self.each_part(|digits| text.extend_from_slice(digits));
+    }
+
+    fn each_part(self, mut put: impl FnMut(&[u8])) {
         match self.host.ip().to_canonical() {
-            IpAddr::V4(address) => put_hex(address.octets(), text),
-            IpAddr::V6(address) => put_hex(address.octets(), text),
+            IpAddr::V4(address) => put(hex_of(address.octets()).as_flattened()),
+            IpAddr::V6(address) => put(hex_of(address.octets()).as_flattened()),
         }
-        put_hex(u32::from(self.host.port()).to_be_bytes(), text);
-        put_hex(self.offset.0.to_be_bytes(), text);
+        put(hex_of(u32::from(self.host.port()).to_be_bytes()).as_flattened());
+        put(hex_of(self.offset.0.to_be_bytes()).as_flattened());
     }
 
     /// Reads an id; lower-case digits are accepted too.
@@ -82,10 +92,8 @@ const HEX: [[u8; 2]; 256] = {
     all
 };
 
-fn put_hex<const N: usize>(bytes: [u8; N], text: &mut String) {
-    let digits = bytes.map(|byte| HEX[usize::from(byte)]);
-    // Digits are ASCII: this is a check of a few words.
-    text.push_str(std::str::from_utf8(digits.as_flattened()).unwrap_or_default());
+fn hex_of<const N: usize>(bytes: [u8; N]) -> [[u8; 2]; N] {
+    bytes.map(|byte| HEX[usize::from(byte)])
 }
 
 /// At most 32 digits.

@@ -154,6 +154,7 @@ impl Command {
     }
 
     /// A field's bytes without JSON escapes. Of two fields with one name the last counts, as in a Java map.
+    #[inline]
     pub fn bytes(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         self.find(name).map(|field| self.value_of(field))
     }
@@ -168,41 +169,49 @@ impl Command {
     }
 
     /// A field's text. Bytes that are not UTF-8 become U+FFFD, as in Java.
+    #[inline]
     pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
         self.bytes(name).map(lossy)
     }
 
     /// A text that has to be there.
+    #[inline]
     pub fn required_text(&self, name: &'static str) -> Result<Cow<'_, str>, FieldError> {
         self.text(name).ok_or(FieldError::Missing { name })
     }
 
     /// A field as a 64-bit number.
+    #[inline]
     pub fn int(&self, name: &'static str) -> Result<Option<i64>, FieldError> {
         self.parse(name, "a 64-bit integer")
     }
 
     /// A field as a 32-bit number.
+    #[inline]
     pub fn int32(&self, name: &'static str) -> Result<Option<i32>, FieldError> {
         self.parse(name, "a 32-bit integer")
     }
 
     /// A 64-bit number that has to be there.
+    #[inline]
     pub fn required_int(&self, name: &'static str) -> Result<i64, FieldError> {
         self.int(name)?.ok_or(FieldError::Missing { name })
     }
 
     /// A 32-bit number that has to be there.
+    #[inline]
     pub fn required_i32(&self, name: &'static str) -> Result<i32, FieldError> {
         self.int32(name)?.ok_or(FieldError::Missing { name })
     }
 
     /// Java's `Boolean.parseBoolean`: true for `true` in any case, false for all else and for none.
+    #[inline]
     pub fn flag(&self, name: &str) -> bool {
         self.flag_or(name, false)
     }
 
     /// The same with a default for a field that is not there.
+    #[inline]
     pub fn flag_or(&self, name: &str, default: bool) -> bool {
         self.bytes(name)
             .map_or(default, |value| value.eq_ignore_ascii_case(b"true"))
@@ -215,14 +224,19 @@ impl Command {
             .map(|field| (lossy(self.name_of(field)), lossy(self.value_of(field))))
     }
 
+    // With the name known, as it is in almost all calls, little is left of this.
+    #[inline(always)]
     fn find(&self, name: &str) -> Option<&Field> {
-        let name = name.as_bytes();
-        if let (Some(letters), [letter @ b'a'..=b'z']) = (&self.letters, name) {
+        if let (Some(letters), [letter @ b'a'..=b'z']) = (&self.letters, name.as_bytes()) {
             let at = letters.0[usize::from(letter - b'a')];
             return usize::from(at)
                 .checked_sub(1)
                 .and_then(|at| self.fields.get(at));
         }
+        self.search(name.as_bytes())
+    }
+
+    fn search(&self, name: &[u8]) -> Option<&Field> {
         self.fields.iter().rev().find(|field| {
             let (start, end) = (field.name.0 as usize, field.name.1 as usize);
             // Most comparisons end at the first byte.
@@ -252,6 +266,7 @@ impl Command {
         }
     }
 
+    #[inline]
     fn parse<T: FromStr + TryFrom<i64>>(
         &self,
         name: &'static str,
@@ -265,19 +280,27 @@ impl Command {
         if let Some(number) = digits(plain).and_then(|number| T::try_from(number).ok()) {
             return Ok(Some(number));
         }
+        self.parse_text(field, name, wanted).map(Some)
+    }
+
+    #[cold]
+    fn parse_text<T: FromStr>(
+        &self,
+        field: &Field,
+        name: &'static str,
+        wanted: &'static str,
+    ) -> Result<T, FieldError> {
         let value = lossy(self.value_of(field));
-        match value.parse() {
-            Ok(number) => Ok(Some(number)),
-            Err(_) => Err(FieldError::Invalid {
-                name,
-                value: cut(&value, QUOTED_BYTES_MAX).into(),
-                wanted,
-            }),
-        }
+        value.parse().map_err(|_| FieldError::Invalid {
+            name,
+            value: cut(&value, QUOTED_BYTES_MAX).into(),
+            wanted,
+        })
     }
 }
 
 /// A number of one to eighteen decimal digits and nothing else, which no 64 bits are too few for.
+#[inline]
 fn digits(text: &[u8]) -> Option<i64> {
     if text.is_empty() || text.len() > 18 {
         return None;
@@ -400,13 +423,7 @@ impl Outgoing {
             .encode_header(encoding, out);
             header_bytes = out.len() - start - PREFIX_BYTES;
         }
-        let frame_bytes = PREFIX_BYTES - 4 + header_bytes + body_len;
-        assert!(
-            frame_bytes <= i32::MAX as usize,
-            "what we send is bounded long before"
-        );
-        out[start..start + 4].copy_from_slice(&(frame_bytes as u32).to_be_bytes());
-        out[start + 4..start + 8].copy_from_slice(&mark(encoding, header_bytes).to_be_bytes());
+        put_prefix(&mut out[start..], encoding, header_bytes, body_len);
     }
 
     /// The whole frame in one piece.
@@ -430,6 +447,22 @@ impl Outgoing {
             },
         }
     }
+}
+
+/// Writes length and header mark of a frame to its first bytes, once its header is known.
+pub(super) fn put_prefix(
+    frame: &mut [u8],
+    encoding: Encoding,
+    header_bytes: usize,
+    body_bytes: usize,
+) {
+    let frame_bytes = PREFIX_BYTES - 4 + header_bytes + body_bytes;
+    assert!(
+        frame_bytes <= i32::MAX as usize,
+        "what we send is bounded long before"
+    );
+    frame[..4].copy_from_slice(&(frame_bytes as u32).to_be_bytes());
+    frame[4..8].copy_from_slice(&mark(encoding, header_bytes).to_be_bytes());
 }
 
 impl From<&'static str> for FieldValue {

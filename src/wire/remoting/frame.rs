@@ -8,11 +8,12 @@
 //! Sans-io. An error means that the peer broke the protocol: RocketMQ closes such a connection without an answer, and so
 //! must the caller, because nothing after the error can be trusted to be a frame.
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::base::limits::{FRAME_BYTES_MAX, HEADER_FIELDS_MAX};
 use crate::wire::remoting::command::{Command, Encoding};
 use crate::wire::remoting::json_scan::ScanError;
+use crate::wire::remoting::shape::Shapes;
 use crate::wire::remoting::{binary_header, json_header};
 
 /// Bytes before the header: the length and the header mark.
@@ -58,6 +59,21 @@ pub enum FrameError {
 /// The command holds slices of what was read; nothing is copied. `buffer` keeps what follows the frame. No byte is
 /// reserved here, so a caller that reserves for a partial frame can trust [`frame_bytes_wanted`].
 pub fn next_frame(buffer: &mut BytesMut) -> Result<Option<Command>, FrameError> {
+    next(buffer, json_header::decode)
+}
+
+/// The same for who takes one after the other from a connection.
+pub fn next_frame_like(
+    buffer: &mut BytesMut,
+    shapes: &mut Shapes,
+) -> Result<Option<Command>, FrameError> {
+    next(buffer, |header| shapes.decode(header))
+}
+
+fn next(
+    buffer: &mut BytesMut,
+    decode_json: impl FnOnce(Bytes) -> Result<Command, FrameError>,
+) -> Result<Option<Command>, FrameError> {
     let Some(frame_bytes) = frame_bytes(buffer)? else {
         return Ok(None);
     };
@@ -76,7 +92,7 @@ pub fn next_frame(buffer: &mut BytesMut) -> Result<Option<Command>, FrameError> 
     }
     let header = frame.split_to(header_bytes);
     let mut command = match (mark >> 24) as u8 {
-        0 => json_header::decode(header)?,
+        0 => decode_json(header)?,
         1 => binary_header::decode(header)?,
         encoding => return Err(FrameError::UnknownEncoding { encoding }),
     };

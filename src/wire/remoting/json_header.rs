@@ -18,6 +18,14 @@ const TEXT_BYTES_KEPT: usize = 16 << 10;
 
 /// Decodes a header. Keys that are not there keep RocketMQ's defaults; keys that it does not know are skipped.
 pub fn decode(header: Bytes) -> Result<Command, FrameError> {
+    decode_with_opaque(header).map(|(command, _)| command)
+}
+
+/// The same, and where the number of the opaque is, unless it is a string.
+pub(super) fn decode_with_opaque(
+    header: Bytes,
+) -> Result<(Command, Option<(u32, u32)>), FrameError> {
+    let mut opaque = None;
     let mut command = Command {
         encoding: Encoding::Json,
         code: 0,
@@ -40,7 +48,12 @@ pub fn decode(header: Bytes) -> Result<Command, FrameError> {
             match &scanner.text()[name.range] {
                 b"code" => command.code = number(&mut scanner)?.unwrap_or(0),
                 b"version" => command.version = number(&mut scanner)?.unwrap_or(0),
-                b"opaque" => command.opaque = number(&mut scanner)?.unwrap_or(0),
+                b"opaque" => {
+                    let is_literal = scanner.peek() != Some(b'"');
+                    let start = scanner.at();
+                    command.opaque = number(&mut scanner)?.unwrap_or(0);
+                    opaque = is_literal.then(|| short(start..scanner.at()));
+                }
                 b"flag" => command.flag = number(&mut scanner)?.unwrap_or(0),
                 b"language" => command.language = language(&mut scanner)?,
                 b"remark" => command.remark = text(&mut scanner)?,
@@ -57,7 +70,7 @@ pub fn decode(header: Bytes) -> Result<Command, FrameError> {
     scanner.end()?;
     command.letters = Letters::of(&header, &command.fields);
     command.header = header;
-    Ok(command)
+    Ok((command, opaque))
 }
 
 /// A number, or a string that is one; `None` for null.
@@ -174,10 +187,17 @@ thread_local! {
 
 /// Appends the header, with its keys in the order in which Java writes them.
 pub fn encode(command: &Outgoing, out: &mut BytesMut) {
+    with_text(|text| {
+        write(command, text);
+        out.extend_from_slice(text);
+    });
+}
+
+/// An empty text with room, for what is copied when it is complete.
+pub(super) fn with_text(write: impl FnOnce(&mut Vec<u8>)) {
     let mut text = TEXT.take();
     text.clear();
-    write(command, &mut text);
-    out.extend_from_slice(&text);
+    write(&mut text);
     if text.capacity() <= TEXT_BYTES_KEPT {
         TEXT.set(text);
     }
@@ -208,11 +228,16 @@ fn write(command: &Outgoing, out: &mut Vec<u8>) {
         }
         out.extend_from_slice(b"}");
     }
+    write_end(command.flag, command.opaque, command.remark.as_deref(), out);
+}
+
+/// What follows the fields.
+pub(super) fn write_end(flag: i32, opaque: i32, remark: Option<&str>, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"flag\":");
-    write_int(command.flag.into(), out);
+    write_int(flag.into(), out);
     out.extend_from_slice(b",\"language\":\"JAVA\",\"opaque\":");
-    write_int(command.opaque.into(), out);
-    if let Some(remark) = &command.remark {
+    write_int(opaque.into(), out);
+    if let Some(remark) = remark {
         out.extend_from_slice(b",\"remark\":");
         write_string(remark, out);
     }
@@ -221,7 +246,7 @@ fn write(command: &Outgoing, out: &mut Vec<u8>) {
     out.extend_from_slice(b"}");
 }
 
-fn write_int(number: i64, out: &mut Vec<u8>) {
+pub(super) fn write_int(number: i64, out: &mut Vec<u8>) {
     out.extend_from_slice(decimal(number, &mut [0; 20]));
 }
 

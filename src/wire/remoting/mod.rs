@@ -16,3 +16,5 @@ pub mod json;
 mod json_header;
 mod json_scan;
 pub mod register;
+pub mod shape;
+pub mod stored;

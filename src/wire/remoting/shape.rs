@@ -1,0 +1,351 @@
+//! What the last JSON headers of a connection looked like: a client writes the same header again and again, with other
+//! digits in it.
+//!
+//! A [`Shape`] knows where the values of a header are. A header of the same length that differs within values only, and has
+//! no quote and no backslash there that the other one has not, has its tokens at the same places, so that nothing has to be
+//! scanned: comparing takes a tenth of it. What is in a value is looked at later, and is no business of a shape.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::wire::remoting::command::{Command, Encoding, Field, Letters};
+use crate::wire::remoting::frame::FrameError;
+use crate::wire::remoting::json_header;
+
+/// Kinds of requests, or lengths of their values, that take turns on a connection.
+const SHAPES_MAX: usize = 4;
+/// A longer header is scanned each time.
+const HEADER_BYTES_MAX: usize = 2 << 10;
+/// Headers that are scanned without becoming a shape, after others that did so in vain.
+const PAUSE_MAX: u32 = 256;
+/// Bytes that are compared before it is asked whether one was different.
+const STEP_BYTES: usize = 64;
+
+/// See the module's page.
+#[derive(Debug, Default)]
+pub struct Shapes {
+    known: Vec<Shape>,
+    /// Which one goes next.
+    oldest: usize,
+    /// So many headers become no shape.
+    pause_left: u32,
+    /// Doubles with each new shape, halves with each header that had one.
+    pause: u32,
+}
+
+#[derive(Debug)]
+struct Shape {
+    text: Box<[u8]>,
+    /// `0xFF` where a header of this shape may have any byte but a quote and a backslash.
+    free: Box<[u8]>,
+    fields: Box<[Field]>,
+    letters: Option<Letters>,
+    code: i32,
+    language: u8,
+    version: i32,
+    flag: i32,
+    /// Where its digits are.
+    opaque: (u32, u32),
+}
+
+impl Shapes {
+    /// As [`json_header::decode`].
+    pub fn decode(&mut self, header: Bytes) -> Result<Command, FrameError> {
+        for shape in &self.known {
+            if let Some(opaque) = shape.opaque_of(&header) {
+                self.pause /= 2;
+                return Ok(shape.command(header, opaque));
+            }
+        }
+        let (command, opaque) = json_header::decode_with_opaque(header)?;
+        if self.pause_left > 0 {
+            self.pause_left -= 1;
+        } else if let Some(shape) = opaque.and_then(|opaque| Shape::of(&command, opaque)) {
+            if self.known.len() < SHAPES_MAX {
+                self.known.push(shape);
+            } else {
+                self.known[self.oldest] = shape;
+                self.oldest = (self.oldest + 1) % SHAPES_MAX;
+            }
+            self.pause = (2 * self.pause + 1).min(PAUSE_MAX);
+            self.pause_left = self.pause / SHAPES_MAX as u32;
+        }
+        Ok(command)
+    }
+
+    /// Gives the memory back.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Shape {
+    /// `None` for a header that is not worth it.
+    fn of(command: &Command, opaque: (u32, u32)) -> Option<Self> {
+        let text: Box<[u8]> = command.header[..].into();
+        if text.len() > HEADER_BYTES_MAX || command.remark.is_some() {
+            return None;
+        }
+        let mut free = vec![0; text.len()];
+        free[opaque.0 as usize..opaque.1 as usize].fill(0xFF);
+        for field in &command.fields {
+            let (start, end) = (field.value.0 as usize, field.value.1 as usize);
+            // Only a string has a quote before it.
+            if start.checked_sub(1).map(|before| text[before]) == Some(b'"') {
+                free[start..end].fill(0xFF);
+                keep_escapes(&text[start..end], &mut free[start..end]);
+            }
+        }
+        Some(Self {
+            text,
+            free: free.into(),
+            fields: command.fields[..].into(),
+            letters: command.letters,
+            code: command.code,
+            language: command.language,
+            version: command.version,
+            flag: command.flag,
+            opaque,
+        })
+    }
+
+    /// The opaque of a header of this shape.
+    #[inline]
+    fn opaque_of(&self, header: &[u8]) -> Option<i32> {
+        if header.len() != self.text.len() || !fits(header, &self.text, &self.free) {
+            return None;
+        }
+        let digits = header.get(self.opaque.0 as usize..self.opaque.1 as usize)?;
+        let (sign, digits) = match digits {
+            [b'-', digits @ ..] => (-1, digits),
+            _ => (1, digits),
+        };
+        if digits.is_empty() || digits.len() > 10 {
+            return None;
+        }
+        let number = digits.iter().try_fold(0i64, |number, &digit| {
+            let is_digit = digit.is_ascii_digit();
+            is_digit.then(|| 10 * number + i64::from(digit - b'0'))
+        })?;
+        i32::try_from(sign * number).ok()
+    }
+
+    fn command(&self, header: Bytes, opaque: i32) -> Command {
+        Command {
+            encoding: Encoding::Json,
+            code: self.code,
+            language: self.language,
+            version: self.version,
+            opaque,
+            flag: self.flag,
+            remark: None,
+            header,
+            fields: SmallVec::from_slice(&self.fields),
+            letters: self.letters,
+            body: Bytes::new(),
+        }
+    }
+}
+
+/// The bytes of escapes are not free: with others the string would end elsewhere, or be none.
+fn keep_escapes(content: &[u8], free: &mut [u8]) {
+    let mut at = 0;
+    while let Some(byte) = content.get(at) {
+        let bytes = match (byte, content.get(at + 1)) {
+            (b'\\', Some(b'u')) => 6,
+            (b'\\', Some(b'x')) => 4,
+            (b'\\', _) => 2,
+            _ => {
+                at += 1;
+                continue;
+            }
+        };
+        let end = content.len().min(at + bytes);
+        free[at..end].fill(0);
+        at = end;
+    }
+}
+
+/// Whether a header is like `text`, but for what is free. All three have one length.
+#[inline]
+fn fits(header: &[u8], text: &[u8], free: &[u8]) -> bool {
+    let step = |at: usize| {
+        let cut = |bytes: &[u8]| bytes.get(at..).and_then(<[u8]>::first_chunk).copied();
+        match (cut(header), cut(text), cut(free)) {
+            (Some(header), Some(text), Some(free)) => is_like::<STEP_BYTES>(&header, &text, &free),
+            _ => false,
+        }
+    };
+    match header.len().checked_sub(STEP_BYTES) {
+        // The last step may look at bytes again.
+        Some(last) => (0..last).step_by(STEP_BYTES).all(step) && step(last),
+        None => {
+            let mut bytes = header.iter().zip(text).zip(free);
+            bytes.all(|((&byte, &known), &free)| is_like(&[byte], &[known], &[free]))
+        }
+    }
+}
+
+/// Without a branch, so that the compiler takes sixteen bytes at a time.
+#[inline]
+fn is_like<const N: usize>(header: &[u8; N], text: &[u8; N], free: &[u8; N]) -> bool {
+    let mut wrong = 0;
+    for at in 0..N {
+        let byte = header[at];
+        let is_special = u8::from(byte == b'"') | u8::from(byte == b'\\');
+        let special = 0u8.wrapping_sub(is_special);
+        wrong |= (byte ^ text[at]) & !free[at] | special & free[at];
+    }
+    wrong == 0
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SEND: &str = r#"{"code":310,"extFields":{"a":"PG","b":"T1","c":"TBW102","d":"4","e":"2","f":"0","g":"1795197313507","h":"0","i":"KEYS\u0001k1\u0002TAGS\u0001a\u0002","j":"0","k":"false","m":"false","n":"b1"},"flag":0,"language":"JAVA","opaque":16,"serializeTypeCurrentRPC":"JSON","version":513}"#;
+
+    fn plain(header: &str) -> Result<Command, FrameError> {
+        json_header::decode(Bytes::copy_from_slice(header.as_bytes()))
+    }
+
+    /// Both ways, and whether the shapes knew it.
+    fn both(shapes: &mut Shapes, header: &[u8]) -> bool {
+        let header = Bytes::copy_from_slice(header);
+        let is_known = shapes
+            .known
+            .iter()
+            .any(|shape| shape.opaque_of(&header).is_some());
+        let scanned = json_header::decode(header.clone());
+        let compared = shapes.decode(header);
+        assert_eq!(format!("{scanned:?}"), format!("{compared:?}"));
+        is_known
+    }
+
+    #[test]
+    fn a_header_with_other_digits_is_not_scanned_again() {
+        let mut shapes = Shapes::default();
+        assert!(!both(&mut shapes, SEND.as_bytes()));
+        let other = SEND
+            .replace("\"opaque\":16", "\"opaque\":99")
+            .replace("1795197313507", "1795197313666")
+            .replace("u0001k1", "u0001k7");
+        assert!(both(&mut shapes, other.as_bytes()));
+        let command = shapes.decode(Bytes::from(other)).unwrap();
+        assert_eq!((command.opaque, command.code), (99, 310));
+        assert_eq!(command.required_int("g"), Ok(1_795_197_313_666));
+        assert_eq!(
+            &*command.bytes("i").unwrap(),
+            b"KEYS\x01k7\x02TAGS\x01a\x02"
+        );
+    }
+
+    #[test]
+    fn another_length_or_another_structure_is_scanned() {
+        let changes = [
+            ("\"opaque\":16", "\"opaque\":160"),
+            ("\"opaque\":16", "\"opaque\":1x"),
+            ("\"opaque\":16", "\"opaque\": 6"),
+            ("\"opaque\":16", "\"opaque\":--"),
+            ("\"flag\":0", "\"flag\":2"),
+            ("\"code\":310", "\"code\":320"),
+            ("\"b\":\"T1\"", "\"b\":\"T\"\""),
+            ("\"b\":\"T1\"", "\"b\":\"\\n\""),
+            ("\"b\":\"T1\"", "\"y\":\"T1\""),
+            ("k1\\u0002", "k1\\u00zz"),
+            ("k1\\u0002", "k1\\n0002"),
+            ("\"JAVA\"", "\"RUBY\""),
+            ("\"version\":513", "\"version\":514"),
+        ];
+        for (old, new) in changes {
+            let mut shapes = Shapes::default();
+            both(&mut shapes, SEND.as_bytes());
+            let changed = SEND.replacen(old, new, 1);
+            assert_ne!(changed, SEND);
+            assert!(!both(&mut shapes, changed.as_bytes()), "{old} -> {new}");
+        }
+    }
+
+    #[test]
+    fn values_that_are_no_strings_stay() {
+        let header = r#"{"code":11,"extFields":{"a":12,"b":null,"c":{"x":"y"},"d":["z"],"e":"f"},"opaque":1}"#;
+        let mut shapes = Shapes::default();
+        both(&mut shapes, header.as_bytes());
+        for (old, new, is_known) in [
+            ("12", "1}", false),
+            ("12", "13", false),
+            ("\"y\"", "\"q\"", false),
+            ("\"f\"", "\"g\"", true),
+        ] {
+            let changed = header.replacen(old, new, 1);
+            assert_eq!(both(&mut shapes, changed.as_bytes()), is_known, "{new}");
+        }
+    }
+
+    #[test]
+    fn kinds_take_turns_and_what_never_comes_again_is_not_learnt_for_ever() {
+        let mut shapes = Shapes::default();
+        let header = |kind: usize, opaque: usize| {
+            let name = "x".repeat(kind + 1);
+            format!(r#"{{"code":11,"extFields":{{"topic":"{name}"}},"opaque":{opaque}}}"#)
+        };
+        let turns = |shapes: &mut Shapes, kinds: usize| {
+            (100..500)
+                .filter(|&at| both(shapes, header(at % kinds, at).as_bytes()))
+                .count()
+        };
+        assert!(turns(&mut shapes, SHAPES_MAX) >= 390);
+        shapes.clear();
+        let lengths = |shapes: &Shapes| -> Vec<usize> {
+            shapes.known.iter().map(|shape| shape.text.len()).collect()
+        };
+        let learnt = (1..1_000)
+            .filter(|&kind| {
+                let before = lengths(&shapes);
+                both(&mut shapes, header(kind, kind).as_bytes());
+                lengths(&shapes) != before
+            })
+            .count();
+        assert!((4..60).contains(&learnt), "{learnt}");
+        assert!(shapes.known.len() <= SHAPES_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_header_is_decoded_as_if_it_were_scanned(
+            values in prop::collection::vec("[a-z\"\\\\\u{1}\u{2}/{}:, é]{0,12}", 1..8),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            opaque in any::<i32>(),
+        ) {
+            let fields: Vec<String> = values
+                .iter()
+                .enumerate()
+                .map(|(at, value)| {
+                    let mut text = Vec::new();
+                    crate::wire::remoting::json_scan::write_string(value, &mut text);
+                    format!("\"{}\":{}", (b'a' + at as u8) as char, String::from_utf8(text).unwrap())
+                })
+                .collect();
+            let header = format!(
+                r#"{{"code":310,"extFields":{{{}}},"flag":0,"language":"JAVA","opaque":{opaque},"version":513}}"#,
+                fields.join(",")
+            );
+            prop_assert!(plain(&header).is_ok());
+            let mut shapes = Shapes::default();
+            both(&mut shapes, header.as_bytes());
+            let mut changed = header.into_bytes();
+            for (at, byte) in changes {
+                // Half of them are of those that mean something.
+                let byte = match byte {
+                    0..128 => b"\"\\{}:,u0x9- n"[usize::from(byte) % 13],
+                    _ => byte,
+                };
+                *at.get_mut(&mut changed) = byte;
+            }
+            both(&mut shapes, &changed);
+        }
+    }
+}
