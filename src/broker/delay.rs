@@ -108,6 +108,9 @@ impl DelayRules {
         properties: &DelayProperties<'_>,
         now_ms: u64,
     ) -> Result<Option<Due>, BrokerError> {
+        if properties.level.is_none() && !properties.has_time() {
+            return Ok(None);
+        }
         let delay = properties
             .delay(self.levels_ms.len(), now_ms)
             .map_err(|error| BrokerError::MessageIllegal(error.to_string()))?;

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -94,9 +95,20 @@ impl Answer {
 /// By queue: groups whose offset was set while they consumed, and of which this core has seen no pull since.
 pub(super) type Resets = AHashMap<QueueKey, Vec<Arc<str>>>;
 
-/// The broker as one core runs it. Cheap to clone: all clones are the same broker.
+/// The broker as one core runs it. Cheap to clone, which each send does: all clones are the same broker.
 #[derive(Clone)]
-pub struct Broker {
+pub struct Broker(Rc<Parts>);
+
+impl Deref for Broker {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What a [`Broker`] is made of.
+pub struct Parts {
     pub(super) shard: ShardHandle,
     pub(super) options: Rc<BrokerOptions>,
     pub(super) broker_properties: Rc<BrokerProperties>,
@@ -126,7 +138,7 @@ impl Broker {
         let keys = UniqueKeys::new(options.store_host.ip(), std::process::id(), distinction);
         let native = Native::new(shard.monotonic_ms());
         let properties = BrokerProperties::new(&options.cluster, &options.region, options.trace_on);
-        let broker = Self {
+        let broker = Self(Rc::new(Parts {
             shard,
             options: Rc::new(options),
             broker_properties: Rc::new(properties),
@@ -140,7 +152,7 @@ impl Broker {
             underway: Rc::default(),
             native: Rc::new(native),
             connections: Rc::default(),
-        };
+        }));
         broker.serve_groups();
         broker.serve_calls();
         broker.serve_checks();

@@ -124,6 +124,7 @@ impl Broker {
             born_host,
             reconsume_times: 0,
             prepared_transaction_offset: 0,
+            key_places: None,
         };
         self.store_recall(&topic, message, handle.at_ms).await?;
         Ok(Outgoing::success()

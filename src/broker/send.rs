@@ -62,26 +62,56 @@ impl Target {
     }
 }
 
+/// A UNIQ_KEY, which has 32 digits if a client of RocketMQ made it: those are no allocation.
+#[derive(Clone, Debug)]
+struct UniqueKey(SmallVec<[u8; 32]>);
+
+impl UniqueKey {
+    /// Bytes that are no UTF-8 become U+FFFD, as in Java.
+    fn of(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => text.into(),
+            Err(_) => String::from_utf8_lossy(bytes).as_ref().into(),
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<&str> for UniqueKey {
+    fn from(text: &str) -> Self {
+        Self(SmallVec::from_slice(text.as_bytes()))
+    }
+}
+
 /// What the answer to a send needs besides where it was stored.
 struct SendAnswer {
     responder: Responder,
     queue_id: u32,
-    unique_key: Option<String>,
-    recall_handle: Option<String>,
+    unique_key: Option<UniqueKey>,
+    rare: Option<Box<RareAnswer>>,
     /// Topic of the statistics: a half message counts for the topic of the halves, as in RocketMQ.
     counted_topic: Arc<str>,
     message_type: &'static str,
-    /// A dead letter: its first topic, and the group that gave it up.
-    dead_of: Option<(Arc<str>, Arc<str>)>,
     body_bytes: u64,
     _underway: Ticket,
+}
+
+/// What the answers to few sends need.
+#[derive(Default)]
+struct RareAnswer {
+    recall_handle: Option<String>,
+    /// A dead letter: its first topic, and the group that gave it up.
+    dead_of: Option<(Arc<str>, Arc<str>)>,
 }
 
 /// The messages of a send as they are to be stored.
 struct Prepared {
     messages: SmallVec<[NewMessage; 1]>,
     /// For the answer.
-    unique_key: Option<String>,
+    unique_key: Option<UniqueKey>,
     /// Not now. Never of a batch.
     due: Option<Due>,
     /// A half message, whose producer is asked after so many milliseconds. Never of a batch, nor with `due`.
@@ -284,21 +314,22 @@ impl Broker {
                     responder,
                     queue_id: target.queue_id,
                     unique_key: prepared.unique_key.take(),
-                    recall_handle: None,
+                    rare: None,
                     counted_topic: match prepared.check_after_ms {
                         Some(_) => Arc::from(names::TRANS_HALF_TOPIC),
                         None => target.topic.name.clone(),
                     },
                     message_type: prepared.message_type,
-                    dead_of: target.dead.then(|| {
-                        let group = names::group_of_dlq_topic(&target.topic.name);
-                        let topic = properties::get(&header.properties, name::RETRY_TOPIC);
-                        let topic = topic.unwrap_or(&target.topic.name);
-                        (Arc::from(topic), Arc::from(group.unwrap_or_default()))
-                    }),
                     body_bytes: body.len() as u64,
                     _underway: self.underway.begin(body.len()),
                 };
+                if target.dead {
+                    let group = names::group_of_dlq_topic(&target.topic.name);
+                    let topic = properties::get(&header.properties, name::RETRY_TOPIC);
+                    let topic = topic.unwrap_or(&target.topic.name);
+                    let dead_of = (Arc::from(topic), Arc::from(group.unwrap_or_default()));
+                    answer.rare.get_or_insert_default().dead_of = Some(dead_of);
+                }
                 let broker = self.clone();
                 if prepared.due.is_none() && prepared.check_after_ms.is_none() {
                     return self.shard.append(shard, prepared.messages, move |reply| {
@@ -309,14 +340,14 @@ impl Broker {
                     && due.is_timer
                     && !names::is_retry_topic(&target.topic.name)
                 {
-                    let key = answer.unique_key.as_deref().unwrap_or_default();
+                    let key = answer.unique_key.as_ref().map(UniqueKey::as_str);
                     let handle = RecallHandle {
                         topic: target.topic.name.to_string(),
                         broker: self.options.broker.to_string(),
                         at_ms: due.at_ms,
-                        unique_key: key.to_owned(),
+                        unique_key: key.unwrap_or_default().to_owned(),
                     };
-                    answer.recall_handle = Some(handle.encode());
+                    answer.rare.get_or_insert_default().recall_handle = Some(handle.encode());
                 }
                 if let (true, Some(due)) = (prepared.is_recall, prepared.due) {
                     let mut messages = prepared.messages.into_vec();
@@ -394,9 +425,10 @@ impl Broker {
             born_host,
             reconsume_times: header.reconsume_times,
             prepared_transaction_offset: 0,
+            key_places: None,
         };
         if header.batch {
-            let unique_key = sent.unique_key.map(lossy);
+            let unique_key = sent.unique_key.map(UniqueKey::of);
             return Ok(Prepared {
                 messages: batch_of(&message)?,
                 unique_key,
@@ -407,10 +439,10 @@ impl Broker {
             });
         }
         let (unique_key, added) = match sent.unique_key {
-            Some(key) => (lossy(key), false),
-            None => (self.next_unique_key(now_ms), true),
+            Some(key) => (UniqueKey::of(key), false),
+            None => (self.next_unique_key(now_ms).as_str().into(), true),
         };
-        let properties = self.broker_properties.complete(
+        let (properties, key_places) = self.broker_properties.complete(
             &header.properties,
             &sent,
             added.then_some(unique_key.as_str()),
@@ -422,7 +454,7 @@ impl Broker {
         );
         let (topic, queue_id) = (&target.topic.name, target.queue_id);
         if is_half {
-            let properties = half_properties(&properties, topic, queue_id, &unique_key);
+            let properties = half_properties(&properties, topic, queue_id, unique_key.as_str());
             check_properties(properties.len() + SPARE_BYTES)?;
             return Ok(Prepared {
                 messages: smallvec![NewMessage {
@@ -438,13 +470,17 @@ impl Broker {
                 check_after_ms: Some(self.options.transactions.immunity_ms(&header.properties)),
             });
         }
-        let properties = match due {
-            Some(due) => delayed_properties(&properties, topic, queue_id, due, now_ms),
-            None => properties,
+        let (properties, key_places) = match due {
+            Some(due) => {
+                let properties = delayed_properties(&properties, topic, queue_id, due, now_ms);
+                (properties, None)
+            }
+            None => (properties, key_places),
         };
         check_properties(properties.len())?;
         let message = NewMessage {
             properties,
+            key_places,
             ..message
         };
         Ok(Prepared {
@@ -473,15 +509,16 @@ impl Broker {
             appended.store_timestamp as u64,
             (count, answer.body_bytes),
         );
-        if let Some((topic, group)) = &answer.dead_of {
+        let rare = answer.rare.as_deref();
+        if let Some((topic, group)) = rare.and_then(|rare| rare.dead_of.as_ref()) {
             let now_ms = appended.store_timestamp as u64;
             let sum = (count, answer.body_bytes);
             self.count(Counted::Dead, topic, group, now_ms, sum);
         }
         answer.responder.send_stored(&self.stored(
             answer.queue_id,
-            answer.unique_key.as_deref(),
-            answer.recall_handle.as_deref(),
+            answer.unique_key.as_ref().map(UniqueKey::as_str),
+            rare.and_then(|rare| rare.recall_handle.as_deref()),
             &appended,
         ));
     }
@@ -507,7 +544,12 @@ impl Broker {
         let unique_key = prepared.unique_key.clone();
         match self.ask(core, prepared.into_request()).await? {
             ShardReply::Appended(appended) => Ok(self
-                .stored(queue_id, unique_key.as_deref(), None, &appended)
+                .stored(
+                    queue_id,
+                    unique_key.as_ref().map(UniqueKey::as_str),
+                    None,
+                    &appended,
+                )
                 .compose()),
             other => Err(BrokerError::unexpected(&other)),
         }
@@ -572,11 +614,4 @@ fn half_properties(properties: &[u8], topic: &str, queue_id: u32, unique_key: &s
     half.set(name::REAL_TOPIC, topic);
     half.set(name::REAL_QUEUE_ID, &queue_id.to_string());
     half.finish()
-}
-
-fn lossy(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => String::from_utf8_lossy(bytes).into_owned(),
-    }
 }

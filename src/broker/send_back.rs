@@ -125,6 +125,7 @@ fn copy_of(
         born_host: record.born_host(),
         reconsume_times,
         prepared_transaction_offset: 0,
+        key_places: None,
     }
 }
 

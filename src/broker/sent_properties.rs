@@ -6,6 +6,8 @@
 use bytes::Bytes;
 
 use crate::broker::delay::DelayProperties;
+use crate::store::keys::entry::MessageKeys;
+use crate::store::types::KeyPlaces;
 use crate::wire::properties::{self, NAME_END, VALUE_END, tags_code};
 
 /// Appends one property.
@@ -43,8 +45,10 @@ pub struct Sent<'a> {
     pub is_recall: bool,
     /// POP_CK: it pretends to have been popped.
     pub is_popped: bool,
-    /// Bytes of the names and values that stay, with their separators.
-    kept_bytes: usize,
+    /// One is among them that the broker does not take from a client, or perhaps not.
+    may_drop: bool,
+    /// Bytes of the names and values, with their separators.
+    all_bytes: usize,
 }
 
 /// Which of the delay properties a stored message loses.
@@ -72,7 +76,7 @@ impl<'a> Sent<'a> {
     pub fn read(properties: &'a [u8]) -> Self {
         let mut sent = Self::default();
         for (name, value) in properties::iter(properties) {
-            sent.kept_bytes += name.len() + value.len() + 2;
+            sent.all_bytes += name.len() + value.len() + 2;
             match name {
                 b"TAGS" => sent.tags_code = tags_code(&String::from_utf8_lossy(value)),
                 b"UNIQ_KEY" => sent.unique_key = Some(value),
@@ -82,6 +86,7 @@ impl<'a> Sent<'a> {
                 b"TIMER_DEL_UNIQKEY" => sent.is_recall = true,
                 b"POP_CK" => sent.is_popped = true,
                 b"__SHARDINGKEY" => sent.is_ordered = true,
+                b"CLUSTER" | b"MSG_REGION" | b"TRACE_ON" => sent.may_drop = true,
                 b"DELAY" => sent.delay.level = Some(value),
                 b"TIMER_DELAY_SEC" => sent.delay.delay_sec = Some(value),
                 b"TIMER_DELAY_MS" => sent.delay.delay_ms = Some(value),
@@ -89,7 +94,18 @@ impl<'a> Sent<'a> {
                 _ => {}
             }
         }
+        sent.may_drop |= sent.is_popped
+            || sent.priority.is_some()
+            || sent.delay.level.is_some()
+            || sent.delay.has_time();
         sent
+    }
+
+    /// Whether all of `properties`, which these were read from, stays as it is.
+    fn stays(&self, properties: &[u8]) -> bool {
+        // What is no pair is not counted; the last one may lack its separator.
+        let bytes = properties.len() + usize::from(properties.last() != Some(&VALUE_END));
+        !self.may_drop && !properties.is_empty() && self.all_bytes == bytes
     }
 
     /// The priority by which its queue is chosen. A half, delayed or ordered message has none: its kind goes before
@@ -132,30 +148,55 @@ impl BrokerProperties {
     }
 
     /// The string to store: what was sent, without what the broker sets itself, then the broker's own.
-    /// `unique_key` is added if the message has none.
+    /// `unique_key` is added if the message has none. Also where its keys are, if nothing has to be looked for.
     pub fn complete(
         &self,
         properties: &[u8],
         sent: &Sent<'_>,
         unique_key: Option<&str>,
         drop: Dropped,
-    ) -> Bytes {
+    ) -> (Bytes, Option<KeyPlaces>) {
         let key_bytes = unique_key.map_or(0, |key| key.len() + b"UNIQ_KEY".len() + 2);
-        let mut stored = Vec::with_capacity(sent.kept_bytes + key_bytes + self.0.len());
+        let mut stored = Vec::with_capacity(sent.all_bytes + key_bytes + self.0.len());
+        let stays = sent.stays(properties);
+        if stays {
+            stored.extend_from_slice(properties);
+            if stored.len() < sent.all_bytes {
+                stored.push(VALUE_END);
+            }
+        } else {
+            self.put_what_stays(properties, sent, drop, &mut stored);
+        }
+        if let Some(key) = unique_key {
+            push(&mut stored, b"UNIQ_KEY", key.as_bytes());
+        }
+        stored.extend_from_slice(&self.0);
+        let places = (stays && unique_key.is_none()).then(|| {
+            let keys = MessageKeys {
+                unique: sent.unique_key.unwrap_or_default(),
+                keys: sent.keys.unwrap_or_default(),
+            };
+            KeyPlaces::new(properties, keys)
+        });
+        (stored.into(), places)
+    }
+
+    fn put_what_stays(
+        &self,
+        properties: &[u8],
+        sent: &Sent<'_>,
+        drop: Dropped,
+        stored: &mut Vec<u8>,
+    ) {
         let drops_priority = sent.priority.is_some() && sent.priority_of_queue().is_none();
         for (name, value) in properties::iter(properties) {
             if drops_priority && name == b"_SYS_MSG_PRIORITY_" {
                 continue;
             }
             if !is_dropped(name, drop) {
-                push(&mut stored, name, value);
+                push(stored, name, value);
             }
         }
-        if let Some(key) = unique_key {
-            push(&mut stored, b"UNIQ_KEY", key.as_bytes());
-        }
-        stored.extend_from_slice(&self.0);
-        stored.into()
     }
 }
 
@@ -164,16 +205,51 @@ mod tests {
     use super::*;
 
     fn completed(properties: &[u8], key: Option<&str>, drop: Dropped) -> Vec<(String, String)> {
-        let stored = BrokerProperties::new("C1", "R", true).complete(
+        let sent = Sent::read(properties);
+        let broker = BrokerProperties::new("C1", "R", true);
+        let (stored, places) = broker.complete(properties, &sent, key, drop);
+        // Nothing else comes of it if each pair is looked at.
+        let (looked_at, none) = broker.complete(
             properties,
-            &Sent::read(properties),
+            &Sent {
+                may_drop: true,
+                ..sent
+            },
             key,
             drop,
         );
+        assert_eq!((&stored, none), (&looked_at, None));
+        if let Some(places) = places {
+            assert_eq!(places.of(&stored), MessageKeys::of(&stored));
+        }
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
         properties::iter(&stored)
             .map(|(n, v)| (text(n), text(v)))
             .collect()
+    }
+
+    #[test]
+    fn what_is_no_pair_does_not_stay() {
+        for (sent, stays) in [
+            (
+                &b"TAGS\x01a\x02KEYS\x01k\x02UNIQ_KEY\x01U\x02p\x01v"[..],
+                true,
+            ),
+            (b"UNIQ_KEY\x01U\x02KEYS\x01k\x02KEYS\x01l m\x02", true),
+            (b"p\x01v\x02", true),
+            (b"", false),
+            (b"p", false),
+            (b"p\x01\x02q\x01v\x02", false),
+            (b"\x01v\x02q\x01v\x02", false),
+            (b"q\x01v\x02\x02", false),
+            (b"q\x01v\x02rest", false),
+            (b"q\x01v\x02TRACE_ON\x01false\x02", false),
+        ] {
+            assert_eq!(Sent::read(sent).stays(sent), stays, "{sent:?}");
+            for key in [None, Some("K")] {
+                completed(sent, key, Dropped::Nothing);
+            }
+        }
     }
 
     #[test]

@@ -334,6 +334,7 @@ impl Broker {
             born_host: half.born_host(),
             reconsume_times: half.reconsume_times(),
             prepared_transaction_offset: end.commit_log_offset,
+            key_places: None,
         };
         Ok(HalfEnd::Commit(message, due.map(|due| due.at_ms)))
     }
@@ -443,6 +444,7 @@ impl Broker {
                 born_host: record.born_host(),
                 reconsume_times: record.reconsume_times(),
                 prepared_transaction_offset: 0,
+                key_places: None,
             },
             // At once: the operator waits for it.
             check_after_ms: 0,
@@ -475,6 +477,7 @@ impl Broker {
             born_host: half.born_host(),
             reconsume_times: half.reconsume_times(),
             prepared_transaction_offset: 0,
+            key_places: None,
         };
         match self
             .ask(core, ShardRequest::Append(Box::new([message])))

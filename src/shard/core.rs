@@ -392,7 +392,7 @@ pub(super) struct Gated {
     pub reply_to: ReplyTo,
     pub reply: LocalReply,
     /// What is answered if the log fails before: nothing means that the request is refused.
-    pub if_failed: Option<LocalReply>,
+    pub if_failed: Option<Box<LocalReply>>,
 }
 
 impl Gated {
@@ -452,7 +452,7 @@ impl<E: Env> Shard<E> {
         } in waiting
         {
             if let Some(reply) = if_failed {
-                self.reply(reply_to, reply);
+                self.reply(reply_to, *reply);
                 continue;
             }
             let refusal = Refusal::Poisoned {

@@ -407,7 +407,9 @@ impl<E: Env> Shard<E> {
         {
             // Somebody only asks: if the log fails, the offset from before is still the right answer.
             let gated = Gated {
-                if_failed: Some(LocalReply::Offset(self.durable_offset(group, queue))),
+                if_failed: Some(Box::new(LocalReply::Offset(
+                    self.durable_offset(group, queue),
+                ))),
                 ..Gated::new(reply_to, reply)
             };
             return gate.wait_for_last(position, gated);

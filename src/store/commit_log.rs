@@ -33,7 +33,7 @@ use crate::store::control::Control;
 use crate::store::delayed;
 use crate::store::group_commit::GroupCommit;
 use crate::store::index_files::IndexFiles;
-use crate::store::keys::entry::{MessageKeys, TopicHash};
+use crate::store::keys::entry::TopicHash;
 use crate::store::keys::{KeyIndex, KeyIndexOptions};
 use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Damage, Recovered};
@@ -934,8 +934,7 @@ impl<E: Env> CommitLog<E> {
             |fields| fields.encode_into(memory),
         );
         let topic = TopicHash::of(&message.topic);
-        let keys = MessageKeys::of(&message.properties);
-        self.keys.stage(at, store_timestamp, topic, keys);
+        self.keys.stage(at, store_timestamp, topic, message.keys());
         QueueEntry {
             position: at,
             size: size as u32,

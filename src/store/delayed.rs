@@ -103,6 +103,7 @@ pub fn new_message(view: &RecordView<'_>, topic_id: u32) -> NewMessage {
         born_host: view.born_host(),
         reconsume_times: view.reconsume_times(),
         prepared_transaction_offset: view.prepared_transaction_offset(),
+        key_places: None,
     }
 }
 
@@ -156,6 +157,7 @@ mod tests {
                     },
                     reconsume_times: times,
                     prepared_transaction_offset: prepared,
+                    key_places: None,
                 }
             },
         )

@@ -36,6 +36,7 @@ pub fn message(queue: QueueKey, topic: &str, body: impl Into<Bytes>) -> NewMessa
         born_host: ([127, 0, 0, 1], 5555).into(),
         reconsume_times: 0,
         prepared_transaction_offset: 0,
+        key_places: None,
     }
 }
 

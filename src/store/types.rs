@@ -35,6 +35,54 @@ pub struct NewMessage {
     pub born_host: SocketAddr,
     pub reconsume_times: i32,
     pub prepared_transaction_offset: i64,
+    /// Where its keys are, if that is known already.
+    pub key_places: Option<KeyPlaces>,
+}
+
+impl NewMessage {
+    /// What it is found by.
+    pub fn keys(&self) -> MessageKeys<'_> {
+        match self.key_places {
+            Some(places) => {
+                let keys = places.of(&self.properties);
+                debug_assert_eq!(keys, MessageKeys::of(&self.properties));
+                keys
+            }
+            None => MessageKeys::of(&self.properties),
+        }
+    }
+}
+
+/// Where UNIQ_KEY and KEYS have their values in a message's properties, each from and to; empty if there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyPlaces {
+    unique: (u16, u16),
+    keys: (u16, u16),
+}
+
+impl KeyPlaces {
+    /// Of keys that are slices of `properties`.
+    pub fn new(properties: &[u8], keys: MessageKeys<'_>) -> Self {
+        let begin = properties.as_ptr().addr();
+        // Properties have at most 65,535 bytes.
+        let span = |value: &[u8]| match value.as_ptr().addr().checked_sub(begin) {
+            Some(from) if !value.is_empty() => (from as u16, (from + value.len()) as u16),
+            _ => (0, 0),
+        };
+        Self {
+            unique: span(keys.unique),
+            keys: span(keys.keys),
+        }
+    }
+
+    /// The keys in properties of which these are the places.
+    pub fn of(self, properties: &[u8]) -> MessageKeys<'_> {
+        let value = |(from, to): (u16, u16)| &properties[from.into()..to.into()];
+        MessageKeys {
+            unique: value(self.unique),
+            keys: value(self.keys),
+        }
+    }
 }
 
 /// Whole records of one queue, as a client made them and the broker has checked them. What the store knows is filled in
@@ -64,37 +112,23 @@ pub struct RecordMark {
     pub properties_at: u32,
     /// As [`NewMessage::tags_code`].
     pub tags_code: i64,
-    /// Where UNIQ_KEY and KEYS have their values in the properties, each from and to; empty if there is none.
-    unique_key: (u16, u16),
-    keys: (u16, u16),
+    key_places: KeyPlaces,
 }
 
 impl RecordMark {
     /// The mark of a record whose properties have been read.
     pub fn new(record: &RecordView<'_>, tags_code: i64, keys: MessageKeys<'_>) -> Self {
-        let begin = record.properties().as_ptr().addr();
-        // Properties have at most 65,535 bytes.
-        let span = |value: &[u8]| match value.as_ptr().addr().checked_sub(begin) {
-            Some(from) if !value.is_empty() => (from as u16, (from + value.len()) as u16),
-            _ => (0, 0),
-        };
         Self {
             bytes: record.total_bytes() as u32,
             properties_at: record.properties_at() as u32,
             tags_code,
-            unique_key: span(keys.unique),
-            keys: span(keys.keys),
+            key_places: KeyPlaces::new(record.properties(), keys),
         }
     }
 
     /// The keys of the record that this is the mark of.
     pub fn keys_of<'a>(&self, record: &'a [u8]) -> MessageKeys<'a> {
-        let properties = &record[self.properties_at as usize..];
-        let value = |(from, to): (u16, u16)| &properties[from.into()..to.into()];
-        MessageKeys {
-            unique: value(self.unique_key),
-            keys: value(self.keys),
-        }
+        self.key_places.of(&record[self.properties_at as usize..])
     }
 }
 

@@ -169,6 +169,7 @@ pub fn message(body: Vec<u8>, topic: Arc<str>, queue: QueueKey) -> NewMessage {
         born_host: ([127, 0, 0, 1], 5555).into(),
         reconsume_times: 0,
         prepared_transaction_offset: 0,
+        key_places: None,
     }
 }
 

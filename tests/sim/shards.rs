@@ -314,6 +314,7 @@ impl Broker for ShardsBroker {
                 born_host: ([127, 0, 0, 1], 5555).into(),
                 reconsume_times: 0,
                 prepared_transaction_offset: 0,
+                key_places: None,
             })
             .collect();
         // The way that the broker takes: with a callback.

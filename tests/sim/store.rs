@@ -381,6 +381,7 @@ impl Broker for LogsBroker {
                 born_host: ([127, 0, 0, 1], 5555).into(),
                 reconsume_times: 0,
                 prepared_transaction_offset: 0,
+                key_places: None,
             })
             .collect();
         let log = self.log(queue);

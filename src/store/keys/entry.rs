@@ -69,7 +69,7 @@ pub fn hash_of(topic: &str, kind: KeyKind, key: &str) -> u64 {
 }
 
 /// What a message is found by, as its properties say it; empty if it has none.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MessageKeys<'a> {
     /// The last UNIQ_KEY, as a Java map would have it.
     pub unique: &'a [u8],
