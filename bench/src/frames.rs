@@ -292,7 +292,7 @@ mod tests {
                 let bodies: Vec<_> = if batch_size == 1 {
                     vec![command.body.clone()]
                 } else {
-                    let items = batch::decode(command.body.clone()).unwrap();
+                    let items = batch::decode(&command.body).unwrap();
                     for (at, item) in items.iter().enumerate() {
                         prop_assert_eq!(properties::get(&item.properties, "UNIQ_KEY"), Some(&of(at)[..]));
                         prop_assert_eq!(properties::get(&item.properties, "TAGS"), Some("a"));

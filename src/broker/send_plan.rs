@@ -18,6 +18,8 @@ use crate::broker::topics::{self, PERM_INHERIT, PERM_READ, PERM_WRITE};
 use crate::broker::transaction::TransactionRules;
 use crate::shard::message::NewMessage;
 use crate::shard::meta::{Meta, Topic};
+use crate::store::keys::entry::MessageKeys;
+use crate::store::types::KeyPlaces;
 use crate::wire::batch;
 use crate::wire::properties::{self, name};
 use crate::wire::record::{SYS_FLAG_TRANSACTION, SYS_FLAG_TRANSACTION_COMMIT};
@@ -323,17 +325,34 @@ pub(super) fn check_properties(bytes: usize) -> Result<(), BrokerError> {
 
 /// The messages of a batch: each with its own flag, body and properties, all else from the send.
 pub(super) fn batch_of(common: &NewMessage) -> Result<SmallVec<[NewMessage; 1]>, BrokerError> {
-    let items = batch::decode(common.body.clone())
+    let items = batch::decode(&common.body)
         .map_err(|error| BrokerError::MessageIllegal(error.to_string()))?;
     let mut messages = SmallVec::with_capacity(items.len());
     for item in items {
         check_properties(item.properties.len())?;
+        let (mut tags, mut keys) = (None, MessageKeys::default());
+        for (name, value) in properties::iter(&item.properties) {
+            match name {
+                b"TAGS" => tags = std::str::from_utf8(value).ok(),
+                b"KEYS" => keys.keys = value,
+                b"UNIQ_KEY" => keys.unique = value,
+                _ => {}
+            }
+        }
+        // Field by field: a clone of what is common would count and drop a body and properties for each message.
         messages.push(NewMessage {
-            tags_code: properties::tags_code_of(&item.properties),
+            queue: common.queue,
+            topic: common.topic.clone(),
+            tags_code: tags.map_or(0, properties::tags_code),
             flag: item.flag,
+            sys_flag: common.sys_flag,
+            born_timestamp: common.born_timestamp,
+            born_host: common.born_host,
+            reconsume_times: common.reconsume_times,
+            prepared_transaction_offset: common.prepared_transaction_offset,
+            key_places: Some(KeyPlaces::new(&item.properties, keys)),
             body: item.body,
             properties: item.properties,
-            ..common.clone()
         });
     }
     Ok(messages)

@@ -678,8 +678,9 @@ impl<E: Env> CommitLog<E> {
         let first_offset = tables.queues.assign(first.queue, messages.len());
         appended.queue_offset = first_offset;
         let mut entries: SmallVec<[QueueEntry; 1]> = SmallVec::with_capacity(messages.len());
+        let topic = TopicHash::of(&first.topic);
         for (message, queue_offset) in messages.iter().zip(first_offset..) {
-            let entry = self.put_message(&mut state, message, queue_offset, store_timestamp);
+            let entry = self.put_message(&mut state, message, topic, queue_offset, store_timestamp);
             let position = Position(entry.position);
             let physical = PhysicalOffset::new(self.options.log, position);
             appended.physical_offsets.push(physical);
@@ -888,7 +889,8 @@ impl<E: Env> CommitLog<E> {
         let mut tables = self.tables.borrow_mut();
         for message in messages {
             let queue_offset = tables.queues.assign(message.queue, 1);
-            let entry = self.put_message(&mut state, message, queue_offset, store_timestamp);
+            let topic = TopicHash::of(&message.topic);
+            let entry = self.put_message(&mut state, message, topic, queue_offset, store_timestamp);
             let effect = Effect::Message {
                 queue: message.queue,
                 queue_offset,
@@ -920,6 +922,7 @@ impl<E: Env> CommitLog<E> {
         &self,
         state: &mut State,
         message: &NewMessage,
+        topic: TopicHash,
         queue_offset: i64,
         store_timestamp: u64,
     ) -> QueueEntry {
@@ -933,7 +936,6 @@ impl<E: Env> CommitLog<E> {
             self.options.store_host,
             |fields| fields.encode_into(memory),
         );
-        let topic = TopicHash::of(&message.topic);
         self.keys.stage(at, store_timestamp, topic, message.keys());
         QueueEntry {
             position: at,

@@ -54,33 +54,35 @@ pub enum BatchError {
 }
 
 /// Takes a batch apart; no byte of it is copied.
-pub fn decode(mut body: Bytes) -> Result<Vec<BatchItem>, BatchError> {
-    if body.is_empty() {
+pub fn decode(batch: &Bytes) -> Result<Vec<BatchItem>, BatchError> {
+    if batch.is_empty() {
         return Err(BatchError::Empty);
     }
     let mut items = Vec::new();
-    while !body.is_empty() {
+    let mut at = 0;
+    while at < batch.len() {
         let index = items.len();
         if index == BATCH_MESSAGES_MAX {
             return Err(BatchError::TooMany {
                 limit: BATCH_MESSAGES_MAX,
             });
         }
-        let left_bytes = body.len();
-        let total_bytes = match body.first_chunk() {
+        let rest = &batch[at..];
+        let total_bytes = match rest.first_chunk() {
             Some(total) => i32::from_be_bytes(*total),
-            None => left_bytes as i32,
+            None => rest.len() as i32,
         };
         let mut item = match usize::try_from(total_bytes) {
-            Ok(bytes) if (FIXED_BYTES..=left_bytes).contains(&bytes) => body.split_to(bytes),
+            Ok(bytes) if (FIXED_BYTES..=rest.len()).contains(&bytes) => &rest[..bytes],
             _ => {
                 return Err(BatchError::Length {
                     index,
                     total_bytes,
-                    left_bytes,
+                    left_bytes: rest.len(),
                 });
             }
         };
+        at += item.len();
         item.advance(3 * 4);
         let flag = item.get_i32();
         let message_body_bytes = item.get_i32();
@@ -96,22 +98,26 @@ pub fn decode(mut body: Bytes) -> Result<Vec<BatchItem>, BatchError> {
         }
         items.push(BatchItem {
             flag,
-            body: message_body,
-            properties,
+            body: batch.slice_ref(message_body),
+            properties: batch.slice_ref(properties),
         });
     }
     Ok(items)
 }
 
-fn take(
-    item: &mut Bytes,
+fn take<'a>(
+    item: &mut &'a [u8],
     index: usize,
     what: &'static str,
     bytes: i32,
     behind: usize,
-) -> Result<Bytes, BatchError> {
+) -> Result<&'a [u8], BatchError> {
     match usize::try_from(bytes) {
-        Ok(length) if length + behind <= item.len() => Ok(item.split_to(length)),
+        Ok(length) if length + behind <= item.len() => {
+            let (taken, rest) = item.split_at(length);
+            *item = rest;
+            Ok(taken)
+        }
         _ => Err(BatchError::Overrun {
             index,
             what,
@@ -162,13 +168,13 @@ mod tests {
             properties: Bytes::new(),
         };
         let mut many = vec![item; BATCH_MESSAGES_MAX];
-        assert!(decode(encode(&many)).is_ok());
+        assert!(decode(&encode(&many)).is_ok());
         many.push(many[0].clone());
         assert!(matches!(
-            decode(encode(&many)),
+            decode(&encode(&many)),
             Err(BatchError::TooMany { .. })
         ));
-        assert_eq!(decode(Bytes::new()), Err(BatchError::Empty));
+        assert_eq!(decode(&Bytes::new()), Err(BatchError::Empty));
     }
 
     #[test]
@@ -178,14 +184,14 @@ mod tests {
             body: Bytes::from_static(b"body"),
             properties: Bytes::from_static(b"a\x01b"),
         }]);
-        assert!(decode(good.clone()).is_ok());
+        assert!(decode(&good).is_ok());
         // Each of the three lengths: too small, too large, negative.
         // A body of 8 or 9 bytes would leave no room for the length of the properties.
         for (at, bytes) in [(3, [0x1C, 0x1E]), (19, [3, 5]), (19, [8, 9]), (25, [2, 4])] {
             for (at, byte) in [(at, bytes[0]), (at, bytes[1]), (at, 0xFF), (at - 1, 0x80)] {
                 let mut bad = good.to_vec();
                 bad[at] = byte;
-                assert!(decode(bad.into()).is_err(), "byte {at} = {byte}");
+                assert!(decode(&bad.into()).is_err(), "byte {at} = {byte}");
             }
         }
     }
@@ -193,14 +199,14 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded(items in items()) {
-            prop_assert_eq!(decode(encode(&items)).unwrap(), items);
+            prop_assert_eq!(decode(&encode(&items)).unwrap(), items);
         }
 
         #[test]
         fn a_torn_batch_is_an_error(items in items(), torn in 1..22usize) {
             let mut bytes = encode(&items);
             bytes.truncate(bytes.len() - torn);
-            prop_assert!(decode(bytes).is_err());
+            prop_assert!(decode(&bytes).is_err());
         }
 
         #[test]
@@ -213,7 +219,7 @@ mod tests {
                 let at = usize::from(at) % bytes.len();
                 bytes[at] = byte;
             }
-            let _ = decode(bytes.into());
+            let _ = decode(&bytes.into());
         }
     }
 }

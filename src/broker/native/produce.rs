@@ -30,7 +30,9 @@ use crate::store::keys::entry::MessageKeys;
 use crate::wire::native::frame::{Frame, Sections};
 use crate::wire::native::message::{Ack, Envelope, Message, Produce, ProduceQueue, ProduceResult};
 use crate::wire::properties::name;
-use crate::wire::record::{RecordView, SYS_FLAG_MULTI_TAGS, SYS_FLAG_TRANSACTION};
+use crate::wire::record::{
+    RECORD_BYTES_MIN, RecordView, SYS_FLAG_MULTI_TAGS, SYS_FLAG_TRANSACTION,
+};
 use crate::wire::remoting::body::TopicConfig;
 
 /// Queues of a topic that a produce makes, as a send does.
@@ -227,7 +229,9 @@ impl Broker {
                 queue.queue_id, queue.topic
             )));
         }
-        let mut marks: SmallVec<[RecordMark; 1]> = SmallVec::new();
+        // As many as are announced, if there are so many.
+        let mut marks: SmallVec<[RecordMark; 1]> =
+            SmallVec::with_capacity(count.min(1 + records.len() / RECORD_BYTES_MIN));
         let (mut rest, mut body_bytes, mut message_type) = (&records[..], 0, "normal");
         while !rest.is_empty() {
             let index = marks.len();
