@@ -22,8 +22,12 @@ use crate::shard::message::{
     LocalReply, MessageFilter, Pull, PullStatus, Pulled, QueueBounds, QueueKey, Refusal, ShardReply,
 };
 use crate::store::CommitLog;
+use crate::store::tables::consume_queue::EntryRun;
 use crate::wire::record::RecordView;
 use crate::wire::sql::CompiledFilter;
+
+/// Index entries that are looked up together.
+const RUN_ENTRIES_MAX: usize = 32;
 
 /// What a failed read is answered with.
 pub(super) fn read_refusal(error: &io::Error) -> Refusal {
@@ -98,10 +102,27 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
     let (mut bytes, mut messages, mut next) = (0usize, 0u32, pull.offset);
     let mut scanned_bytes = 0;
     let mut is_far_behind = false;
+    let in_memory_from = log
+        .durable()
+        .0
+        .saturating_sub(log.options().tail_cache_bytes as u64);
+    let (mut run, mut run_at) = (EntryRun::new(), pull.offset);
     // The rest of what a filter would have to read is left to the next pull.
     while next < scan_end && messages < messages_max && scanned_bytes < PULL_SCAN_BYTES_MAX {
-        let Some(entry) = log.entry(pull.queue, next).await? else {
-            break;
+        let known = run.get((next - run_at) as usize).copied();
+        let entry = match known {
+            Some(entry) => entry,
+            None => {
+                run.clear();
+                run_at = next;
+                let count = (messages_max - messages).min((scan_end - next) as u32) as usize;
+                log.entries(pull.queue, next, count.min(RUN_ENTRIES_MAX), &mut run)
+                    .await?;
+                match run.first() {
+                    Some(&first) => first,
+                    None => break,
+                }
+            }
         };
         let offset = next;
         next += 1;
@@ -113,10 +134,6 @@ async fn read<E: Env>(log: &CommitLog<E>, pull: &Pull) -> io::Result<Pulled<Body
             next -= 1;
             break;
         }
-        let in_memory_from = log
-            .durable()
-            .0
-            .saturating_sub(log.options().tail_cache_bytes as u64);
         is_far_behind |= entry.position < in_memory_from;
         let record = match log.record(pull.queue, offset, entry).await {
             Ok(record) => record,

@@ -15,7 +15,7 @@ use crate::base::limits::SECTOR_BYTES;
 use crate::base::notify::Notify;
 use crate::io::aligned_buf::PageBuf;
 use crate::io::env::{DiskFile, Env, OpenMode};
-use crate::store::tables::consume_queue::{BLOCK_ENTRIES, Block, Place, entry_of};
+use crate::store::tables::consume_queue::{BLOCK_ENTRIES, Block, EntryRun, Place, entry_of};
 use crate::store::types::QueueEntry;
 
 /// Sectors of one file.
@@ -135,13 +135,8 @@ impl<E: Env> IndexFiles<E> {
     /// An entry of a written block.
     pub async fn entry(self: &Rc<Self>, place: Place) -> io::Result<QueueEntry> {
         if let Some(entry) = self.entry_in_memory(place) {
-            if place.index == AHEAD_ENTRY
-                && let Some(next) = place.next
-                && !self.is_in_memory(next)
-            {
-                let files = self.clone();
-                self.env
-                    .spawn(async move { files.read_group(next / GROUP_BLOCKS).await });
+            if place.index == AHEAD_ENTRY {
+                self.read_ahead(place);
             }
             return Ok(entry);
         }
@@ -162,6 +157,35 @@ impl<E: Env> IndexFiles<E> {
         let entry = entry_of(&block, place.index);
         self.keep(place.number, block);
         Ok(entry)
+    }
+
+    /// Appends the entries of a written block from a place on, no more than `count`.
+    pub async fn entries(
+        self: &Rc<Self>,
+        place: Place,
+        count: usize,
+        run: &mut EntryRun,
+    ) -> io::Result<()> {
+        run.push(self.entry(place).await?);
+        let more = place.index + 1..BLOCK_ENTRIES.min(place.index + count);
+        if more.contains(&AHEAD_ENTRY) {
+            self.read_ahead(place);
+        }
+        if let Some((block, _)) = self.blocks.borrow().get(&place.number) {
+            run.extend(more.map(|index| entry_of(block, index)));
+        }
+        Ok(())
+    }
+
+    /// A reader has come so far that it will want the next block soon.
+    fn read_ahead(self: &Rc<Self>, place: Place) {
+        if let Some(next) = place.next
+            && !self.is_in_memory(next)
+        {
+            let files = self.clone();
+            self.env
+                .spawn(async move { files.read_group(next / GROUP_BLOCKS).await });
+        }
     }
 
     fn is_in_memory(&self, number: u32) -> bool {
@@ -297,6 +321,31 @@ mod tests {
             Lookup::Nothing => panic!("no entry at {offset} of queue {queue}"),
         };
         assert_eq!(found, entry(queue, offset));
+    }
+
+    #[test]
+    fn a_reader_of_runs_reads_as_much_at_once_and_finds_the_same() {
+        let entries = (BLOCKS_PER_QUEUE * BLOCK_ENTRIES) as i64;
+        let one_by_one = reads_of(async move |_, files, queues| {
+            for offset in 0..entries {
+                check(&files, &queues, 1, offset).await;
+            }
+        });
+        let in_runs = reads_of(async move |_, files, queues| {
+            let mut offset = 0;
+            while offset < entries {
+                let mut run = EntryRun::new();
+                if let Some(place) = queues.lookup_run(key(1), offset, 32, &mut run) {
+                    files.entries(place, 32, &mut run).await.unwrap();
+                }
+                assert!((1..=32).contains(&run.len()));
+                for found in run {
+                    assert_eq!(found, entry(1, offset));
+                    offset += 1;
+                }
+            }
+        });
+        assert_eq!(in_runs, one_by_one);
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub struct LogReader<E: Env> {
     env: E,
     segments: Rc<Segments<E>>,
     tail: RefCell<VecDeque<Cached>>,
+    /// Which of them was asked for last; it may be another one by now.
+    last_found: Cell<usize>,
     tail_bytes: Cell<usize>,
     tail_bytes_max: usize,
     chunks: RefCell<AHashMap<u64, Chunk>>,
@@ -107,6 +109,7 @@ impl<E: Env> LogReader<E> {
             env,
             segments,
             tail: RefCell::default(),
+            last_found: Cell::new(0),
             tail_bytes: Cell::new(0),
             tail_bytes_max,
             chunks: RefCell::default(),
@@ -186,8 +189,17 @@ impl<E: Env> LogReader<E> {
         let tail = self.tail.borrow();
         // Most of what is not there lies before all of it.
         tail.front().filter(|oldest| oldest.start <= position)?;
+        // A reader goes on where it was, so that its buffer is mostly the one that was asked for last.
+        let is_last_before = |at: usize| {
+            tail.get(at).is_some_and(|cached| cached.start <= position)
+                && tail.get(at + 1).is_none_or(|next| next.start > position)
+        };
+        let after = match self.last_found.get() {
+            last if is_last_before(last) => last + 1,
+            _ => tail.partition_point(|cached| cached.start <= position),
+        };
+        self.last_found.set(after.saturating_sub(1));
         // Two neighbours can both hold a shared sector's front; the later one has all of a record that begins in it.
-        let after = tail.partition_point(|cached| cached.start <= position);
         for cached in tail.range(..after).rev().take(2) {
             let at = (position - cached.start) as usize;
             if position >= cached.from && at + bytes <= cached.pages.len() {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use ahash::AHashMap;
+use smallvec::SmallVec;
 
 use crate::base::limits::SECTOR_BYTES;
 use crate::store::snapshot::{Reader, Short, Writer};
@@ -183,6 +184,37 @@ impl ConsumeQueues {
                 previous: block.checked_sub(1).and_then(number_of),
                 next: number_of(block + 1).filter(|next| !self.unwritten.contains_key(next)),
             }),
+        }
+    }
+
+    /// Appends the entries from an offset on, at least one and as many as lie together, but no more than `count`. If they are
+    /// on the disk, where.
+    pub fn lookup_run(
+        &self,
+        key: QueueKey,
+        offset: i64,
+        count: usize,
+        run: &mut EntryRun,
+    ) -> Option<Place> {
+        match self.lookup(key, offset) {
+            Lookup::Nothing => None,
+            Lookup::InBlock(place) => Some(place),
+            Lookup::Entry(first) => {
+                run.push(first);
+                let queue = self.queues.get(&key)?;
+                if let Ok(at) = usize::try_from(offset - queue.tail_first()) {
+                    let rest = queue.tail.get(at + 1..).unwrap_or_default();
+                    run.extend_from_slice(&rest[..rest.len().min(count.saturating_sub(1))]);
+                } else {
+                    let at = (offset - queue.base) as usize;
+                    let index = at % BLOCK_ENTRIES;
+                    let block = queue.blocks.get(at / BLOCK_ENTRIES)?;
+                    let block = self.unwritten.get(&block.number)?;
+                    let more = index + 1..BLOCK_ENTRIES.min(index + count);
+                    run.extend(more.map(|index| entry_of(block, index)));
+                }
+                None
+            }
         }
     }
 
@@ -426,6 +458,9 @@ fn encode_block(key: QueueKey, first_offset: i64, entries: &[QueueEntry]) -> Blo
     block.into()
 }
 
+/// Entries of one queue, one after the other: as many as a pull usually takes.
+pub type EntryRun = SmallVec<[QueueEntry; 32]>;
+
 /// The entry at `index` of a block's bytes.
 pub fn entry_of(block: &[u8], index: usize) -> QueueEntry {
     let at = BLOCK_HEADER_BYTES + index * ENTRY_BYTES;
@@ -489,6 +524,40 @@ mod tests {
         assert_eq!(look(&queues, -1), None);
         assert_eq!(queues.unwritten_count(), 3);
         assert_eq!(queues.bounds(KEY).max_offset, count);
+    }
+
+    #[test]
+    fn a_run_is_what_single_lookups_find() {
+        let total = 3 * BLOCK_ENTRIES as i64 + 7;
+        let mut queues = filled(total);
+        let first_block = queues.unwritten().remove(0);
+        queues.on_written(first_block.0, &first_block.1);
+        for offset in -1..=total {
+            for count in [1, 2, 5, 1_000] {
+                let mut run = EntryRun::new();
+                let place = queues.lookup_run(KEY, offset, count, &mut run);
+                match queues.lookup(KEY, offset) {
+                    Lookup::InBlock(on_disk) => assert_eq!((place, run.len()), (Some(on_disk), 0)),
+                    Lookup::Nothing => assert_eq!((place, run.len()), (None, 0)),
+                    Lookup::Entry(_) => {
+                        assert_eq!(place, None);
+                        assert!((1..=count).contains(&run.len()));
+                        for (at, found) in run.iter().enumerate() {
+                            assert_eq!(look(&queues, offset + at as i64), Some(*found));
+                        }
+                    }
+                }
+            }
+        }
+        // In a block as far as it goes, in the tail to its end.
+        for (offset, entries) in [
+            (BLOCK_ENTRIES as i64 + 1, BLOCK_ENTRIES - 1),
+            (total - 5, 5),
+        ] {
+            let mut run = EntryRun::new();
+            queues.lookup_run(KEY, offset, 1_000, &mut run);
+            assert_eq!(run.len(), entries);
+        }
     }
 
     #[test]
