@@ -160,7 +160,7 @@ const fn at_most_two(word: u64) -> u64 {
 }
 
 fn split_pair(part: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = memchr::memchr(NAME_END, part)?;
+    let at = part.iter().position(|&byte| byte == NAME_END)?;
     let (name, value) = (&part[..at], &part[at + 1..]);
     (!name.is_empty() && !value.is_empty()).then_some((name, value))
 }
