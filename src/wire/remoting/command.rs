@@ -291,17 +291,20 @@ impl Command {
         wanted: &'static str,
     ) -> Result<T, FieldError> {
         let value = lossy(self.value_of(field));
-        value.parse().map_err(|_| FieldError::Invalid {
-            name,
-            value: cut(&value, QUOTED_BYTES_MAX).into(),
-            wanted,
-        })
+        match value.parse() {
+            Ok(number) => Ok(number),
+            Err(_) => Err(FieldError::Invalid {
+                name,
+                value: cut(&value, QUOTED_BYTES_MAX).into(),
+                wanted,
+            }),
+        }
     }
 }
 
 /// A number of one to eighteen decimal digits and nothing else, which no 64 bits are too few for.
 #[inline]
-fn digits(text: &[u8]) -> Option<i64> {
+pub(super) fn digits(text: &[u8]) -> Option<i64> {
     if text.is_empty() || text.len() > 18 {
         return None;
     }

@@ -8,14 +8,14 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::wire::remoting::command::{Command, Encoding, Field, Letters};
+use crate::wire::remoting::command::{Command, Encoding, Field, Letters, digits};
 use crate::wire::remoting::frame::FrameError;
 use crate::wire::remoting::json_header;
 
 /// Kinds of requests, or lengths of their values, that take turns on a connection.
 const SHAPES_MAX: usize = 4;
 /// A longer header is scanned each time.
-const HEADER_BYTES_MAX: usize = 2 << 10;
+const SHAPED_BYTES_MAX: usize = 2 << 10;
 /// Headers that are scanned without becoming a shape, after others that did so in vain.
 const PAUSE_MAX: u32 = 256;
 /// Bytes that are compared before it is asked whether one was different.
@@ -83,7 +83,7 @@ impl Shape {
     /// `None` for a header that is not worth it.
     fn of(command: &Command, opaque: (u32, u32)) -> Option<Self> {
         let text: Box<[u8]> = command.header[..].into();
-        if text.len() > HEADER_BYTES_MAX || command.remark.is_some() {
+        if text.len() > SHAPED_BYTES_MAX || command.remark.is_some() {
             return None;
         }
         let mut free = vec![0; text.len()];
@@ -115,19 +115,11 @@ impl Shape {
         if header.len() != self.text.len() || !fits(header, &self.text, &self.free) {
             return None;
         }
-        let digits = header.get(self.opaque.0 as usize..self.opaque.1 as usize)?;
-        let (sign, digits) = match digits {
-            [b'-', digits @ ..] => (-1, digits),
-            _ => (1, digits),
+        let number = match header.get(self.opaque.0 as usize..self.opaque.1 as usize)? {
+            [b'-', plain @ ..] => -digits(plain)?,
+            plain => digits(plain)?,
         };
-        if digits.is_empty() || digits.len() > 10 {
-            return None;
-        }
-        let number = digits.iter().try_fold(0i64, |number, &digit| {
-            let is_digit = digit.is_ascii_digit();
-            is_digit.then(|| 10 * number + i64::from(digit - b'0'))
-        })?;
-        i32::try_from(sign * number).ok()
+        i32::try_from(number).ok()
     }
 
     fn command(&self, header: Bytes, opaque: i32) -> Command {

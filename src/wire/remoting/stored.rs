@@ -119,7 +119,28 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::remoting::command::Command;
     use crate::wire::remoting::frame::next_frame;
+
+    fn stored(physical_offsets: &[PhysicalOffset]) -> Stored<'_> {
+        Stored {
+            code: 0,
+            host: SocketAddr::from(([127, 0, 0, 1], 30_911)),
+            physical_offsets,
+            queue_id: 1,
+            queue_offset: 2,
+            transaction_id: None,
+            recall_handle: None,
+            region: "DefaultRegion",
+            trace_on: true,
+        }
+    }
+
+    fn answer(stored: &Stored<'_>) -> Command {
+        let mut written = BytesMut::new();
+        stored.encode(Encoding::Json, 5, &mut written);
+        next_frame(&mut written).unwrap().unwrap()
+    }
 
     proptest! {
         #[test]
@@ -157,20 +178,7 @@ mod tests {
 
     #[test]
     fn ids_of_a_batch_are_joined_by_commas() {
-        let stored = Stored {
-            code: 0,
-            host: SocketAddr::from(([127, 0, 0, 1], 30_911)),
-            physical_offsets: &[PhysicalOffset(0), PhysicalOffset(255)],
-            queue_id: 1,
-            queue_offset: 2,
-            transaction_id: None,
-            recall_handle: None,
-            region: "DefaultRegion",
-            trace_on: true,
-        };
-        let mut written = BytesMut::new();
-        stored.encode(Encoding::Json, 5, &mut written);
-        let answer = next_frame(&mut written).unwrap().unwrap();
+        let answer = answer(&stored(&[PhysicalOffset(0), PhysicalOffset(255)]));
         assert_eq!(
             answer.text("msgId").unwrap(),
             "7F000001000078BF0000000000000000,7F000001000078BF00000000000000FF"
@@ -179,22 +187,8 @@ mod tests {
 
     #[test]
     fn tells_of_a_batch_of_any_length() {
-        let offsets = vec![PhysicalOffset(7); 600_000];
-        let stored = Stored {
-            code: 0,
-            host: SocketAddr::from(([192, 168, 0, 1], 10_911)),
-            physical_offsets: &offsets,
-            queue_id: 0,
-            queue_offset: 0,
-            transaction_id: None,
-            recall_handle: None,
-            region: "DefaultRegion",
-            trace_on: true,
-        };
-        let mut written = BytesMut::new();
-        stored.encode(Encoding::Json, 5, &mut written);
+        let answer = answer(&stored(&vec![PhysicalOffset(7); 600_000]));
         // Its ids are too many for a header, whose length has 24 bits.
-        let answer = next_frame(&mut written).unwrap().unwrap();
         assert_eq!((answer.opaque, answer.code), (5, 1));
     }
 }
