@@ -524,6 +524,34 @@ mod tests {
         assert_eq!(reads_for(4, &[10, 11, 12, 13]), 4 + 2);
         assert_eq!(reads_for(4, &[10, 200, 11, 201, 12, 202]), 6 + 2);
     }
+
+    #[test]
+    fn a_record_is_read_from_the_last_buffer_that_begins_before_it_wherever_the_reader_was() {
+        const SECTOR: u64 = 4 << 10;
+        with_reader(1, false, async |env, reader| {
+            // Two sectors each; a buffer's last one is the next buffer's first.
+            let add = |number: u8| {
+                let mut pages = env.alloc(2 * SECTOR as usize);
+                pages.as_mut().fill(number);
+                reader.add_tail(u64::from(number) * SECTOR, Rc::new(pages));
+            };
+            (0..40).for_each(add);
+            let found = |position| reader.in_tail(position, 100).map(|slice| slice[0]);
+            for positions in [[100, 5_000], [5_000, 100], [38 * SECTOR, 38 * SECTOR + 9]] {
+                for position in positions {
+                    assert_eq!(found(position), Some((position / SECTOR) as u8));
+                }
+            }
+            // Others go before the one that was asked for, and come behind it.
+            reader.evict_tail(40 * SECTOR);
+            assert_eq!(found(39 * SECTOR + 5), Some(39));
+            add(40);
+            assert_eq!(found(40 * SECTOR), Some(40));
+            assert_eq!(found(39 * SECTOR), Some(39));
+            assert_eq!(found(0), None);
+        });
+    }
+
     #[test]
     fn the_chunk_that_was_used_longest_ago_goes_first() {
         let again: Vec<u64> = (0..40).map(|number| 3 * number).collect();

@@ -162,33 +162,17 @@ impl ConsumeQueues {
 
     /// The entry at an offset, or where it is.
     pub fn lookup(&self, key: QueueKey, offset: i64) -> Lookup {
-        let Some(queue) = self.queues.get(&key) else {
-            return Lookup::Nothing;
-        };
-        if offset < queue.min || offset >= queue.max() {
-            return Lookup::Nothing;
-        }
-        let tail_first = queue.tail_first();
-        if offset >= tail_first {
-            return Lookup::Entry(queue.tail[(offset - tail_first) as usize]);
-        }
-        let at = (offset - queue.base) as usize;
-        let (block, index) = (at / BLOCK_ENTRIES, at % BLOCK_ENTRIES);
-        let number = queue.blocks[block].number;
-        let number_of = |block: usize| queue.blocks.get(block).map(|block| block.number);
-        match self.unwritten.get(&number) {
-            Some(block) => Lookup::Entry(entry_of(block, index)),
-            None => Lookup::InBlock(Place {
-                number,
-                index,
-                previous: block.checked_sub(1).and_then(number_of),
-                next: number_of(block + 1).filter(|next| !self.unwritten.contains_key(next)),
-            }),
+        let mut run = EntryRun::new();
+        match self.lookup_run(key, offset, 1, &mut run) {
+            Some(place) => Lookup::InBlock(place),
+            None => run
+                .first()
+                .map_or(Lookup::Nothing, |&entry| Lookup::Entry(entry)),
         }
     }
 
-    /// Appends the entries from an offset on, at least one and as many as lie together, but no more than `count`. If they are
-    /// on the disk, where.
+    /// Appends the entries from an offset on: none if there is none, else as many as lie together, but no more than `count`,
+    /// which is not 0. If they are on the disk, where.
     pub fn lookup_run(
         &self,
         key: QueueKey,
@@ -196,26 +180,30 @@ impl ConsumeQueues {
         count: usize,
         run: &mut EntryRun,
     ) -> Option<Place> {
-        match self.lookup(key, offset) {
-            Lookup::Nothing => None,
-            Lookup::InBlock(place) => Some(place),
-            Lookup::Entry(first) => {
-                run.push(first);
-                let queue = self.queues.get(&key)?;
-                if let Ok(at) = usize::try_from(offset - queue.tail_first()) {
-                    let rest = queue.tail.get(at + 1..).unwrap_or_default();
-                    run.extend_from_slice(&rest[..rest.len().min(count.saturating_sub(1))]);
-                } else {
-                    let at = (offset - queue.base) as usize;
-                    let index = at % BLOCK_ENTRIES;
-                    let block = queue.blocks.get(at / BLOCK_ENTRIES)?;
-                    let block = self.unwritten.get(&block.number)?;
-                    let more = index + 1..BLOCK_ENTRIES.min(index + count);
-                    run.extend(more.map(|index| entry_of(block, index)));
-                }
-                None
-            }
+        let queue = self.queues.get(&key)?;
+        if offset < queue.min || offset >= queue.max() {
+            return None;
         }
+        if let Ok(at) = usize::try_from(offset - queue.tail_first()) {
+            let rest = &queue.tail[at..];
+            run.extend_from_slice(&rest[..rest.len().min(count)]);
+            return None;
+        }
+        let at = (offset - queue.base) as usize;
+        let (block, index) = (at / BLOCK_ENTRIES, at % BLOCK_ENTRIES);
+        let number = queue.blocks[block].number;
+        if let Some(block) = self.unwritten.get(&number) {
+            let these = index..BLOCK_ENTRIES.min(index + count);
+            run.extend(these.map(|index| entry_of(block, index)));
+            return None;
+        }
+        let number_of = |block: usize| queue.blocks.get(block).map(|block| block.number);
+        Some(Place {
+            number,
+            index,
+            previous: block.checked_sub(1).and_then(number_of),
+            next: number_of(block + 1).filter(|next| !self.unwritten.contains_key(next)),
+        })
     }
 
     /// The position of the entry at an offset, or that of the first one in its block if that is on the disk.
