@@ -110,25 +110,25 @@ impl Deref for Broker {
 /// What a [`Broker`] is made of.
 pub struct Parts {
     pub(super) shard: ShardHandle,
-    pub(super) options: Rc<BrokerOptions>,
-    pub(super) broker_properties: Rc<BrokerProperties>,
+    pub(super) options: BrokerOptions,
+    pub(super) broker_properties: BrokerProperties,
     /// Compiled subscriptions.
-    pub(super) filters: Rc<Filters>,
-    pub(super) statistics: Rc<RefCell<Statistics>>,
-    pub(super) unique_keys: Rc<RefCell<UniqueKeys>>,
+    pub(super) filters: Filters,
+    pub(super) statistics: RefCell<Statistics>,
+    pub(super) unique_keys: RefCell<UniqueKeys>,
     /// Routes of topics that other brokers have too.
-    pub(super) routes: Rc<RefCell<Option<Rc<dyn RouteSource>>>>,
+    pub(super) routes: RefCell<Option<Rc<dyn RouteSource>>>,
     /// Where a slave passes sends on.
-    pub(super) master_link: Rc<RefCell<Option<Rc<dyn MasterLink>>>>,
+    pub(super) master_link: RefCell<Option<Rc<dyn MasterLink>>>,
     /// Groups whose home is this core.
-    pub(super) clients: Rc<RefCell<ClientTable>>,
-    pub(super) resets: Rc<RefCell<Resets>>,
+    pub(super) clients: RefCell<ClientTable>,
+    pub(super) resets: RefCell<Resets>,
     /// Sends of this core's connections without an answer.
     pub(super) underway: Rc<Underway>,
     /// Connections of this core that speak the native protocol.
-    pub(super) native: Rc<Native>,
+    pub(super) native: Native,
     /// Connections of this core that ever sent a heartbeat: they are pushed to.
-    pub(super) connections: Rc<RefCell<AHashMap<ConnectionId, Rc<Connection>>>>,
+    pub(super) connections: RefCell<AHashMap<ConnectionId, Rc<Connection>>>,
 }
 
 impl Broker {
@@ -140,18 +140,18 @@ impl Broker {
         let properties = BrokerProperties::new(&options.cluster, &options.region, options.trace_on);
         let broker = Self(Rc::new(Parts {
             shard,
-            options: Rc::new(options),
-            broker_properties: Rc::new(properties),
-            filters: Rc::default(),
-            statistics: Rc::default(),
-            unique_keys: Rc::new(RefCell::new(keys)),
-            routes: Rc::default(),
-            master_link: Rc::default(),
-            clients: Rc::default(),
-            resets: Rc::default(),
+            options,
+            broker_properties: properties,
+            filters: Filters::default(),
+            statistics: RefCell::default(),
+            unique_keys: RefCell::new(keys),
+            routes: RefCell::default(),
+            master_link: RefCell::default(),
+            clients: RefCell::default(),
+            resets: RefCell::default(),
             underway: Rc::default(),
-            native: Rc::new(native),
-            connections: Rc::default(),
+            native,
+            connections: RefCell::default(),
         }));
         broker.serve_groups();
         broker.serve_calls();

@@ -646,7 +646,7 @@ mod tests {
             batch::BatchItem {
                 flag: 7,
                 body: Bytes::from_static(b"one"),
-                properties: Bytes::from_static(b"TAGS\x01a\x02"),
+                properties: Bytes::from_static(b"TAGS\x01a\x02KEYS\x01k l\x02UNIQ_KEY\x01U"),
             },
             batch::BatchItem {
                 flag: 0,
@@ -678,5 +678,8 @@ mod tests {
         assert_eq!(members[1].body, "two");
         assert_eq!(members[1].properties, "k\x01v");
         assert_eq!(members[1].born_timestamp, 5);
+        let found_by = |keys, unique| MessageKeys { unique, keys };
+        assert_eq!(members[0].keys(), found_by(b"k l", b"U"));
+        assert_eq!(members[1].keys(), found_by(b"", b""));
     }
 }

@@ -101,6 +101,14 @@ impl<'a> Sent<'a> {
         sent
     }
 
+    /// What the message is found by.
+    pub fn message_keys(&self) -> MessageKeys<'a> {
+        MessageKeys {
+            unique: self.unique_key.unwrap_or_default(),
+            keys: self.keys.unwrap_or_default(),
+        }
+    }
+
     /// Whether all of `properties`, which these were read from, stays as it is.
     fn stays(&self, properties: &[u8]) -> bool {
         // What is no pair is not counted; the last one may lack its separator.
@@ -165,37 +173,27 @@ impl BrokerProperties {
                 stored.push(VALUE_END);
             }
         } else {
-            self.put_what_stays(properties, sent, drop, &mut stored);
+            put_what_stays(properties, sent, drop, &mut stored);
         }
         if let Some(key) = unique_key {
             push(&mut stored, b"UNIQ_KEY", key.as_bytes());
         }
         stored.extend_from_slice(&self.0);
-        let places = (stays && unique_key.is_none()).then(|| {
-            let keys = MessageKeys {
-                unique: sent.unique_key.unwrap_or_default(),
-                keys: sent.keys.unwrap_or_default(),
-            };
-            KeyPlaces::new(properties, keys)
-        });
+        let places = (stays && unique_key.is_none())
+            .then(|| KeyPlaces::new(properties, sent.message_keys()));
         (stored.into(), places)
     }
+}
 
-    fn put_what_stays(
-        &self,
-        properties: &[u8],
-        sent: &Sent<'_>,
-        drop: Dropped,
-        stored: &mut Vec<u8>,
-    ) {
-        let drops_priority = sent.priority.is_some() && sent.priority_of_queue().is_none();
-        for (name, value) in properties::iter(properties) {
-            if drops_priority && name == b"_SYS_MSG_PRIORITY_" {
-                continue;
-            }
-            if !is_dropped(name, drop) {
-                push(stored, name, value);
-            }
+/// Appends the pairs that the broker takes from a client.
+fn put_what_stays(properties: &[u8], sent: &Sent<'_>, drop: Dropped, stored: &mut Vec<u8>) {
+    let drops_priority = sent.priority.is_some() && sent.priority_of_queue().is_none();
+    for (name, value) in properties::iter(properties) {
+        if drops_priority && name == b"_SYS_MSG_PRIORITY_" {
+            continue;
+        }
+        if !is_dropped(name, drop) {
+            push(stored, name, value);
         }
     }
 }

@@ -26,7 +26,6 @@ use crate::shard::message::{
     Appended, Copies, LocalReply, NewRecords, RecordMark, ShardReply, ShardRequest,
 };
 use crate::shard::meta::Topic;
-use crate::store::keys::entry::MessageKeys;
 use crate::wire::native::frame::{Frame, Sections};
 use crate::wire::native::message::{Ack, Envelope, Message, Produce, ProduceQueue, ProduceResult};
 use crate::wire::properties::name;
@@ -253,11 +252,11 @@ impl Broker {
             if index == 0 {
                 message_type = sent.message_type();
             }
-            let keys = MessageKeys {
-                unique: sent.unique_key.unwrap_or_default(),
-                keys: sent.keys.unwrap_or_default(),
-            };
-            marks.push(RecordMark::new(&record, sent.tags_code, keys));
+            marks.push(RecordMark::new(
+                &record,
+                sent.tags_code,
+                sent.message_keys(),
+            ));
         }
         if marks.len() != count {
             let what = format!("{count} records are announced");
