@@ -379,17 +379,25 @@ mod tests {
 
     #[test]
     fn the_next_blocks_are_there_before_their_reader_comes() {
-        let reads = reads_of(async |env, files, queues| {
-            for index in 0..=AHEAD_ENTRY as i64 {
-                check(&files, &queues, 0, index).await;
-            }
-            env.sleep(std::time::Duration::from_secs(1)).await;
-            let Lookup::InBlock(next) = queues.lookup(key(0), BLOCK_ENTRIES as i64) else {
-                panic!("it was written");
-            };
-            assert!(files.is_in_memory(next.number));
-        });
-        assert_eq!(reads, 2);
+        for run_entries in [1, 32] {
+            let reads = reads_of(async |env, files, queues| {
+                let mut offset = 0;
+                while offset <= AHEAD_ENTRY as i64 {
+                    let mut run = EntryRun::new();
+                    let place = queues.lookup_run(key(0), offset, run_entries, &mut run);
+                    let place = place.expect("it was written");
+                    files.entries(place, run_entries, &mut run).await.unwrap();
+                    assert_eq!(run.len(), run_entries);
+                    offset += run_entries as i64;
+                }
+                env.sleep(std::time::Duration::from_secs(1)).await;
+                let Lookup::InBlock(next) = queues.lookup(key(0), BLOCK_ENTRIES as i64) else {
+                    panic!("it was written");
+                };
+                assert!(files.is_in_memory(next.number), "runs of {run_entries}");
+            });
+            assert_eq!(reads, 2);
+        }
     }
 
     #[test]
