@@ -1,6 +1,7 @@
 //! RingMQ's native protocol, without any input or output: bytes to values and back.
 //!
-//! [`frame`] finds where a frame ends and the next begins, [`message`] is what a frame says, [`record`] is the stored
+//! [`frame`] finds where a frame ends and the next begins, [`message`] is what a frame says ([`shape`] remembers what the
+//! last ones looked like), [`record`] is the stored
 //! message, which travels as it is in both directions, and [`properties`] is the text of properties in it. The broker
 //! and its clients share this crate; it knows neither of them.
 //!
@@ -23,9 +24,12 @@ pub mod frame;
 )] // Made by flatc, never edited.
 #[rustfmt::skip]
 pub mod generated;
+mod layout;
 pub mod message;
 pub mod properties;
+pub mod recent;
 pub mod record;
+pub mod shape;
 
 /// The newest version of the protocol that this crate speaks.
 pub const VERSION: u16 = 1;

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use crate::frame::{ALIGN_BYTES, FrameError, PREFIX_BYTES, prefix, verified};
 use crate::generated as fb;
 pub use crate::generated::{Ack, FilterKind};
+use crate::layout::{OFFSET_BYTES, TableAt, target};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello<'a> {
@@ -499,6 +500,8 @@ type Text = Option<WIPOffset<&'static str>>;
 pub struct Encoder {
     builder: Builder,
     frame: Vec<u8>,
+    /// Made when it is wanted for the first time.
+    stored: Option<StoredFrame>,
 }
 
 impl Default for Encoder {
@@ -512,7 +515,16 @@ impl Encoder {
         Self {
             builder: FlatBufferBuilder::with_capacity(512),
             frame: Vec::new(),
+            stored: None,
         }
+    }
+
+    /// The frame that answers a produce of one queue whose records were stored: a [`Message::ProduceReply`] with one result of
+    /// code 0. Each single message has one, so it is not built but filled in.
+    #[inline]
+    pub fn encode_stored(&mut self, id: u64, stored: &StoredAt) -> &[u8] {
+        let frame = self.stored.get_or_insert_with(StoredFrame::new);
+        frame.fill(id, stored)
     }
 
     /// Prefix and header of a frame; the payload of so many bytes, a multiple of 8, is to follow.
@@ -533,15 +545,94 @@ impl Encoder {
             },
         );
         fb::finish_header_buffer(builder, header);
-        let data = builder.finished_data();
-        let header_bytes = data.len().next_multiple_of(ALIGN_BYTES);
         self.frame.clear();
-        self.frame
-            .extend_from_slice(&prefix(header_bytes, payload_bytes));
-        self.frame.extend_from_slice(data);
-        self.frame.resize(PREFIX_BYTES + header_bytes, 0);
+        put_frame(&mut self.frame, builder.finished_data(), payload_bytes);
         &self.frame
     }
+}
+
+/// Where the records of one queue were stored; see `ProduceResult` in `schema.fbs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredAt {
+    pub queue_offset: i64,
+    pub physical_offset: i64,
+    pub store_timestamp_ms: i64,
+}
+
+/// The answer to a produce that was stored, and where its numbers are in it, 8 bytes each.
+struct StoredFrame {
+    frame: Box<[u8]>,
+    id: usize,
+    queue_offset: usize,
+    physical_offset: usize,
+    store_timestamp_ms: usize,
+}
+
+impl StoredFrame {
+    fn new() -> Self {
+        let mut builder = Builder::with_capacity(256);
+        // A number that is 0, the default, is written all the same: there may be another one in its place.
+        builder.force_defaults(true);
+        let result = fb::ProduceResult::create(&mut builder, &fb::ProduceResultArgs::default());
+        let queues = Some(builder.create_vector(&[result]));
+        let reply = fb::ProduceReply::create(&mut builder, &fb::ProduceReplyArgs { queues });
+        let (body_type, body) = (fb::Body::ProduceReply, union(reply));
+        let header = fb::HeaderArgs {
+            id: 0,
+            body_type,
+            body,
+        };
+        let header = fb::Header::create(&mut builder, &header);
+        fb::finish_header_buffer(&mut builder, header);
+        let mut frame = Vec::new();
+        put_frame(&mut frame, builder.finished_data(), 0);
+        let places = places_of_stored(&frame[PREFIX_BYTES..]);
+        let [id, queue_offset, physical_offset, store_timestamp_ms] = places
+            .expect("the builder wrote all of them")
+            .map(|at| PREFIX_BYTES + at);
+        Self {
+            frame: frame.into(),
+            id,
+            queue_offset,
+            physical_offset,
+            store_timestamp_ms,
+        }
+    }
+
+    #[inline]
+    fn fill(&mut self, id: u64, stored: &StoredAt) -> &[u8] {
+        let mut put = |at: usize, bytes: [u8; 8]| self.frame[at..at + 8].copy_from_slice(&bytes);
+        put(self.id, id.to_le_bytes());
+        put(self.queue_offset, stored.queue_offset.to_le_bytes());
+        put(self.physical_offset, stored.physical_offset.to_le_bytes());
+        put(
+            self.store_timestamp_ms,
+            stored.store_timestamp_ms.to_le_bytes(),
+        );
+        &self.frame
+    }
+}
+
+/// Where in a header the id is, and queue offset, physical offset and timestamp of its first result.
+fn places_of_stored(header: &[u8]) -> Option<[usize; 4]> {
+    let root = TableAt::root(header)?;
+    let reply = TableAt::behind(header, root.field(fb::Header::VT_BODY)?)?;
+    let queues = target(header, reply.field(fb::ProduceReply::VT_QUEUES)?)?;
+    let result = TableAt::behind(header, queues + OFFSET_BYTES)?;
+    Some([
+        root.field(fb::Header::VT_ID)?,
+        result.field(fb::ProduceResult::VT_QUEUE_OFFSET)?,
+        result.field(fb::ProduceResult::VT_PHYSICAL_OFFSET)?,
+        result.field(fb::ProduceResult::VT_STORE_TIMESTAMP_MS)?,
+    ])
+}
+
+/// Prefix, header and the zeros behind it.
+fn put_frame(frame: &mut Vec<u8>, header: &[u8], payload_bytes: usize) {
+    let header_bytes = header.len().next_multiple_of(ALIGN_BYTES);
+    frame.extend_from_slice(&prefix(header_bytes, payload_bytes));
+    frame.extend_from_slice(header);
+    frame.resize(PREFIX_BYTES + header_bytes, 0);
 }
 
 /// Texts that are empty are left out.

@@ -294,6 +294,33 @@ proptest! {
     }
 
     #[test]
+    fn the_answer_that_is_filled_in_says_what_the_built_one_says(
+        answers in prop::collection::vec((any::<u64>(), any::<i64>(), any::<i64>(), any::<i64>()), 1..4),
+        zero in 0usize..5,
+    ) {
+        let mut encoder = Encoder::new();
+        for (id, queue_offset, physical_offset, store_timestamp_ms) in answers {
+            let number = |at: usize, number: i64| if at == zero { 0 } else { number };
+            let stored = StoredAt {
+                queue_offset: number(0, queue_offset),
+                physical_offset: number(1, physical_offset),
+                store_timestamp_ms: number(2, store_timestamp_ms),
+            };
+            let frames = cut(encoder.encode_stored(id, &stored), 64);
+            prop_assert_eq!(frames.len(), 1);
+            prop_assert!(frames[0].payload.is_empty());
+            let result = ProduceResult {
+                queue_offset: stored.queue_offset,
+                physical_offset: stored.physical_offset,
+                store_timestamp_ms: stored.store_timestamp_ms,
+                ..ProduceResult::default()
+            };
+            let message = Message::ProduceReply([result].into_iter().collect());
+            prop_assert_eq!(Envelope::read(&frames[0].header), Ok(Envelope { id, message }));
+        }
+    }
+
+    #[test]
     fn any_bytes_behind_a_good_prefix_never_panic(
         mut bytes in prop::collection::vec(any::<u8>(), 0..600),
         is_marked: bool,

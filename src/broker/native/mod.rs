@@ -32,6 +32,7 @@ use crate::wire::native::message::{
     Encoder, Envelope, Hello, HelloReply, Message, Metadata, MetadataReply, QueueMetadata,
     ShardAddress, TopicMetadata,
 };
+use crate::wire::native::shape::ProduceShapes;
 use crate::wire::native::{VERSION, feature};
 use crate::wire::remoting::code::response;
 use fetch::FetchSession;
@@ -65,6 +66,8 @@ pub(super) struct NativeClient {
     client_id: Arc<str>,
     /// Fetch sessions by the client's numbers.
     sessions: RefCell<AHashMap<u32, Rc<FetchSession>>>,
+    /// What its produce headers look like.
+    shapes: RefCell<ProduceShapes>,
 }
 
 /// A topic by its name, or why it is not there.
@@ -82,6 +85,12 @@ impl Broker {
     pub(super) fn native(&self, frame: Frame, responder: NativeResponder) {
         let id = responder.connection.id();
         let client = self.native.clients.borrow().get(&id).cloned();
+        let known = client
+            .as_ref()
+            .and_then(|client| client.shapes.borrow_mut().read(&frame.header));
+        if let Some((id, produce)) = known {
+            return self.native_produce(id, &frame, &produce, responder, produce::Round::First);
+        }
         let envelope = match Envelope::read(&frame.header) {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -99,6 +108,7 @@ impl Broker {
         let id = envelope.id;
         match envelope.message {
             Message::Produce(produce) => {
+                client.shapes.borrow_mut().learn(&frame.header, &produce);
                 self.native_produce(id, &frame, &produce, responder, produce::Round::First);
             }
             Message::Fetch(fetch) => self.native_fetch(id, &client, &fetch, responder),
@@ -185,6 +195,7 @@ impl Broker {
         let client = Rc::new(NativeClient {
             client_id: Arc::from(hello.client_id),
             sessions: RefCell::default(),
+            shapes: RefCell::default(),
         });
         self.native
             .clients

@@ -27,12 +27,15 @@ use crate::shard::message::{
 };
 use crate::shard::meta::Topic;
 use crate::wire::native::frame::{Frame, Sections};
-use crate::wire::native::message::{Ack, Envelope, Message, Produce, ProduceQueue, ProduceResult};
+use crate::wire::native::message::{
+    Ack, Envelope, Message, Produce, ProduceQueue, ProduceResult, StoredAt,
+};
 use crate::wire::properties::name;
 use crate::wire::record::{
     RECORD_BYTES_MIN, RecordView, SYS_FLAG_MULTI_TAGS, SYS_FLAG_TRANSACTION,
 };
 use crate::wire::remoting::body::TopicConfig;
+use crate::wire::remoting::code::response;
 
 /// Queues of a topic that a produce makes, as a send does.
 const CREATE_QUEUES: u32 = 4;
@@ -57,12 +60,17 @@ enum Stored {
     Failed(Fault),
 }
 
-/// The answer of a frame, until the last of its queues has its own.
-struct Pending {
+/// To whom the answer of a frame goes.
+struct Asker {
     responder: NativeResponder,
     id: u64,
     ack: Ack,
-    results: SmallVec<[Option<Stored>; 1]>,
+}
+
+/// The answer of a frame, until the last of its queues has its own.
+struct Pending {
+    asker: Asker,
+    results: Vec<Option<Stored>>,
     missing: usize,
 }
 
@@ -109,48 +117,66 @@ impl Broker {
                 .shard
                 .spawn(async move { broker.create_and_produce(configs, frame, responder).await });
         }
-        let pending = Rc::new(RefCell::new(Some(Pending {
+        let asker = Asker {
             responder,
             id,
             ack: produce.ack,
-            results: SmallVec::from_elem(None, count),
+        };
+        if planned.len() == 1
+            && let Some(planned) = planned.pop()
+        {
+            return self.store(planned, move |broker, stored| {
+                broker.answer_produce(asker, &[Some(stored)]);
+            });
+        }
+        let pending = Rc::new(RefCell::new(Some(Pending {
+            asker,
+            results: vec![None; count],
             missing: count,
         })));
         for (index, planned) in planned.into_iter().enumerate() {
-            let (shard, new, message_type) = match planned {
-                Ok(Planned::Append(shard, new, message_type)) => (shard, new, message_type),
-                Ok(Planned::Create(config)) => {
-                    let error = BrokerError::NoTopic {
-                        topic: config.topic_name,
-                    };
-                    self.produced(&pending, index, Stored::Failed(self.fault(&error)));
-                    continue;
-                }
-                Err(error) => {
-                    self.produced(&pending, index, Stored::Failed(self.fault(&error)));
-                    continue;
-                }
-            };
-            let (broker, pending) = (self.clone(), pending.clone());
-            let (topic, count, body_bytes) =
-                (new.topic.clone(), new.marks.len() as u64, new.body_bytes);
-            let ticket = self.underway.begin(body_bytes as usize);
-            self.shard
-                .call(shard, ShardRequest::AppendRecords(new), move |reply| {
-                    drop(ticket);
-                    let stored = broker.stored_records(reply);
-                    if let Stored::Appended(appended) = &stored {
-                        broker.count(
-                            Counted::In,
-                            &topic,
-                            message_type,
-                            appended.store_timestamp as u64,
-                            (count, body_bytes),
-                        );
-                    }
-                    broker.produced(&pending, index, stored);
-                });
+            let pending = pending.clone();
+            self.store(planned, move |broker, stored| {
+                broker.produced(&pending, index, stored);
+            });
         }
+    }
+
+    /// Stores the records of one queue, as far as they may be, and tells what came of it.
+    fn store(
+        &self,
+        planned: Result<Planned, BrokerError>,
+        tell: impl FnOnce(&Broker, Stored) + 'static,
+    ) {
+        let (shard, new, message_type) = match planned {
+            Ok(Planned::Append(shard, new, message_type)) => (shard, new, message_type),
+            Ok(Planned::Create(config)) => {
+                let error = BrokerError::NoTopic {
+                    topic: config.topic_name,
+                };
+                return tell(self, Stored::Failed(self.fault(&error)));
+            }
+            Err(error) => return tell(self, Stored::Failed(self.fault(&error))),
+        };
+        let broker = self.clone();
+        let (topic, count, body_bytes) =
+            (new.topic.clone(), new.marks.len() as u64, new.body_bytes);
+        let ticket = self.underway.begin(body_bytes as usize);
+        self.shard
+            .call(shard, ShardRequest::AppendRecords(new), move |reply| {
+                drop(ticket);
+                let stored = broker.stored_records(reply);
+                if let Stored::Appended(appended) = &stored {
+                    broker.count(
+                        Counted::In,
+                        &topic,
+                        message_type,
+                        appended.store_timestamp as u64,
+                        (count, body_bytes),
+                    );
+                }
+                tell(&broker, stored);
+            });
     }
 
     /// Makes topics as sends would, then stores the frame; a topic that could not be made is refused then.
@@ -328,18 +354,26 @@ impl Broker {
             }
             slot.take()
         };
-        let Some(Pending {
-            responder,
-            id,
-            ack,
-            results,
-            ..
-        }) = finished
-        else {
-            return;
-        };
+        if let Some(Pending { asker, results, .. }) = finished {
+            self.answer_produce(asker, &results);
+        }
+    }
+
+    fn answer_produce(&self, asker: Asker, results: &[Option<Stored>]) {
+        let Asker { responder, id, ack } = asker;
         if ack == Ack::None {
             return responder.stay_silent();
+        }
+        if let [Some(Stored::Appended(appended))] = results
+            && stored_code(appended.copies) == response::SUCCESS
+        {
+            let stored = StoredAt {
+                queue_offset: appended.queue_offset,
+                physical_offset: first_offset(appended),
+                store_timestamp_ms: appended.store_timestamp,
+            };
+            let mut encoder = self.native.encoder.borrow_mut();
+            return responder.send(encoder.encode_stored(id, &stored), []);
         }
         let results = results.iter().flatten().map(|stored| match stored {
             Stored::Appended(appended) => ProduceResult {
@@ -352,10 +386,7 @@ impl Broker {
                     }
                 },
                 queue_offset: appended.queue_offset,
-                physical_offset: appended
-                    .physical_offsets
-                    .first()
-                    .map_or(-1, |first| first.0),
+                physical_offset: first_offset(appended),
                 store_timestamp_ms: appended.store_timestamp,
             },
             Stored::Failed(fault) => ProduceResult {
@@ -369,6 +400,11 @@ impl Broker {
         let message = Message::ProduceReply(results.collect());
         self.native_answer(responder, id, &message);
     }
+}
+
+fn first_offset(appended: &Appended) -> i64 {
+    let first = appended.physical_offsets.first();
+    first.map_or(-1, |first| first.0)
 }
 
 fn illegal(queue: &ProduceQueue<'_>, index: usize, what: &str) -> BrokerError {

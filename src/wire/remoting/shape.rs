@@ -8,29 +8,20 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use crate::wire::native::recent::Recent;
 use crate::wire::remoting::command::{Command, Encoding, Field, Letters, digits};
 use crate::wire::remoting::frame::FrameError;
 use crate::wire::remoting::json_header;
 
-/// Kinds of requests, or lengths of their values, that take turns on a connection.
-const SHAPES_MAX: usize = 4;
 /// A longer header is scanned each time.
 const SHAPED_BYTES_MAX: usize = 2 << 10;
-/// Headers that are scanned without becoming a shape, after others that did so in vain.
-const PAUSE_MAX: u32 = 256;
 /// Bytes that are compared before it is asked whether one was different.
 const STEP_BYTES: usize = 64;
 
 /// See the module's page.
 #[derive(Debug, Default)]
 pub struct Shapes {
-    known: Vec<Shape>,
-    /// Which one goes next.
-    oldest: usize,
-    /// So many headers become no shape.
-    pause_left: u32,
-    /// Doubles with each new shape, halves with each header that had one.
-    pause: u32,
+    recent: Recent<Shape>,
 }
 
 #[derive(Debug)]
@@ -51,25 +42,15 @@ struct Shape {
 impl Shapes {
     /// As [`json_header::decode`].
     pub fn decode(&mut self, header: Bytes) -> Result<Command, FrameError> {
-        for shape in &self.known {
-            if let Some(opaque) = shape.opaque_of(&header) {
-                self.pause /= 2;
-                return Ok(shape.command(header, opaque));
-            }
+        let known = self.recent.find(|shape| {
+            let opaque = shape.opaque_of(&header)?;
+            Some((shape, opaque))
+        });
+        if let Some((shape, opaque)) = known {
+            return Ok(shape.command(header, opaque));
         }
         let (command, opaque) = json_header::decode_with_opaque(header)?;
-        if self.pause_left > 0 {
-            self.pause_left -= 1;
-        } else if let Some(shape) = opaque.and_then(|opaque| Shape::of(&command, opaque)) {
-            if self.known.len() < SHAPES_MAX {
-                self.known.push(shape);
-            } else {
-                self.known[self.oldest] = shape;
-                self.oldest = (self.oldest + 1) % SHAPES_MAX;
-            }
-            self.pause = (2 * self.pause + 1).min(PAUSE_MAX);
-            self.pause_left = self.pause / SHAPES_MAX as u32;
-        }
+        self.recent.learn(|| Shape::of(&command, opaque?));
         Ok(command)
     }
 
@@ -208,7 +189,8 @@ mod tests {
     fn both(shapes: &mut Shapes, header: &[u8]) -> bool {
         let header = Bytes::copy_from_slice(header);
         let is_known = shapes
-            .known
+            .recent
+            .known()
             .iter()
             .any(|shape| shape.opaque_of(&header).is_some());
         let scanned = json_header::decode(header.clone());
@@ -278,31 +260,17 @@ mod tests {
     }
 
     #[test]
-    fn kinds_take_turns_and_what_never_comes_again_is_not_learnt_for_ever() {
+    fn kinds_that_take_turns_are_known() {
         let mut shapes = Shapes::default();
-        let header = |kind: usize, opaque: usize| {
-            let name = "x".repeat(kind + 1);
-            format!(r#"{{"code":11,"extFields":{{"topic":"{name}"}},"opaque":{opaque}}}"#)
-        };
-        let turns = |shapes: &mut Shapes, kinds: usize| {
-            (100..500)
-                .filter(|&at| both(shapes, header(at % kinds, at).as_bytes()))
-                .count()
-        };
-        assert!(turns(&mut shapes, SHAPES_MAX) >= 390);
-        shapes.clear();
-        let lengths = |shapes: &Shapes| -> Vec<usize> {
-            shapes.known.iter().map(|shape| shape.text.len()).collect()
-        };
-        let learnt = (1..1_000)
-            .filter(|&kind| {
-                let before = lengths(&shapes);
-                both(&mut shapes, header(kind, kind).as_bytes());
-                lengths(&shapes) != before
+        let known = (100..500)
+            .filter(|&at| {
+                let name = "x".repeat(at % 4 + 1);
+                let header =
+                    format!(r#"{{"code":11,"extFields":{{"topic":"{name}"}},"opaque":{at}}}"#);
+                both(&mut shapes, header.as_bytes())
             })
             .count();
-        assert!((4..60).contains(&learnt), "{learnt}");
-        assert!(shapes.known.len() <= SHAPES_MAX);
+        assert!(known >= 390, "{known}");
     }
 
     proptest! {
