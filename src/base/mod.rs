@@ -6,6 +6,7 @@ pub mod config;
 pub mod doubt;
 pub mod histogram;
 pub mod id;
+pub mod id_set;
 pub mod limits;
 pub mod names;
 pub mod notify;

@@ -686,23 +686,8 @@ impl<E: Env> CommitLog<E> {
             appended.physical_offsets.push(physical);
             entries.push(entry);
         }
-        let at = entries.first().map_or(0, |entry| entry.position);
         let last = Position(entries.last().map_or(0, |entry| entry.position));
-        let effect = match entries[..] {
-            [entry] => Effect::Message {
-                queue: first.queue,
-                queue_offset: first_offset,
-                entry,
-                store_timestamp: store_timestamp as i64,
-            },
-            _ => Effect::Messages {
-                queue: first.queue,
-                first_offset,
-                entries: entries.as_slice().into(),
-                store_timestamp: store_timestamp as i64,
-            },
-        };
-        state.effects.push_back((at, effect));
+        state.put_entries(first.queue, first_offset, entries, store_timestamp);
         self.work_waits(&state);
         drop(state);
         drop(tables);
@@ -749,8 +734,7 @@ impl<E: Env> CommitLog<E> {
             self.options.store_host,
         );
         let topic = TopicHash::of(&new.topic);
-        // One allocation for a frame.
-        let mut entries = Vec::with_capacity(new.marks.len());
+        let mut entries: SmallVec<[QueueEntry; 1]> = SmallVec::with_capacity(new.marks.len());
         let mut last = Position::default();
         let mut rest = &new.records[..];
         for (mark, queue_offset) in new.marks.iter().zip(first_offset..) {
@@ -771,16 +755,7 @@ impl<E: Env> CommitLog<E> {
                 tags_code: mark.tags_code,
             });
         }
-        if let Some(first) = entries.first() {
-            let at = first.position;
-            let effect = Effect::Messages {
-                queue: new.queue,
-                first_offset,
-                entries: entries.into(),
-                store_timestamp: store_timestamp as i64,
-            };
-            state.effects.push_back((at, effect));
-        }
+        state.put_entries(new.queue, first_offset, entries, store_timestamp);
         assert!(rest.is_empty(), "the marks are those of the records");
         self.work_waits(&state);
         drop(state);
@@ -1792,6 +1767,35 @@ impl State {
         let (position, memory) = self.take(record.len());
         memory.copy_from_slice(record);
         position
+    }
+
+    /// Messages of one queue that are one after the other in the open batch: entries of their queue when it is durable.
+    fn put_entries(
+        &mut self,
+        queue: QueueKey,
+        first_offset: i64,
+        entries: SmallVec<[QueueEntry; 1]>,
+        store_timestamp: u64,
+    ) {
+        let Some(&first) = entries.first() else {
+            return;
+        };
+        let store_timestamp = store_timestamp as i64;
+        let effect = match entries.len() {
+            1 => Effect::Message {
+                queue,
+                queue_offset: first_offset,
+                entry: first,
+                store_timestamp,
+            },
+            _ => Effect::Messages {
+                queue,
+                first_offset,
+                entries: entries.into_boxed_slice(),
+                store_timestamp,
+            },
+        };
+        self.effects.push_back((first.position, effect));
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use crate::base::id_set::IdSet;
 use crate::store::snapshot::{Reader, Short, Writer};
 
 /// Names of topics with their current incarnation in this log.
@@ -11,6 +12,8 @@ use crate::store::snapshot::{Reader, Short, Writer};
 pub struct OpenTopics {
     ids: AHashMap<Arc<str>, u32>,
     names: AHashMap<u32, Arc<str>>,
+    /// Those that have a name: asked for each message.
+    open: IdSet,
 }
 
 impl OpenTopics {
@@ -20,12 +23,15 @@ impl OpenTopics {
             && old != topic_id
         {
             self.names.remove(&old);
+            self.open.remove(old);
         }
         self.names.insert(topic_id, name);
+        self.open.insert(topic_id);
     }
 
     /// The incarnation is gone.
     pub fn drop_topic(&mut self, topic_id: u32) {
+        self.open.remove(topic_id);
         if let Some(name) = self.names.remove(&topic_id)
             && self.ids.get(&name) == Some(&topic_id)
         {
@@ -45,7 +51,7 @@ impl OpenTopics {
 
     /// Whether messages of an incarnation can be stored here.
     pub fn is_open(&self, topic_id: u32) -> bool {
-        self.names.contains_key(&topic_id)
+        self.open.contains(topic_id)
     }
 
     /// All incarnations with their names.
