@@ -25,6 +25,10 @@ const DROP_PAUSE_MS: u64 = 10_000;
 /// Length of one cell and number of cells: a minute, an hour, a day.
 const WINDOWS: [(u64, usize); 3] = [(10_000, 6), (600_000, 6), (3_600_000, 24)];
 
+/// Length of the shortest cell; each other one begins with one of these.
+const CELL_MS: u64 = WINDOWS[0].0;
+const _: () = assert!(WINDOWS[1].0.is_multiple_of(CELL_MS) && WINDOWS[2].0.is_multiple_of(CELL_MS));
+
 /// What is counted. A row's key is a topic and a group; of what was sent, a topic and the type of the messages.
 pub(super) use crate::shard::message::TrafficKind as Counted;
 
@@ -85,51 +89,92 @@ impl Window {
     }
 
     fn sum(&self, now_ms: u64) -> Sum {
-        let now = now_ms / self.cell_ms;
         let mut total = Sum::default();
         for (number, sum) in &self.cells {
-            if number + self.cells.len() as u64 > now && *number <= now {
+            if self.covers(*number, now_ms) {
                 total.add(*sum);
             }
         }
         total
     }
+
+    /// Whether the cell of this number is not over for so long that it is none of the window's any more.
+    fn covers(&self, number: u64, now_ms: u64) -> bool {
+        let now = now_ms / self.cell_ms;
+        number + self.cells.len() as u64 > now && number <= now
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Row {
-    windows: [Window; 3],
-    /// Since the row is there.
-    total: Sum,
+    /// Number of the shortest window's newest cell, and what was counted in it. Windows and total get it when it is over, so
+    /// that counting touches one place and not five.
+    newest: (u64, Sum),
+    used_ms: u64,
     /// Sizes of sent messages.
     sizes: Option<Box<Histogram>>,
-    used_ms: u64,
+    windows: [Window; 3],
+    /// Since the row is there, without the newest cell.
+    total: Sum,
 }
 
 impl Row {
     fn new(what: Counted, now_ms: u64) -> Self {
         let sizes = (what == Counted::In).then(|| Box::new(Histogram::new(SIZE_BOUNDS)));
         Self {
+            newest: (now_ms / CELL_MS, Sum::default()),
+            used_ms: now_ms,
+            sizes,
             windows: WINDOWS.map(Window::new),
             total: Sum::default(),
-            sizes,
-            used_ms: now_ms,
         }
     }
 
     fn add(&mut self, now_ms: u64, sum: Sum) {
-        self.used_ms = now_ms;
-        self.total.add(sum);
-        for window in &mut self.windows {
-            window.add(now_ms, sum);
+        let cell = now_ms / CELL_MS;
+        if self.newest.0 != cell {
+            self.settle();
+            self.newest.0 = cell;
         }
+        self.newest.1.add(sum);
+        self.used_ms = now_ms;
         if let Some(sizes) = &mut self.sizes {
             sizes.record_many(sum.bytes / sum.messages.max(1), sum.messages);
         }
     }
 
+    /// Puts what is in the newest cell where it belongs.
+    fn settle(&mut self) {
+        let (cell, sum) = &mut self.newest;
+        let sum = std::mem::take(sum);
+        if sum != Sum::default() {
+            self.total.add(sum);
+            for window in &mut self.windows {
+                window.add(*cell * CELL_MS, sum);
+            }
+        }
+    }
+
+    fn total(&self) -> Sum {
+        let mut total = self.total;
+        total.add(self.newest.1);
+        total
+    }
+
+    /// What one of the windows has.
+    fn sum(&self, window: usize, now_ms: u64) -> Sum {
+        let window = &self.windows[window];
+        let mut sum = window.sum(now_ms);
+        if window.covers(self.newest.0 * CELL_MS / window.cell_ms, now_ms) {
+            sum.add(self.newest.1);
+        }
+        sum
+    }
+
     /// Adds another one of the same kind.
-    fn merge(&mut self, other: &Self) {
+    fn merge(&mut self, other: &mut Self) {
+        self.settle();
+        other.settle();
         self.total.add(other.total);
         for (window, more) in self.windows.iter_mut().zip(&other.windows) {
             window.merge(more);
@@ -140,16 +185,54 @@ impl Row {
     }
 }
 
-/// The rows of one topic, by group or by type of message.
-type RowsByGroup = AHashMap<Arc<str>, Row>;
+/// The rows of one topic in the order of their names, which are groups or types of message: a few, so that they are found
+/// sooner than in a map.
+#[derive(Default)]
+struct RowsByName(Vec<(Arc<str>, Row)>);
+
+impl RowsByName {
+    /// Where a name is, or where it would be.
+    fn place(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| (**known).cmp(name))
+    }
+
+    fn get_mut(&mut self, name: &str) -> Option<&mut Row> {
+        let at = self.place(name).ok()?;
+        Some(&mut self.0[at].1)
+    }
+
+    fn insert(&mut self, name: Arc<str>, row: Row) {
+        if let Err(at) = self.place(&name) {
+            self.0.insert(at, (name, row));
+        }
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.0.iter().map(|(_, row)| row)
+    }
+}
+
+/// The rows of one kind.
+struct Rows {
+    kind: Counted,
+    topics: AHashMap<Arc<str>, RowsByName>,
+    /// What was counted in rows that are gone, and what came when there was no room.
+    others: Option<Row>,
+}
+
+impl Rows {
+    fn others(&mut self, now_ms: u64) -> &mut Row {
+        self.others
+            .get_or_insert_with(|| Row::new(self.kind, now_ms))
+    }
+}
 
 /// The rows of one core.
 #[derive(Default)]
 pub(super) struct Statistics {
-    rows: AHashMap<Counted, AHashMap<Arc<str>, RowsByGroup>>,
+    /// Of the kinds that were counted: seven at most.
+    kinds: Vec<Rows>,
     count: usize,
-    /// What was counted in rows that are gone, and what came when there was no room.
-    others: AHashMap<Counted, Row>,
     /// From when on rows may go again.
     next_drop_ms: u64,
     /// Refused requests by reason; there are about twenty.
@@ -184,34 +267,46 @@ impl Statistics {
             bytes: sum.1,
             requests: 1,
         };
-        let known = self
-            .rows
-            .get_mut(&what)
-            .and_then(|topics| topics.get_mut(&**topic))
-            .and_then(|groups| groups.get_mut(group));
+        let known = (self.kinds.iter_mut())
+            .find(|rows| rows.kind == what)
+            .and_then(|rows| rows.topics.get_mut(&**topic))
+            .and_then(|rows| rows.get_mut(group));
         if let Some(row) = known {
             return row.add(now_ms, sum);
         }
         if self.count >= STATISTICS_ROWS_MAX {
             if now_ms < self.next_drop_ms {
-                return others_of(&mut self.others, what, now_ms).add(now_ms, sum);
+                return self.kind(what).others(now_ms).add(now_ms, sum);
             }
             self.next_drop_ms = now_ms + DROP_PAUSE_MS;
             self.drop_older_half(now_ms);
         }
         let mut row = Row::new(what, now_ms);
         row.add(now_ms, sum);
-        let topics = self.rows.entry(what).or_default();
-        let groups = topics.entry(topic.clone()).or_default();
-        groups.insert(Arc::from(group), row);
+        let topics = &mut self.kind(what).topics;
+        let rows = topics.entry(topic.clone()).or_default();
+        rows.insert(Arc::from(group), row);
         self.count += 1;
     }
 
+    fn kind(&mut self, what: Counted) -> &mut Rows {
+        let known = self.kinds.iter().position(|rows| rows.kind == what);
+        let at = known.unwrap_or_else(|| {
+            self.kinds.push(Rows {
+                kind: what,
+                topics: AHashMap::new(),
+                others: None,
+            });
+            self.kinds.len() - 1
+        });
+        &mut self.kinds[at]
+    }
+
     fn rows(&self) -> impl Iterator<Item = &Row> {
-        self.rows
-            .values()
-            .flat_map(|groups| groups.values())
-            .flat_map(|groups| groups.values())
+        self.kinds
+            .iter()
+            .flat_map(|rows| rows.topics.values())
+            .flat_map(RowsByName::rows)
     }
 
     fn drop_older_half(&mut self, now_ms: u64) {
@@ -219,44 +314,47 @@ impl Statistics {
         let half = ages.len() / 2;
         let (_, median, _) = ages.select_nth_unstable(half);
         let median = *median;
-        for (&what, topics) in &mut self.rows {
-            for groups in topics.values_mut() {
-                groups.retain(|_, row| {
+        for rows in &mut self.kinds {
+            let mut topics = std::mem::take(&mut rows.topics);
+            topics.retain(|_, named| {
+                named.0.retain_mut(|(_, row)| {
                     let stays = row.used_ms > median;
                     if !stays {
-                        others_of(&mut self.others, what, now_ms).merge(row);
+                        rows.others(now_ms).merge(row);
                     }
                     stays
                 });
-            }
-            topics.retain(|_, groups| !groups.is_empty());
+                !named.0.is_empty()
+            });
+            rows.topics = topics;
         }
         self.count = self.rows().count();
     }
 
     /// All rows since they are there, and those of all others.
     pub fn traffic(&self) -> Vec<Traffic> {
-        let mut all = Vec::with_capacity(self.count + self.others.len());
-        let mut put = |kind, topic: &Arc<str>, by: &Arc<str>, row: &Row| {
-            all.push(Traffic {
-                kind,
-                topic: topic.clone(),
-                by: by.clone(),
-                messages: row.total.messages,
-                bytes: row.total.bytes,
-                sizes: row.sizes.as_deref().copied(),
-            });
-        };
-        for (&kind, topics) in &self.rows {
-            for (topic, groups) in topics {
-                for (by, row) in groups {
-                    put(kind, topic, by, row);
+        let mut all = Vec::with_capacity(self.count + self.kinds.len());
+        let others: Arc<str> = Arc::from(OTHERS);
+        for rows in &self.kinds {
+            let mut put = |topic: &Arc<str>, by: &Arc<str>, row: &Row| {
+                let total = row.total();
+                all.push(Traffic {
+                    kind: rows.kind,
+                    topic: topic.clone(),
+                    by: by.clone(),
+                    messages: total.messages,
+                    bytes: total.bytes,
+                    sizes: row.sizes.as_deref().copied(),
+                });
+            };
+            for (topic, named) in &rows.topics {
+                for (by, row) in &named.0 {
+                    put(topic, by, row);
                 }
             }
-        }
-        let others: Arc<str> = Arc::from(OTHERS);
-        for (&kind, row) in &self.others {
-            put(kind, &others, &others, row);
+            if let Some(row) = &rows.others {
+                put(&others, &others, row);
+            }
         }
         all
     }
@@ -264,17 +362,17 @@ impl Statistics {
     /// Minute, hour and day of a row, three numbers each, or nothing. An empty topic sums all of a kind, without a group
     /// all of the topic.
     fn look(&self, what: Counted, topic: &str, group: Option<&str>, now_ms: u64) -> Vec<u64> {
-        let Some(topics) = self.rows.get(&what) else {
+        let Some(of_kind) = self.kinds.iter().find(|rows| rows.kind == what) else {
             return Vec::new();
         };
         let rows: Vec<&Row> = if topic.is_empty() {
-            let others = self.others.get(&what);
-            let rows = topics.values().flat_map(|groups| groups.values());
-            rows.chain(others).collect()
+            let rows = of_kind.topics.values().flat_map(RowsByName::rows);
+            rows.chain(&of_kind.others).collect()
         } else {
-            let groups = topics.get(topic).into_iter().flatten();
-            groups
-                .filter(|(name, _)| group.is_none_or(|group| group == &***name))
+            let named = of_kind.topics.get(topic);
+            let named = named.into_iter().flat_map(|named| &named.0);
+            named
+                .filter(|(name, _)| group.is_none_or(|group| group == &**name))
                 .map(|(_, row)| row)
                 .collect()
         };
@@ -285,16 +383,12 @@ impl Statistics {
             .flat_map(|window| {
                 let mut total = Sum::default();
                 for row in &rows {
-                    total.add(row.windows[window].sum(now_ms));
+                    total.add(row.sum(window, now_ms));
                 }
                 [total.messages, total.bytes, total.requests]
             })
             .collect()
     }
-}
-
-fn others_of(others: &mut AHashMap<Counted, Row>, what: Counted, now_ms: u64) -> &mut Row {
-    others.entry(what).or_insert_with(|| Row::new(what, now_ms))
 }
 
 /// A statistic by RocketMQ's name.
@@ -523,6 +617,42 @@ mod tests {
         let later = NOW + 60_000;
         statistics.add(Counted::In, &Arc::from("new"), "NORMAL", later, (1, 1));
         assert!(!statistics.look(Counted::In, "new", None, later).is_empty());
+    }
+
+    #[test]
+    fn counting_now_and_then_is_counting_into_every_window_at_once() {
+        let mut random = 7_u64;
+        let mut next = |limit: u64| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99);
+            (random >> 33) % limit
+        };
+        let mut row = Row::new(Counted::In, NOW);
+        let mut windows = WINDOWS.map(Window::new);
+        let (mut total, mut now) = (Sum::default(), NOW);
+        for _ in 0..2_000 {
+            now += [next(3_000), next(400_000), next(9_000_000)][next(3) as usize];
+            let sum = Sum {
+                messages: 1 + next(9),
+                bytes: next(9_000),
+                requests: 1,
+            };
+            if next(20) == 0 {
+                let mut other = Row::new(Counted::In, now);
+                other.add(now, sum);
+                row.merge(&mut other);
+            } else {
+                row.add(now, sum);
+            }
+            total.add(sum);
+            let asked = now + next(30_000);
+            for (at, window) in windows.iter_mut().enumerate() {
+                window.add(now, sum);
+                assert_eq!(row.sum(at, asked), window.sum(asked));
+            }
+            assert_eq!(row.total(), total);
+        }
     }
 
     #[test]
