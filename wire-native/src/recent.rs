@@ -36,6 +36,7 @@ impl<S> Recent<S> {
         let found = self.known.iter().find_map(says);
         if found.is_some() {
             self.pause /= 2;
+            self.pause_left = self.pause_left.min(self.pause);
         }
         found
     }
@@ -101,5 +102,20 @@ mod tests {
         // One that stays is known again before long.
         let stays = known(&mut recent, std::iter::repeat_n(77_777, 200));
         assert!(stays[100..].iter().all(|&is_known| is_known));
+        // And what is new beside it is learnt at once.
+        assert_eq!(known(&mut recent, [88_888, 88_888]), [false, true]);
+    }
+
+    #[test]
+    fn the_oldest_goes_first() {
+        let mut recent = Recent::default();
+        let all = 0..2 * KNOWN_MAX as u32;
+        for number in all.clone() {
+            // Found often enough that the next one is learnt.
+            known(&mut recent, [number; 20]);
+        }
+        let mut left = recent.known().to_vec();
+        left.sort_unstable();
+        assert!(left.iter().copied().eq(all.skip(KNOWN_MAX)), "{left:?}");
     }
 }
