@@ -404,6 +404,42 @@ impl Raw {
     }
 }
 
+fn frame_of_older(name: &str) -> Vec<u8> {
+    let path = format!(
+        "{}/wire-native/tests/older/{name}.bin",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// A header that is like the one before it is not read in the same way, and is answered in the same way.
+#[test]
+fn a_produce_hears_each_time_that_the_slaves_are_missing() {
+    let store = store_dir();
+    let setup = Setup::new(store.path(), 1).set("brokerRole=SYNC_MASTER");
+    let node = setup.start();
+    node.connect().create_topic("older", 2).unwrap();
+    let mut raw = Raw::open(node.broker);
+    raw.socket.write_all(&frame_of_older("hello")).unwrap();
+    raw.hear(|reply| assert!(matches!(reply, Body::HelloReply(_)), "{reply:?}"));
+    let mut last = -1;
+    for round in 0..3 {
+        raw.socket.write_all(&frame_of_older("produce")).unwrap();
+        raw.hear(|reply| match reply {
+            Body::ProduceReply(results) => {
+                let result = &results[0];
+                assert_eq!(result.code, client::answer::SLAVE_NOT_AVAILABLE);
+                assert!(result.remark.contains("too few slaves"), "{result:?}");
+                // It is stored all the same: two records each time.
+                assert_eq!(result.queue_offset, 2 * round);
+                assert!(result.physical_offset > last, "{result:?}");
+                last = result.physical_offset;
+            }
+            other => panic!("{other:?}"),
+        });
+    }
+}
+
 /// Frames of version 1 as the first release wrote them, kept as bytes: a newer broker has to understand them.
 #[test]
 fn the_stored_frames_of_an_older_client_are_still_understood() {
@@ -411,13 +447,7 @@ fn the_stored_frames_of_an_older_client_are_still_understood() {
     let node = Setup::new(store.path(), 2).start();
     node.connect().create_topic("older", 2).unwrap();
     let mut raw = Raw::open(node.broker);
-    let stored = |name: &str| {
-        let path = format!(
-            "{}/wire-native/tests/older/{name}.bin",
-            env!("CARGO_MANIFEST_DIR")
-        );
-        std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
-    };
+    let stored = frame_of_older;
     raw.socket.write_all(&stored("hello")).unwrap();
     raw.hear(|reply| match reply {
         Body::HelloReply(reply) => assert_eq!(reply.version, 1),
@@ -446,6 +476,7 @@ fn the_stored_frames_of_an_older_client_are_still_understood() {
                 (0, 0),
                 "{results:?}"
             );
+            assert!(results[0].store_timestamp_ms > 0, "{results:?}");
         }
         other => panic!("{other:?}"),
     });
