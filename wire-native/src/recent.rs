@@ -96,6 +96,9 @@ mod tests {
         for number in 0..10_000 {
             known(&mut recent, [number]);
             learnt += u32::from(recent.known().contains(&number));
+            if number == 1_000 {
+                assert!((4..60).contains(&learnt), "{learnt} of 1,000");
+            }
         }
         assert!((100..300).contains(&learnt), "{learnt} of 10,000");
         assert_eq!(recent.known().len(), KNOWN_MAX);
