@@ -39,7 +39,7 @@ use crate::store::log_reader::LogReader;
 use crate::store::recovery::{self, Damage, Recovered};
 use crate::store::scrub::ScrubOptions;
 use crate::store::seed;
-use crate::store::segment::{Ahead, Segments, quarters_used};
+use crate::store::segment::{Ahead, Segments, ahead_bytes, hurry, is_roomy};
 use crate::store::snapshot::{self, Mark, Writer};
 use crate::store::tables::timers::{Timer, TimerKey};
 use crate::store::tables::{Effect, Tables};
@@ -61,8 +61,8 @@ mod tests;
 
 /// First size of a batch's buffer; it doubles up to the target.
 const BATCH_BYTES_FIRST: usize = 8 << 10;
-/// Space is reserved this far ahead of the tail (or two segments, if those are smaller).
-const AHEAD_BYTES: u64 = 64 << 20;
+/// Pause between two steps of making space that nobody waits for.
+const SPACE_PAUSE: Duration = Duration::from_millis(20);
 /// How long to wait before space is asked for again after the disk was full.
 const DISK_FULL_RETRY: Duration = Duration::from_millis(200);
 /// What a delayed message may grow by when it is stored in its queue: the record of its timer's end, a property.
@@ -250,6 +250,8 @@ pub struct CommitLog<E: Env> {
     pub(super) segment_times: RefCell<std::collections::BTreeMap<u64, u64>>,
     /// What retention took before its time.
     missed: RefCell<missed::Missed>,
+    /// The disk has room for more space ahead than has to be.
+    roomy: Cell<bool>,
 }
 
 impl<E: Env> CommitLog<E> {
@@ -407,6 +409,7 @@ impl<E: Env> CommitLog<E> {
             index_failed: Cell::new(false),
             segment_times: RefCell::new(segment_times),
             missed: RefCell::default(),
+            roomy: Cell::new(false),
             options,
         });
         // Retention may have removed segments after the snapshot was made.
@@ -1537,8 +1540,15 @@ impl<E: Env> CommitLog<E> {
         Ok(())
     }
 
-    fn ahead_bytes(&self) -> u64 {
-        AHEAD_BYTES.min(2 * self.options.segment_bytes)
+    /// Space that a log has to have ahead of its tail.
+    fn ahead_bytes_min(&self) -> u64 {
+        ahead_bytes(0, self.options.segment_bytes, false)
+    }
+
+    /// Space that there is to be ahead of a log that ends at `next`.
+    fn ahead_bytes(&self, next: u64) -> u64 {
+        let log_bytes = next.saturating_sub(self.segments.start());
+        ahead_bytes(log_bytes, self.options.segment_bytes, self.roomy.get())
     }
 
     /// A replica that is further behind than the space ahead of its tail writes long runs: to zero its space first would be
@@ -1551,9 +1561,21 @@ impl<E: Env> CommitLog<E> {
         }
     }
 
-    /// Of a replica that ends at `next`: the master has more than the space ahead of the tail.
+    /// Of a replica that ends at `next`: the master has more than the space that is always ahead of the tail.
     fn is_far_behind(&self, next: u64) -> bool {
-        self.master_end.get() > next + self.ahead_bytes()
+        self.master_end.get() > next + self.ahead_bytes_min()
+    }
+
+    /// Whether there is more space than has to be, and nearly as much as there is to be.
+    fn is_at_leisure(&self) -> bool {
+        self.ahead_bytes(self.appended()) > self.ahead_bytes_min() && self.hurry() == 0
+    }
+
+    /// How urgent more space is, 0 to 3.
+    fn hurry(&self) -> u32 {
+        let next = self.appended();
+        let left_bytes = self.segments.allocated_end().saturating_sub(next);
+        hurry(left_bytes, self.ahead_bytes(next))
     }
 
     fn needs_space(&self) -> bool {
@@ -1562,7 +1584,7 @@ impl<E: Env> CommitLog<E> {
             return false;
         }
         let next = self.state.borrow().next;
-        self.segments.allocated_end() < next + self.ahead_bytes()
+        self.segments.allocated_end() < next + self.ahead_bytes(next)
     }
 
     fn wake_space(&self) {
@@ -1597,12 +1619,10 @@ impl<E: Env> CommitLog<E> {
     }
 
     async fn try_extend(&self) -> bool {
-        let hurry = || {
-            let end = self.segments.allocated_end();
-            quarters_used(end.saturating_sub(self.appended()), self.ahead_bytes())
-        };
-        match self.segments.extend(self.ahead(), hurry).await {
+        match self.segments.extend(self.ahead(), || self.hurry()).await {
             Ok(()) => {
+                let space = self.env.disk_space(&self.options.directory);
+                self.roomy.set(space.is_ok_and(is_roomy));
                 if self.state.borrow_mut().disk_full.take().is_some() {
                     tracing::info!(
                         log = self.options.log,
@@ -1642,6 +1662,8 @@ impl<E: Env> CommitLog<E> {
             if !self.extend_once().await {
                 let _ = self.segments.drop_spare().await;
                 self.env.sleep(DISK_FULL_RETRY).await;
+            } else if self.is_at_leisure() {
+                self.env.sleep(SPACE_PAUSE).await;
             }
         }
     }

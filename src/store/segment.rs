@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use crate::base::limits::SECTOR_BYTES;
 use crate::io::aligned_buf::PageBuf;
-use crate::io::env::{DiskFile, Env, OpenMode};
+use crate::io::env::{DiskFile, DiskSpace, Env, OpenMode};
 
 /// Space is reserved in steps of this, or of a segment if that is smaller.
 const EXTEND_STEP_BYTES: u64 = 16 << 20;
@@ -39,10 +39,35 @@ pub enum Ahead {
     Reserved,
 }
 
-/// How many quarters of the space ahead of the tail are used up, if `left_bytes` of `ahead_bytes` are left.
-pub fn quarters_used(left_bytes: u64, ahead_bytes: u64) -> u32 {
-    let used_bytes = ahead_bytes.saturating_sub(left_bytes);
-    (4 * used_bytes / ahead_bytes.max(1)) as u32
+/// Space that is always to be there ahead of the tail (or two segments, if those are smaller).
+const AHEAD_BYTES_MIN: u64 = 64 << 20;
+
+/// How much space is to be there ahead of the tail of a log that has `log_bytes`. On a disk with room (`is_roomy`) it is as
+/// much as there is log, up to a segment and a quarter: what is zeroed then is the next segment and not the one that
+/// commits go to. In the same file they would have to wait for what the zeros change in the file system's journal.
+pub fn ahead_bytes(log_bytes: u64, segment_bytes: u64, is_roomy: bool) -> u64 {
+    let min = AHEAD_BYTES_MIN.min(2 * segment_bytes);
+    match is_roomy {
+        true => log_bytes.min(segment_bytes + segment_bytes / 4).max(min),
+        false => min,
+    }
+}
+
+/// Whether a disk has room for more space ahead than a log needs: a third of it is free.
+pub fn is_roomy(space: DiskSpace) -> bool {
+    space.available_bytes > space.total_bytes / 3
+}
+
+/// How urgent more space is, 0 to 3, if `left_bytes` of `ahead_bytes` are left: how many quarters of them are used up, or
+/// of their upper half if they are more than a log needs.
+pub fn hurry(left_bytes: u64, ahead_bytes: u64) -> u32 {
+    let spare_bytes = match ahead_bytes > AHEAD_BYTES_MIN {
+        true => ahead_bytes / 2,
+        false => 0,
+    };
+    let all_bytes = (ahead_bytes - spare_bytes).max(1);
+    let used_bytes = all_bytes.saturating_sub(left_bytes.saturating_sub(spare_bytes));
+    ((4 * used_bytes / all_bytes) as u32).min(HURRY_MAX)
 }
 
 /// The segment files of one log. See the module's page.
@@ -348,10 +373,34 @@ mod tests {
 
     #[test]
     fn the_hurry_grows_as_the_space_ahead_shrinks() {
-        let used = |left_bytes| quarters_used(left_bytes, 64 << 20);
-        let left = [80 << 20, 64 << 20, 49 << 20, 48 << 20, 33 << 20, 1 << 20, 0];
-        assert_eq!(left.map(used), [0, 0, 0, 1, 1, 3, 4]);
-        assert_eq!(quarters_used(0, 0), 0);
+        let of = |left_mib: u64, ahead_mib: u64| hurry(left_mib << 20, ahead_mib << 20);
+        let few = [80, 64, 49, 48, 33, 17, 16, 1, 0].map(|left| of(left, 64));
+        assert_eq!(few, [0, 0, 0, 1, 1, 2, 3, 3, 3]);
+        // Of more than has to be only the upper half counts: the next segment is to be ready, not begun.
+        let many = [1280, 1121, 1120, 960, 800, 640, 0].map(|left| of(left, 1280));
+        assert_eq!(many, [0, 0, 1, 2, 3, 3, 3]);
+    }
+
+    #[test]
+    fn space_ahead_grows_with_the_log_where_there_is_room() {
+        let mib = |bytes: u64| bytes >> 20;
+        let ahead = |log_mib: u64, is_roomy| mib(ahead_bytes(log_mib << 20, 1 << 30, is_roomy));
+        let logs = [0, 64, 65, 1_000, 1_280, 100_000];
+        assert_eq!(
+            logs.map(|log| ahead(log, true)),
+            [64, 64, 65, 1_000, 1_280, 1_280]
+        );
+        assert_eq!(logs.map(|log| ahead(log, false)), [64; 6]);
+        assert_eq!(
+            ahead_bytes(1 << 40, 1 << 20, true),
+            2 << 20,
+            "two small segments"
+        );
+        let space = |available_bytes| DiskSpace {
+            total_bytes: 300,
+            available_bytes,
+        };
+        assert!(is_roomy(space(101)) && !is_roomy(space(100)));
     }
 
     #[test]

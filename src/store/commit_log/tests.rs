@@ -48,3 +48,39 @@ fn a_stop_does_not_wait_for_what_failed_to_be_tried_again() {
         assert!(took < Duration::from_millis(100), "{took:?}");
     });
 }
+
+/// Space ahead of a log of 96 MiB, in MiB, give or take one step of making it.
+fn space_ahead_mib(capacity_bytes: u64) -> u64 {
+    let world = SimWorld::new(7, SimOptions::default());
+    world.with_disk(0, |disk| disk.options.capacity_bytes = capacity_bytes);
+    let env = world.env();
+    let directory = Path::new("/data/log");
+    let queue = QueueKey {
+        topic_id: 1,
+        queue_id: 0,
+    };
+    world.block_on(async {
+        env.create_dir(directory).await.unwrap();
+        let options = small_log(directory, 256 << 20);
+        let log = CommitLog::open(env.clone(), options).await.unwrap();
+        log.start(Rc::new(Quiet));
+        while log.appended() < 96 << 20 {
+            // No space yet, or too much under way: a client would send again.
+            let _ = log.append(&[message(queue, "T", vec![7; 1 << 20])]);
+            env.sleep(Duration::from_millis(5)).await;
+        }
+        env.sleep(Duration::from_secs(1)).await;
+        let ahead = log.allocated_end() - log.appended();
+        log.stop().await.unwrap();
+        ahead >> 20
+    })
+}
+
+/// Zeros then go to another segment than the one that commits go to.
+#[test]
+fn on_a_disk_with_room_there_is_as_much_space_ahead_as_there_is_log() {
+    let roomy = space_ahead_mib(1 << 40);
+    assert!((96 - 16..96 + 16).contains(&roomy), "{roomy} MiB");
+    let full = space_ahead_mib(220 << 20);
+    assert!((64 - 16..64 + 16).contains(&full), "{full} MiB");
+}
