@@ -1661,6 +1661,7 @@ impl<E: Env> CommitLog<E> {
             }
             if !self.extend_once().await {
                 let _ = self.segments.drop_spare().await;
+                self.keys.drop_spares().await;
                 self.env.sleep(DISK_FULL_RETRY).await;
             } else if self.is_at_leisure() {
                 self.env.sleep(SPACE_PAUSE).await;

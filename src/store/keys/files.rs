@@ -16,6 +16,7 @@ const PIECE_BLOCKS: usize = 16;
 /// Fences and filters are written and read in pieces of this.
 const PIECE_BYTES: usize = 256 << 10;
 const SUFFIX: &str = ".keys";
+const SPARE_SUFFIX: &str = ".spare";
 
 /// What is kept in memory of a run.
 pub struct Loaded {
@@ -32,6 +33,16 @@ pub fn path_of(directory: &Path, id: u64) -> PathBuf {
 /// The id of a file's name.
 pub fn id_of(name: &str) -> Option<u64> {
     name.strip_suffix(SUFFIX)?.parse().ok()
+}
+
+/// File that was that of a run and is to be written over.
+pub fn spare_path_of(directory: &Path, id: u64) -> PathBuf {
+    directory.join(format!("{id:012}{SPARE_SUFFIX}"))
+}
+
+/// The id of the run that a spare file was of.
+pub fn spare_id_of(name: &str) -> Option<u64> {
+    name.strip_suffix(SPARE_SUFFIX)?.parse().ok()
 }
 
 fn damaged(what: &str) -> io::Error {

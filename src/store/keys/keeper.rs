@@ -2,17 +2,20 @@
 //! files that nobody needs are removed. Whatever fails is tried again later; the log never waits for it.
 
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures_lite::future::yield_now;
 
-use crate::io::env::Env;
+use crate::io::env::{DiskFile, Env};
 use crate::store::batch::HEADER_BYTES;
 use crate::store::keys::entry::{Entry, MessageKeys, TopicHash};
 use crate::store::keys::files::{self, Loaded, RunReader, RunWriter};
 use crate::store::keys::order::{BucketSort, Heads};
 use crate::store::keys::parts::{Run, Sealed};
+use crate::store::keys::run;
+use crate::store::keys::spares::Spares;
 use crate::store::keys::{KeyIndex, KeyIndexOptions, Newest};
 use crate::store::recovery::{Scanner, Step, is_control, raw_records};
 use crate::wire::record::RecordView;
@@ -24,16 +27,27 @@ const TURN_ENTRIES: usize = 2 << 10;
 /// Bytes of the log that one step of folding a gap reads at most.
 const FOLD_BYTES: u64 = 64 << 20;
 
-/// The runs that a directory holds, cut to the log's end, and the last id that was used.
+/// The runs that a directory holds, cut to the log's end, and the last id that was used. Its spare files join `spares`.
 pub(super) async fn find_runs<E: Env>(
     env: &E,
     options: &KeyIndexOptions,
     end: u64,
+    spares: &mut Spares,
 ) -> io::Result<(Vec<Run>, u64)> {
     env.create_dir(&options.directory).await?;
     let mut runs = Vec::new();
     let mut last_id = 0;
-    for (name, _) in env.list(&options.directory).await? {
+    for (name, bytes) in env.list(&options.directory).await? {
+        if let Some(id) = files::spare_id_of(&name) {
+            last_id = last_id.max(id);
+            match spares.wants(bytes, 0) {
+                true => spares.put(id, bytes),
+                false => {
+                    remove_file(env, options, &files::spare_path_of(&options.directory, id)).await
+                }
+            }
+            continue;
+        }
         let Some(id) = files::id_of(&name) else {
             continue;
         };
@@ -52,8 +66,12 @@ pub(super) async fn find_runs<E: Env>(
 }
 
 async fn remove<E: Env>(env: &E, options: &KeyIndexOptions, id: u64) {
-    if let Err(error) = env.remove(&files::path_of(&options.directory, id)).await {
-        tracing::warn!(log = options.log, id, %error, "a file of the key index that is not needed any more cannot be removed");
+    remove_file(env, options, &files::path_of(&options.directory, id)).await;
+}
+
+async fn remove_file<E: Env>(env: &E, options: &KeyIndexOptions, path: &Path) {
+    if let Err(error) = env.remove(path).await {
+        tracing::warn!(log = options.log, path = %path.display(), %error, "a file of the key index that is not needed any more cannot be removed");
     }
 }
 
@@ -159,11 +177,82 @@ impl<E: Env> KeyIndex<E> {
 
     async fn remove_garbage(&self) {
         let garbage = self.parts.borrow_mut().take_garbage();
+        if garbage.is_empty() {
+            return;
+        }
+        let mut spared = Vec::new();
         for id in garbage {
             self.loaded.borrow_mut().remove(&id);
             self.opened.borrow_mut().remove(&id);
             self.blocks.borrow_mut().retain(|(run, _), _| *run != id);
-            remove(&self.env, &self.options, id).await;
+            match self.spare(id, spared.len()).await {
+                Ok(Some(bytes)) => spared.push((id, bytes)),
+                _ => remove(&self.env, &self.options, id).await,
+            }
+        }
+        // Before it is written over it must not come back under its old name, where its header would say that it is whole.
+        match self.env.sync_dir(&self.options.directory).await {
+            Ok(()) => {
+                let mut spares = self.spares.borrow_mut();
+                spared
+                    .into_iter()
+                    .for_each(|(id, bytes)| spares.put(id, bytes));
+            }
+            Err(error) => {
+                tracing::warn!(log = self.options.log, %error, "the directory of the key index cannot be flushed");
+                for (id, _) in spared {
+                    self.remove_spare(id).await;
+                }
+            }
+        }
+    }
+
+    /// Keeps the file of a run that is gone, to be written over, beside `coming` others. Its bytes; `None` if it is not worth it.
+    async fn spare(&self, id: u64, coming: usize) -> io::Result<Option<u64>> {
+        let directory = &self.options.directory;
+        let file = files::open(&self.env, directory, id, false).await?;
+        let bytes = file.len().await?;
+        if !self.spares.borrow().wants(bytes, coming) {
+            return Ok(None);
+        }
+        let (from, to) = (
+            files::path_of(directory, id),
+            files::spare_path_of(directory, id),
+        );
+        self.env.rename(&from, &to).await?;
+        Ok(Some(bytes))
+    }
+
+    async fn remove_spare(&self, id: u64) {
+        let path = files::spare_path_of(&self.options.directory, id);
+        remove_file(&self.env, &self.options, &path).await;
+    }
+
+    /// Gives spare files back to a disk that is full.
+    pub async fn drop_spares(&self) {
+        let spares = self.spares.borrow_mut().take_all();
+        for id in spares {
+            self.remove_spare(id).await;
+        }
+    }
+
+    /// A file for a run of at most so many entries: one to be written over, or a new one whose space is in one piece.
+    async fn new_file(&self, id: u64, entries_max: u64) -> io::Result<E::File> {
+        let (env, directory) = (&self.env, &self.options.directory);
+        let bytes = run::file_bytes(entries_max);
+        let spare = self.spares.borrow_mut().take(bytes);
+        if let Some(spare) = spare {
+            let (from, to) = (
+                files::spare_path_of(directory, spare),
+                files::path_of(directory, id),
+            );
+            env.rename(&from, &to).await?;
+            return files::open(env, directory, id, false).await;
+        }
+        let file = files::open(env, directory, id, true).await?;
+        match file.allocate(0, bytes).await {
+            Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(error),
+            _ => Ok(file),
         }
     }
 
@@ -203,7 +292,7 @@ impl<E: Env> KeyIndex<E> {
     ) -> io::Result<(Run, Loaded)> {
         let (env, options) = (&self.env, &self.options);
         env.create_dir(&options.directory).await?;
-        let file = files::open(env, &options.directory, id, true).await?;
+        let file = self.new_file(id, entries_max).await?;
         let mut writer = RunWriter::new(env.clone(), file, entries_max);
         write(&mut writer).await?;
         let written = writer
@@ -324,8 +413,10 @@ impl<E: Env> KeyIndex<E> {
                 Err(_) if index.stopping.get() => {}
                 Err(error) => {
                     tracing::warn!(log = index.options.log, %error, "files of the key index cannot be merged");
-                    // A damaged one would fail for ever: whoever cannot be read is made again.
-                    if error.kind() == io::ErrorKind::InvalidData {
+                    // A damaged one would fail for ever: whoever cannot be read is made again. If one went away meanwhile it was
+                    // the one, since its file may have been written over.
+                    let all_there = runs.iter().all(|run| index.parts.borrow().has(run.id));
+                    if all_there && error.kind() == io::ErrorKind::InvalidData {
                         for run in &runs {
                             index.on_damaged(run.id, &error);
                         }

@@ -4,7 +4,7 @@
 //! before the log. The newest entries are in memory; full ones become sorted files (runs) in the background, neighbours
 //! of one size are merged. A file that is missing or damaged is a gap, and gaps are read from the log again
 //! while the broker serves. Memory: tail and sealed parts are bounded, filters and blocks share a budget, and each
-//! block of 203 entries has 8 bytes. Files: `entry.rs`, `order.rs`, `parts.rs` (pure), `run.rs` (format), `files.rs`, `keeper.rs`.
+//! block of 203 entries has 8 bytes. Files: `entry.rs`, `order.rs`, `parts.rs`, `spares.rs` (pure), `run.rs` (format), `files.rs`, `keeper.rs`.
 
 pub mod entry;
 mod files;
@@ -12,6 +12,7 @@ mod keeper;
 mod order;
 mod parts;
 mod run;
+mod spares;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use crate::io::env::Env;
 use crate::store::keys::entry::{Entry, MessageKeys, TopicHash};
 use crate::store::keys::files::Loaded;
 use crate::store::keys::parts::{Part, Parts, Run};
+use crate::store::keys::spares::Spares;
 use crate::store::segment::Segments;
 
 /// So often a lookup begins again because a file went away under it.
@@ -77,6 +79,7 @@ pub struct KeyIndex<E: Env> {
     blocks: RefCell<AHashMap<(u64, u32), (Block, u64)>>,
     clock: Cell<u64>,
     next_id: Cell<u64>,
+    spares: RefCell<Spares>,
     newest: Cell<Newest>,
     /// What is staged last; the newest when it is durable.
     staged: Cell<Newest>,
@@ -98,8 +101,9 @@ impl<E: Env> KeyIndex<E> {
         let start = segments.start();
         let mut next_id = 1;
         let mut runs = Vec::new();
+        let mut spares = Spares::default();
         if options.tail_entries_max > 0 {
-            match keeper::find_runs(&env, &options, end).await {
+            match keeper::find_runs(&env, &options, end, &mut spares).await {
                 Ok((found, last_id)) => {
                     runs = found;
                     next_id = last_id + 1;
@@ -136,6 +140,7 @@ impl<E: Env> KeyIndex<E> {
             blocks: RefCell::default(),
             clock: Cell::new(0),
             next_id: Cell::new(next_id),
+            spares: RefCell::new(spares),
             newest: Cell::new(newest),
             staged: Cell::new(newest),
             work: Notify::default(),
@@ -346,7 +351,9 @@ impl<E: Env> KeyIndex<E> {
             return Ok(block.clone());
         }
         let file = self.file(run.id).await?;
-        let block = files::read_block(&file, number).await?;
+        let block = files::read_block(&file, number).await;
+        self.still_has(run)?;
+        let block = block?;
         let mut blocks = self.blocks.borrow_mut();
         let blocks_max = (self.options.cache_bytes / 4 / SECTOR_BYTES).max(16);
         if blocks.len() >= blocks_max {
@@ -380,11 +387,22 @@ impl<E: Env> KeyIndex<E> {
         }
         let file = self.file(run.id).await?;
         let with_filter = self.has_room_for(run);
-        let loaded = Rc::new(files::load(&file, run, with_filter).await?);
-        if self.parts.borrow().has(run.id) {
-            self.loaded.borrow_mut().insert(run.id, loaded.clone());
-        }
+        let loaded = files::load(&file, run, with_filter).await;
+        self.still_has(run)?;
+        let loaded = Rc::new(loaded?);
+        self.loaded.borrow_mut().insert(run.id, loaded.clone());
         Ok(loaded)
+    }
+
+    /// What was read of a run is its own only if it is still part of the index: else its file may have been written over.
+    fn still_has(&self, run: &Run) -> io::Result<()> {
+        match self.parts.borrow().has(run.id) {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "this file of the key index was merged or removed meanwhile",
+            )),
+        }
     }
 
     /// Whether the filter of a run fits into the budget beside those of all newer runs: the newest have theirs first.

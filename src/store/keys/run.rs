@@ -38,6 +38,13 @@ pub fn filter_at(blocks: u32) -> u64 {
     fences_at(blocks) + fences_bytes(blocks).next_multiple_of(SECTOR_BYTES) as u64
 }
 
+/// Bytes of the file of a run of so many entries.
+pub fn file_bytes(entries: u64) -> u64 {
+    let blocks = entries.div_ceil(BLOCK_ENTRIES as u64) as u32;
+    let filter_bytes = Filter::bytes_for(entries);
+    filter_at(blocks) + filter_bytes.next_multiple_of(SECTOR_BYTES) as u64
+}
+
 /// Header of a run as one sector.
 pub fn encode_header(run: &Run, store_id: u64, log: u8) -> Vec<u8> {
     let mut out = Writer::default();
@@ -143,8 +150,12 @@ pub struct Filter(Vec<u8>);
 impl Filter {
     /// An empty filter for so many entries.
     pub fn with_room(entries: u64) -> Self {
+        Self(vec![0; Self::bytes_for(entries)])
+    }
+
+    fn bytes_for(entries: u64) -> usize {
         let bytes = (entries as usize).next_multiple_of(FILTER_LINE_BYTES);
-        Self(vec![0; bytes.max(FILTER_LINE_BYTES)])
+        bytes.max(FILTER_LINE_BYTES)
     }
 
     pub fn from_bytes(bytes: Vec<u8>) -> Option<Self> {

@@ -160,13 +160,17 @@ async fn fill(env: &SimEnv, log: &Log, messages: u64) {
     }
 }
 
-fn key_files(world: &SimWorld) -> Vec<(PathBuf, u64)> {
+fn files_named(world: &SimWorld, end: &str) -> Vec<(PathBuf, u64)> {
     let files = world.with_disk(0, |disk| disk.files());
-    let is_key_file = |path: &Path| path.extension().is_some_and(|end| end == "keys");
+    let is_named = |path: &Path| path.extension().is_some_and(|it| it == end);
     files
         .into_iter()
-        .filter(|(path, _)| is_key_file(path))
+        .filter(|(path, _)| is_named(path))
         .collect()
+}
+
+fn key_files(world: &SimWorld) -> Vec<(PathBuf, u64)> {
+    files_named(world, "keys")
 }
 
 #[test]
@@ -181,7 +185,7 @@ fn the_index_is_what_a_search_through_the_log_finds_after_crashes_damage_and_ret
             0..count.unwrap_or(150)
         }
     };
-    let (mut compared, mut damaged, mut merged) = (0, 0, 0);
+    let (mut compared, mut damaged, mut merged, mut written_over) = (0, 0, 0, 0);
     for seed in seeds {
         let world = SimWorld::new(seed, SimOptions::default());
         let mut env = world.env();
@@ -189,6 +193,7 @@ fn the_index_is_what_a_search_through_the_log_finds_after_crashes_damage_and_ret
         let sync_flush = !seed.is_multiple_of(4);
         for life in 0..4 {
             let log = world.block_on(open(&env, tail_entries, sync_flush));
+            let spare_before = files_named(&world, "spare");
             if life > 0 {
                 compared += world.block_on(check(seed, &env, &log));
             }
@@ -206,6 +211,11 @@ fn the_index_is_what_a_search_through_the_log_finds_after_crashes_damage_and_ret
             let parts = log.keys().parts.borrow();
             merged += parts.runs().filter(|run| parts.level(run) > 0).count();
             drop(parts);
+            let spare = files_named(&world, "spare");
+            written_over += spare_before
+                .iter()
+                .filter(|one| !spare.contains(one))
+                .count();
             let files = key_files(&world);
             if world.random_u64().is_multiple_of(2) && !files.is_empty() {
                 // While it serves: what it has in memory is good, what it reads is not.
@@ -248,4 +258,37 @@ fn the_index_is_what_a_search_through_the_log_finds_after_crashes_damage_and_ret
     assert!(compared > 50_000, "{compared} places were compared");
     assert!(damaged > 100, "{damaged} files were damaged");
     assert!(merged > 20, "{merged} files were merged ones");
+    assert!(written_over > 20, "{written_over} files were written over");
+}
+
+#[test]
+fn what_is_read_of_a_file_that_was_given_away_meanwhile_is_not_taken() {
+    let world = SimWorld::new(1, SimOptions::default());
+    let env = world.env();
+    world.block_on(async {
+        let log = open(&env, 8, true).await;
+        fill(&env, &log, 40).await;
+        let index = log.keys();
+        let run = loop {
+            let run = index.parts.borrow().runs().next().cloned();
+            match run {
+                Some(run) if run.entries > 0 => break run,
+                _ => env.sleep(Duration::from_millis(1)).await,
+            }
+        };
+        index.load(&run).await.unwrap();
+        index.block(&run, 0).await.unwrap();
+        index.loaded.borrow_mut().clear();
+        index.blocks.borrow_mut().clear();
+        // Its file is there, whole, and may be another run's by now.
+        index.parts.borrow_mut().on_damaged(run.id);
+        let kinds = (
+            index.load(&run).await.err(),
+            index.block(&run, 0).await.err(),
+        );
+        let kind = |error: Option<std::io::Error>| error.map(|error| error.kind());
+        let gone = Some(std::io::ErrorKind::NotFound);
+        assert_eq!((kind(kinds.0), kind(kinds.1)), (gone, gone));
+        log.stop().await.unwrap();
+    });
 }
