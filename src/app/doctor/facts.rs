@@ -164,7 +164,7 @@ fn file_system(machine: &Machine, directory: &Path) -> Option<Finding> {
             found,
             match option.as_str() {
                 "discard" => {
-                    "each segment that is removed or recycled waits for the device to trim it"
+                    "the device trims each file that is removed, and may do nothing else meanwhile"
                 }
                 "data=journal" => "every byte is written twice, and never with O_DIRECT",
                 "strictatime" => "each read of a file writes its time",
