@@ -8,7 +8,6 @@
 //! Source: `EndTransactionProcessor`, `TransactionalMessageServiceImpl`, `AbstractTransactionalMessageCheckListener`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -37,9 +36,6 @@ use crate::wire::remoting::command::{Command, Encoding, Outgoing};
 
 /// Room for the properties that a half gets while its transaction is open or when it is committed, besides its topic.
 pub(super) const SPARE_BYTES: usize = 256;
-/// An end that comes before the disk gave its log the next space is tried again after this, so often.
-const SPACE_PAUSE: Duration = Duration::from_millis(5);
-const SPACE_TRIES: u32 = 1_000;
 
 /// What the broker's configuration says of transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,23 +278,14 @@ impl Broker {
         how: HalfEnd,
     ) -> Result<Option<TransactionOutcome>, BrokerError> {
         let core = self.shard.shard_of_log(log);
-        let mut tries = 0;
-        loop {
-            let request = ShardRequest::EndHalf {
-                log,
-                origin,
-                end: Box::new(how.clone()),
-            };
-            match self.ask(core, request).await {
-                Ok(ShardReply::HalfEnded(outcome)) => return Ok(outcome),
-                Ok(other) => return Err(BrokerError::unexpected(&other)),
-                // Most ends are oneway: what is refused now is only heard of again at the next check.
-                Err(BrokerError::Shard(Refusal::SpaceOnItsWay { .. })) if tries < SPACE_TRIES => {
-                    tries += 1;
-                    self.shard.sleep(SPACE_PAUSE).await;
-                }
-                Err(error) => return Err(error),
-            }
+        let request = ShardRequest::EndHalf {
+            log,
+            origin,
+            end: Box::new(how),
+        };
+        match self.ask(core, request).await? {
+            ShardReply::HalfEnded(outcome) => Ok(outcome),
+            other => Err(BrokerError::unexpected(&other)),
         }
     }
 

@@ -25,8 +25,8 @@ use crate::shard::handle::{CoreApi, Done, Handlers, ShardHandle, Task};
 use crate::shard::hold::Hold;
 use crate::shard::locks::QueueLocks;
 use crate::shard::message::{
-    Copies, Delayed, LocalReply, MeshMessage, NewHalf, NewMessage, NewRecords, Pull, QueueKey,
-    Refusal, ShardReply, ShardRequest, ShardStats,
+    Copies, Delayed, HalfEnd, LocalReply, MeshMessage, NewHalf, NewMessage, NewRecords, Pull,
+    QueueKey, Refusal, ShardReply, ShardRequest, ShardStats,
 };
 use crate::shard::meta::Meta;
 use crate::shard::meta_writer::MetaWriter;
@@ -34,6 +34,7 @@ use crate::shard::pop::Pops;
 use crate::shard::replication::{MasterRules, Replication, with_copies};
 use crate::shard::resets::Resets;
 use crate::shard::timers::Bell;
+use crate::store::control::Control;
 use crate::store::manifest::log_directory;
 use crate::store::{CommitLog, LogListener, LogOptions};
 
@@ -78,8 +79,22 @@ pub(super) struct Waiting {
     pub reply_to: ReplyTo,
 }
 
-/// Appends of one log that wait for space.
-pub(super) type Line = VecDeque<(Appending, ReplyTo)>;
+/// What of one log waits for space, in the order of arrival.
+pub(super) type Line = VecDeque<(InLine, ReplyTo)>;
+
+#[derive(Clone)]
+pub(super) enum InLine {
+    Append(Appending),
+    EndHalf {
+        origin: u64,
+        end: HalfEnd,
+    },
+    /// Somebody asks for an offset that may be in line before.
+    QueryOffset {
+        group: Arc<str>,
+        queue: QueueKey,
+    },
+}
 
 /// What is to be appended.
 #[derive(Clone)]
@@ -88,6 +103,7 @@ pub(super) enum Appending {
     Records(NewRecords),
     Later(Delayed),
     Half(NewHalf),
+    Control(Rc<[Control]>),
 }
 
 /// A consumer offset, and the position of the record that commits it.
@@ -102,7 +118,7 @@ pub struct Shard<E: Env> {
     pub(super) gates: RefCell<AHashMap<LogId, AckGate<Gated>>>,
     pub(super) timers: BTreeMap<LogId, Rc<Bell>>,
     pub(super) halves: BTreeMap<LogId, Rc<Bell>>,
-    /// Appends that came before the disk gave their log its next space, oldest first.
+    /// What came before the disk gave its log the next space.
     pub(super) stalled: RefCell<AHashMap<LogId, Line>>,
     pub(super) hold: RefCell<Hold<Waiting>>,
     pub(super) hold_changed: Notify,

@@ -189,7 +189,6 @@ impl<E: Env> Shard<E> {
                 *slot.borrow_mut() = Some(reply);
                 ring.notify();
             })),
-            LocalReply::Done,
         );
         bell.notified().await;
         if let Some(LocalReply::Refused(refusal)) = durable.take() {

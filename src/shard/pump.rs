@@ -1,6 +1,5 @@
 //! What a core does with each request. Never waits: what has to wait goes on as a task or in the ack gate.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +8,10 @@ use crate::base::limits::MESH_WAITING_MAX;
 use crate::base::offset::{LogId, PhysicalOffset, Position};
 use crate::io::body::Body;
 use crate::io::env::Env;
-use crate::shard::core::{Appending, Gated, ReplyTo, Shard};
+use crate::shard::core::{Appending, Gated, InLine, ReplyTo, Shard};
 use crate::shard::message::{
-    Appended, Boundary, ClientAnswer, CommittedOffset, Delayed, LocalReply, LogStats, NewMessage,
-    NewRecords, Orphan, QueueKey, Refusal, ShardRequest,
+    Boundary, ClientAnswer, CommittedOffset, Delayed, LocalReply, LogStats, NewMessage, NewRecords,
+    Orphan, QueueKey, Refusal, ShardRequest,
 };
 use crate::shard::pull::{read_refusal, run_or_spawn};
 use crate::store::CommitLog;
@@ -90,7 +89,7 @@ impl<E: Env> Shard<E> {
                 asked,
             } => LocalReply::Offset(self.resets.borrow_mut().take(&group, queue, asked)),
             ShardRequest::QueryOffset { group, queue } => {
-                return self.serve_offset(&group, queue, reply_to);
+                return self.serve_offset(group, queue, reply_to);
             }
             ShardRequest::LockQueues {
                 group,
@@ -183,54 +182,49 @@ impl<E: Env> Shard<E> {
         let Some(log) = log else {
             return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
         };
-        let later = || Appending::Now(messages.to_vec());
         if self.is_first_in_line(log) {
             match self.try_append(log, messages) {
-                Ok((appended, position)) => {
-                    self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
-                }
-                Err(Refusal::SpaceOnItsWay { .. }) => self.stall(log, later(), reply_to),
-                Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+                Err(Refusal::SpaceOnItsWay { .. }) => {}
+                result => return self.answer_append(log, result, reply_to),
             }
-        } else {
-            self.stall(log, later(), reply_to);
         }
+        self.stall(log, Appending::Now(messages.to_vec()), reply_to);
     }
 
     /// The same for whole records.
     fn serve_append_records(&self, new: NewRecords, reply_to: ReplyTo) {
-        let Some(log) = self.log_of(new.queue) else {
-            return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
-        };
-        if !self.is_first_in_line(log) {
-            return self.stall(log, Appending::Records(new), reply_to);
-        }
-        match self.try_append_records(log, &new) {
-            Ok((appended, position)) => {
-                self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
-            }
-            Err(Refusal::SpaceOnItsWay { .. }) => {
-                self.stall(log, Appending::Records(new), reply_to);
-            }
-            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
-        }
+        let queue = new.queue;
+        self.serve_appending(queue, Appending::Records(new), reply_to);
     }
 
     /// Stores a message for later. The answer leaves when it is durable, with the message's physical offset.
     fn serve_delayed(&self, delayed: Delayed, reply_to: ReplyTo) {
-        let Some(log) = self.log_of(delayed.message.queue) else {
+        let queue = delayed.message.queue;
+        self.serve_appending(queue, Appending::Later(delayed), reply_to);
+    }
+
+    pub(super) fn serve_appending(&self, queue: QueueKey, appending: Appending, reply_to: ReplyTo) {
+        let Some(log) = self.log_of(queue) else {
             return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
         };
-        if !self.is_first_in_line(log) {
-            return self.stall(log, Appending::Later(delayed), reply_to);
+        if self.is_first_in_line(log) {
+            match self.try_appending(log, &appending) {
+                Err(Refusal::SpaceOnItsWay { .. }) => {}
+                result => return self.answer_append(log, result, reply_to),
+            }
         }
-        match self.try_append_delayed(log, &delayed) {
-            Ok((appended, position)) => {
-                self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
-            }
-            Err(Refusal::SpaceOnItsWay { .. }) => {
-                self.stall(log, Appending::Later(delayed), reply_to);
-            }
+        self.stall(log, appending, reply_to);
+    }
+
+    /// The answer of an append: at the gate until its record is safe.
+    fn answer_append(
+        &self,
+        log: &CommitLog<E>,
+        result: Result<(LocalReply, Position), Refusal>,
+        reply_to: ReplyTo,
+    ) {
+        match result {
+            Ok((reply, position)) => self.wait_for(log.id(), position, reply_to, reply),
             Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
         }
     }
@@ -243,13 +237,27 @@ impl<E: Env> Shard<E> {
             .is_none_or(|line| line.is_empty())
     }
 
+    fn try_appending(
+        &self,
+        log: &CommitLog<E>,
+        appending: &Appending,
+    ) -> Result<(LocalReply, Position), Refusal> {
+        match appending {
+            Appending::Now(messages) => self.try_append(log, messages),
+            Appending::Records(new) => self.try_append_records(log, new),
+            Appending::Later(delayed) => self.try_append_delayed(log, delayed),
+            Appending::Half(half) => self.try_append_half(log, half),
+            Appending::Control(controls) => self.try_append_control(log, controls),
+        }
+    }
+
     fn try_append_delayed(
         &self,
         log: &CommitLog<E>,
         delayed: &Delayed,
-    ) -> Result<(Appended, Position), Refusal> {
+    ) -> Result<(LocalReply, Position), Refusal> {
         self.check_replicas(log.id())?;
-        let result = log.append_delayed(&delayed.message, delayed.due_ms)?;
+        let (appended, position) = log.append_delayed(&delayed.message, delayed.due_ms)?;
         let mut timers = self.timer_figures.borrow_mut();
         let topic_id = delayed.message.queue.topic_id;
         *timers.accepted.entry(topic_id).or_default() += 1;
@@ -257,37 +265,61 @@ impl<E: Env> Shard<E> {
         let mut stats = self.stats.borrow_mut();
         stats.put_messages += 1;
         stats.put_bytes += delayed.message.body.len() as u64;
-        Ok(result)
+        Ok((LocalReply::Appended(appended), position))
     }
 
     fn try_append(
         &self,
         log: &CommitLog<E>,
         messages: &[NewMessage],
-    ) -> Result<(Appended, Position), Refusal> {
+    ) -> Result<(LocalReply, Position), Refusal> {
         self.check_replicas(log.id())?;
-        let result = log.append(messages)?;
+        let (appended, position) = log.append(messages)?;
         let mut stats = self.stats.borrow_mut();
         stats.put_messages += messages.len() as u64;
         stats.put_bytes += messages.iter().map(|m| m.body.len() as u64).sum::<u64>();
-        Ok(result)
+        Ok((LocalReply::Appended(appended), position))
     }
 
     fn try_append_records(
         &self,
         log: &CommitLog<E>,
         new: &NewRecords,
-    ) -> Result<(Appended, Position), Refusal> {
+    ) -> Result<(LocalReply, Position), Refusal> {
         self.check_replicas(log.id())?;
-        let result = log.append_records(new)?;
+        let (appended, position) = log.append_records(new)?;
         let mut stats = self.stats.borrow_mut();
         stats.put_messages += new.marks.len() as u64;
         stats.put_bytes += new.body_bytes;
-        Ok(result)
+        Ok((LocalReply::Appended(appended), position))
+    }
+
+    fn try_append_control(
+        &self,
+        log: &CommitLog<E>,
+        controls: &[Control],
+    ) -> Result<(LocalReply, Position), Refusal> {
+        let position = log.append_control(controls)?;
+        for control in controls {
+            if let Control::OffsetCommitted {
+                group,
+                queue,
+                offset,
+            } = control
+            {
+                self.remember_commit(group, *queue, *offset, position);
+                self.pops.reset(group, *queue, *offset);
+            }
+        }
+        Ok((LocalReply::Done, position))
     }
 
     /// Lets an append wait for space; a task tries again when there is some.
-    pub(super) fn stall(&self, log: &Rc<CommitLog<E>>, appending: Appending, reply_to: ReplyTo) {
+    fn stall(&self, log: &Rc<CommitLog<E>>, appending: Appending, reply_to: ReplyTo) {
+        self.join_line(log, InLine::Append(appending), reply_to);
+    }
+
+    pub(super) fn join_line(&self, log: &Rc<CommitLog<E>>, waiting: InLine, reply_to: ReplyTo) {
         let mut stalled = self.stalled.borrow_mut();
         let line = stalled.entry(log.id()).or_default();
         if line.len() >= MESH_WAITING_MAX {
@@ -295,7 +327,7 @@ impl<E: Env> Shard<E> {
             let refusal = Refusal::SpaceOnItsWay { log: log.id() };
             return self.reply(reply_to, LocalReply::Refused(refusal));
         }
-        line.push_back((appending, reply_to));
+        line.push_back((waiting, reply_to));
         if line.len() > 1 {
             return;
         }
@@ -305,38 +337,44 @@ impl<E: Env> Shard<E> {
         };
         let log = log.clone();
         self.env.spawn(async move {
-            loop {
+            while let Some(front) = shard.front_of_line(log.id()) {
                 let end = log.allocated_end();
-                let front = shard
-                    .stalled
-                    .borrow()
-                    .get(&log.id())
-                    .and_then(|line| line.front().map(|(appending, _)| appending.clone()));
-                let result = match front {
-                    Some(Appending::Now(messages)) => shard.try_append(&log, &messages),
-                    Some(Appending::Records(new)) => shard.try_append_records(&log, &new),
-                    Some(Appending::Later(delayed)) => shard.try_append_delayed(&log, &delayed),
-                    Some(Appending::Half(half)) => shard.try_append_half(&log, &half),
-                    None => return,
-                };
-                if matches!(result, Err(Refusal::SpaceOnItsWay { .. })) {
-                    log.space_beyond(end).await;
-                    continue;
-                }
-                let waiting = shard
-                    .stalled
-                    .borrow_mut()
-                    .get_mut(&log.id())
-                    .and_then(VecDeque::pop_front);
-                let Some((_, reply_to)) = waiting else { return };
-                match result {
-                    Ok((appended, position)) => {
-                        shard.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended))
+                match front {
+                    InLine::Append(appending) => {
+                        let result = shard.try_appending(&log, &appending);
+                        if matches!(result, Err(Refusal::SpaceOnItsWay { .. })) {
+                            log.space_beyond(end).await;
+                        } else if let Some(reply_to) = shard.leave_line(log.id()) {
+                            shard.answer_append(&log, result, reply_to);
+                        }
                     }
-                    Err(refusal) => shard.reply(reply_to, LocalReply::Refused(refusal)),
+                    InLine::EndHalf { origin, end: how } => {
+                        let result = shard.try_end_half(&log, origin, &how);
+                        if matches!(result, Err(Refusal::SpaceOnItsWay { .. })) {
+                            log.space_beyond(end).await;
+                        } else if let Some(reply_to) = shard.leave_line(log.id()) {
+                            shard.answer_end_half(&log, result, reply_to);
+                        }
+                    }
+                    InLine::QueryOffset { group, queue } => {
+                        if let Some(reply_to) = shard.leave_line(log.id()) {
+                            shard.tell_offset(&group, queue, reply_to);
+                        }
+                    }
                 }
             }
         });
+    }
+
+    fn front_of_line(&self, log: LogId) -> Option<InLine> {
+        let stalled = self.stalled.borrow();
+        stalled.get(&log)?.front().map(|(front, _)| front.clone())
+    }
+
+    fn leave_line(&self, log: LogId) -> Option<ReplyTo> {
+        let mut stalled = self.stalled.borrow_mut();
+        let (_, reply_to) = stalled.get_mut(&log)?.pop_front()?;
+        Some(reply_to)
     }
 
     pub(super) fn wait_for(
@@ -354,18 +392,20 @@ impl<E: Env> Shard<E> {
     /// Control records into one log; the answer waits until they are durable.
     pub(super) fn append_control(
         &self,
-        log: &CommitLog<E>,
+        log: &Rc<CommitLog<E>>,
         controls: &[Control],
         reply_to: ReplyTo,
-        reply: LocalReply,
     ) {
         if controls.is_empty() {
-            return self.reply(reply_to, reply);
+            return self.reply(reply_to, LocalReply::Done);
         }
-        match log.append_control(controls) {
-            Ok(position) => self.wait_for(log.id(), position, reply_to, reply),
-            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
+        if self.is_first_in_line(log) {
+            match self.try_append_control(log, controls) {
+                Err(Refusal::SpaceOnItsWay { .. }) => {}
+                result => return self.answer_append(log, result, reply_to),
+            }
         }
+        self.stall(log, Appending::Control(controls.into()), reply_to);
     }
 
     /// The offset of a record that is not durable yet, with its position.
@@ -394,8 +434,18 @@ impl<E: Env> Shard<E> {
         tables.offsets.get(group, queue)
     }
 
+    /// A committed offset. One that waits in line for the disk's space is told when it is through.
+    fn serve_offset(&self, group: Arc<str>, queue: QueueKey, reply_to: ReplyTo) {
+        match self.log_of(queue) {
+            Some(log) if !self.is_first_in_line(log) => {
+                self.join_line(log, InLine::QueryOffset { group, queue }, reply_to);
+            }
+            _ => self.tell_offset(&group, queue, reply_to),
+        }
+    }
+
     /// A committed offset. One that is on its way to the disk is told when it is there: whoever hears it relies on it.
-    fn serve_offset(&self, group: &Arc<str>, queue: QueueKey, reply_to: ReplyTo) {
+    fn tell_offset(&self, group: &Arc<str>, queue: QueueKey, reply_to: ReplyTo) {
         let reply = LocalReply::Offset(self.committed_offset(group, queue));
         let waits_for = match self.dirty_offset(group, queue) {
             Some(_) => None,
@@ -418,22 +468,14 @@ impl<E: Env> Shard<E> {
     }
 
     /// Remembers an offset until its record is durable.
-    fn remember_commit(&self, control: &Control, position: Position) {
-        let Control::OffsetCommitted {
-            group,
-            queue,
-            offset,
-        } = control
-        else {
-            return;
-        };
+    fn remember_commit(&self, group: &Arc<str>, queue: QueueKey, offset: i64, position: Position) {
         let mut committing = self.committing.borrow_mut();
         if committing.len() >= COMMITTING_MAX && committing.len().is_power_of_two() {
             committing.retain(|(_, queue), (_, at)| {
                 self.log_of(*queue).is_some_and(|log| log.durable() <= *at)
             });
         }
-        committing.insert((group.clone(), *queue), (*offset, position));
+        committing.insert((group.clone(), queue), (offset, position));
     }
 
     fn serve_commit(&self, group: Arc<str>, queue: QueueKey, offset: i64, reply_to: ReplyTo) {
@@ -447,24 +489,18 @@ impl<E: Env> Shard<E> {
         self.dirty_offsets
             .borrow_mut()
             .remove(&(group.clone(), queue));
-        if log.pending_bytes() == 0
+        if self.is_first_in_line(log)
+            && log.pending_bytes() == 0
             && log.tables().borrow().offsets.get(&group, queue) == Some(offset)
         {
             return self.reply(reply_to, LocalReply::Done);
         }
         let control = Control::OffsetCommitted {
-            group: group.clone(),
+            group,
             queue,
             offset,
         };
-        match log.append_control(std::slice::from_ref(&control)) {
-            Ok(position) => {
-                self.remember_commit(&control, position);
-                self.pops.reset(&group, queue, offset);
-                self.wait_for(log.id(), position, reply_to, LocalReply::Done);
-            }
-            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
-        }
+        self.append_control(log, std::slice::from_ref(&control), reply_to);
     }
 
     /// An offset that came with a pull: nobody waits for it, so it goes to the log with others, a little later.
@@ -513,16 +549,12 @@ impl<E: Env> Shard<E> {
         for (id, controls) in by_log {
             // Many small records: in pieces, so that none comes near a batch's size.
             for piece in controls.chunks(256) {
-                match self.logs[&id].append_control(piece) {
-                    Ok(position) => {
-                        for control in piece {
-                            self.remember_commit(control, position);
-                        }
-                    }
-                    Err(refusal) => {
+                let done = ReplyTo::Local(Box::new(move |reply| {
+                    if let LocalReply::Refused(refusal) = reply {
                         tracing::debug!(log = id, %refusal, "offsets of pulls are not stored; consumers commit them again");
                     }
-                }
+                }));
+                self.append_control(&self.logs[&id], piece, done);
             }
         }
     }
@@ -661,7 +693,7 @@ impl<E: Env> Shard<E> {
                     shard.reply(to, reply);
                 }
             }));
-            self.append_control(log, &controls(log), done, LocalReply::Done);
+            self.append_control(log, &controls(log), done);
         }
     }
 
@@ -694,9 +726,12 @@ impl<E: Env> Shard<E> {
             }
         }
         for (id, controls) in dead {
-            if let Err(refusal) = self.logs[&id].append_control(&controls) {
-                tracing::warn!(log = id, %refusal, "the rest of deleted topics stays until the next start");
-            }
+            let done = ReplyTo::Local(Box::new(move |reply| {
+                if let LocalReply::Refused(refusal) = reply {
+                    tracing::warn!(log = id, %refusal, "the rest of deleted topics stays until the next start");
+                }
+            }));
+            self.append_control(&self.logs[&id], &controls, done);
         }
         self.reply(reply_to, LocalReply::Orphans(orphans));
     }

@@ -19,6 +19,7 @@ use crate::shard::{Shard, ShardHandle};
 use crate::store;
 use crate::store::keys::entry::MessageKeys;
 use crate::wire::record::{RecordFields, RecordView, SYS_FLAG_MULTI_TAGS};
+use crate::wire::remoting::body::TopicConfig;
 
 const SEGMENT_BYTES: u64 = 1 << 20;
 
@@ -359,5 +360,91 @@ fn whole_records_wait_in_line_for_space_like_messages_do() {
         }
         let expected: Vec<i64> = (0..40).map(|number| number * 100).collect();
         assert_eq!(*answers.borrow(), expected);
+    });
+}
+
+#[test]
+fn offsets_and_settings_wait_in_line_for_space_like_messages_do() {
+    let world = SimWorld::new(6, SimOptions::default());
+    let env = world.env();
+    let group: Arc<str> = "g".into();
+    world.block_on(async {
+        let shard = start(&env).await;
+        let core = shard.handle();
+        let topic = topic(&core).await;
+        // Of the log that has the settings, too.
+        let queue_id = topic.logs.iter().position(|&log| log == 0).unwrap() as u32;
+        let queue = ShardHandle::key(&topic, queue_id);
+        let names: Vec<String> = (0..100)
+            .map(|number| format!("{number}").repeat(1_000))
+            .collect();
+        let answers = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let send = |name: &'static str| {
+            let (new, answers) = (whole_records(&topic, queue_id, &names), answers.clone());
+            let request = ShardRequest::AppendRecords(Box::new(new));
+            core.call(0, request, move |reply| {
+                assert!(matches!(reply, ShardReply::Appended(_)), "{reply:?}");
+                answers.borrow_mut().push(name);
+            });
+        };
+        // More than the space that is there at the start, all at once: some have to wait for the disk.
+        (0..40).for_each(|_| send("before"));
+        assert!(!shard.is_first_in_line(&shard.logs[&0]));
+        for (name, offset) in [("5", 5), ("3", 3), ("9", 9)] {
+            let answers = answers.clone();
+            let group = group.clone();
+            let request = ShardRequest::CommitOffset {
+                group,
+                queue,
+                offset,
+            };
+            core.call(0, request, move |reply| {
+                assert!(matches!(reply, ShardReply::Done), "{reply:?}");
+                answers.borrow_mut().push(name);
+            });
+        }
+        // Whoever commits an offset sees it.
+        let request = ShardRequest::QueryOffset {
+            group: group.clone(),
+            queue,
+        };
+        let told = answers.clone();
+        core.call(0, request, move |reply| {
+            assert!(matches!(reply, ShardReply::Offset(Some(9))), "{reply:?}");
+            told.borrow_mut().push("asked");
+        });
+        let config = TopicConfig {
+            topic_name: "another".into(),
+            ..TopicConfig::default()
+        };
+        let request = ShardRequest::Meta(Box::new(MetaCommand::PutTopic(config)));
+        let told = answers.clone();
+        core.call(0, request, move |reply| {
+            assert!(matches!(reply, ShardReply::Done), "{reply:?}");
+            told.borrow_mut().push("topic");
+        });
+        // The command of the topic is taken up by a task: it joins the line a little later than what came with it.
+        env.sleep(Duration::from_nanos(1)).await;
+        (0..40).for_each(|_| send("behind"));
+        while answers.borrow().len() < 85 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        let answers = answers.borrow();
+        assert_eq!(answers[40..44], ["5", "3", "9", "asked"]);
+        assert!(answers[..45].contains(&"topic"), "{answers:?}");
+    });
+    world.crash(0, Crash::Power);
+    let env = world.restart(0);
+    world.block_on(async {
+        let shard = start(&env).await;
+        let core = shard.handle();
+        let topic = core.meta().topics["T"].clone();
+        assert!(core.meta().topics.contains_key("another"));
+        let queue_id = topic.logs.iter().position(|&log| log == 0).unwrap() as u32;
+        let queue = ShardHandle::key(&topic, queue_id);
+        let reply = core
+            .ask(0, ShardRequest::QueryOffset { group, queue })
+            .await;
+        assert!(matches!(reply, ShardReply::Offset(Some(9))), "{reply:?}");
     });
 }

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use crate::base::offset::{LogId, Position};
 use crate::io::body::Body;
 use crate::io::env::Env;
-use crate::shard::core::{Appending, Gated, ReplyTo, Shard};
-use crate::shard::message::{Appended, HalfEnd, LocalReply, NewHalf, Outcome, Refusal};
+use crate::shard::core::{Appending, Gated, InLine, ReplyTo, Shard};
+use crate::shard::message::{HalfEnd, LocalReply, NewHalf, Outcome, Refusal};
 use crate::shard::pull::{read_refusal, run_or_spawn};
 use crate::shard::timers::Bell;
 use crate::store::CommitLog;
@@ -54,33 +54,22 @@ pub struct CheckRules {
 impl<E: Env> Shard<E> {
     /// Stores a half message. The answer leaves when it is durable, with its origin.
     pub(super) fn serve_half(&self, half: NewHalf, reply_to: ReplyTo) {
-        let Some(log) = self.log_of(half.message.queue) else {
-            return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
-        };
-        if !self.is_first_in_line(log) {
-            return self.stall(log, Appending::Half(half), reply_to);
-        }
-        match self.try_append_half(log, &half) {
-            Ok((appended, position)) => {
-                self.wait_for(log.id(), position, reply_to, LocalReply::Appended(appended));
-            }
-            Err(Refusal::SpaceOnItsWay { .. }) => self.stall(log, Appending::Half(half), reply_to),
-            Err(refusal) => self.reply(reply_to, LocalReply::Refused(refusal)),
-        }
+        let queue = half.message.queue;
+        self.serve_appending(queue, Appending::Half(half), reply_to);
     }
 
     pub(super) fn try_append_half(
         &self,
         log: &CommitLog<E>,
         half: &NewHalf,
-    ) -> Result<(Appended, Position), Refusal> {
+    ) -> Result<(LocalReply, Position), Refusal> {
         self.check_replicas(log.id())?;
         let check_at_ms = self.env.now_ms().saturating_add(half.check_after_ms);
-        let result = log.append_half(&half.message, check_at_ms)?;
+        let (appended, position) = log.append_half(&half.message, check_at_ms)?;
         let mut stats = self.stats.borrow_mut();
         stats.put_messages += 1;
         stats.put_bytes += half.message.body.len() as u64;
-        Ok(result)
+        Ok((LocalReply::Appended(appended), position))
     }
 
     /// The message record of an open half; none if its transaction is not open.
@@ -102,27 +91,50 @@ impl<E: Env> Shard<E> {
         let Some(log) = self.logs.get(&id) else {
             return self.reply(reply_to, LocalReply::HalfEnded(None));
         };
-        let ending = match &end {
+        if self.is_first_in_line(log) {
+            match self.try_end_half(log, origin, &end) {
+                Err(Refusal::SpaceOnItsWay { .. }) => {}
+                result => return self.answer_end_half(log, result, reply_to),
+            }
+        }
+        self.join_line(log, InLine::EndHalf { origin, end }, reply_to);
+    }
+
+    pub(super) fn try_end_half(
+        &self,
+        log: &CommitLog<E>,
+        origin: u64,
+        end: &HalfEnd,
+    ) -> Result<Ending, Refusal> {
+        match end {
             HalfEnd::Commit(message, due_ms) => {
                 // Asked last, without a wait until the append: whoever deletes a topic tells the cores before the logs.
                 let owner = self.log_of(message.queue);
-                if owner.is_none_or(|owner| owner.id() != id) {
-                    return self.reply(reply_to, LocalReply::Refused(Refusal::NoQueue));
+                if owner.is_none_or(|owner| owner.id() != log.id()) {
+                    return Err(Refusal::NoQueue);
                 }
                 log.end_half(origin, Outcome::Committed, Some((message, *due_ms)))
             }
             HalfEnd::RollBack => log.end_half(origin, Outcome::RolledBack, None),
             HalfEnd::GiveUp => log.end_half(origin, Outcome::GivenUp, None),
             HalfEnd::Ask => Ok(log.ending_of(origin).unwrap_or(Ending::Unknown)),
-        };
+        }
+    }
+
+    pub(super) fn answer_end_half(
+        &self,
+        log: &CommitLog<E>,
+        ending: Result<Ending, Refusal>,
+        reply_to: ReplyTo,
+    ) {
         match ending {
             Ok(Ending::Appended(outcome, position)) => {
                 let reply = LocalReply::HalfEnded(Some(outcome));
-                self.wait_for(id, position, reply_to, reply);
+                self.wait_for(log.id(), position, reply_to, reply);
             }
             Ok(Ending::Ending(outcome, position)) => {
                 let reply = LocalReply::HalfEnded(Some(outcome));
-                if let Some(gate) = self.gates.borrow_mut().get_mut(&id) {
+                if let Some(gate) = self.gates.borrow_mut().get_mut(&log.id()) {
                     gate.wait_for_last(position, Gated::new(reply_to, reply));
                 }
             }

@@ -266,8 +266,6 @@ fn consume(
             ledger.commit(&queue, pulled.next_offset, committed.is_ok());
             match committed {
                 Ok(_) => {}
-                // The disk is behind with the log's next space: in doubt, and committed anew with the next pull.
-                Err(client::Failure::Refused { code: 2, .. }) => {}
                 Err(client::Failure::Io(_)) => return,
                 Err(other) => panic!("{other:?}"),
             }

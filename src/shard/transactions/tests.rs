@@ -414,6 +414,43 @@ fn whoever_comes_second_hears_how_it_ended_and_changes_nothing() {
 }
 
 #[test]
+fn an_end_waits_in_line_for_space_behind_what_came_before() {
+    let world = world(2);
+    let env = world.env();
+    world.block_on(async {
+        let shard = start(&env, 1).await;
+        let core = shard.handle();
+        let topic = topic(&core).await;
+        let (log, origin) = half(&core, &topic, 60_000).await;
+        let answers = Rc::new(RefCell::new(Vec::new()));
+        let mut sent = 0;
+        while shard.is_first_in_line(&shard.logs[&log]) {
+            let messages = vec![message(&topic, 0, vec![7; 100_000])];
+            let answers = answers.clone();
+            core.call(0, ShardRequest::Append(messages.into()), move |reply| {
+                assert!(matches!(reply, ShardReply::Appended(_)), "{reply:?}");
+                answers.borrow_mut().push("sent");
+            });
+            sent += 1;
+        }
+        let told = answers.clone();
+        let end = Box::new(HalfEnd::RollBack);
+        let request = ShardRequest::EndHalf { log, origin, end };
+        core.call(0, request, move |reply| {
+            let ShardReply::HalfEnded(outcome) = reply else {
+                panic!("{reply:?}")
+            };
+            assert_eq!(outcome, Some(Outcome::RolledBack));
+            told.borrow_mut().push("ended");
+        });
+        while answers.borrow().len() <= sent {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(answers.borrow()[sent], "ended");
+    });
+}
+
+#[test]
 fn producers_are_asked_in_time_and_not_before_they_could_come_back_after_a_start() {
     let world = world(2);
     let asked = Rc::new(RefCell::new(Vec::new()));
