@@ -250,6 +250,7 @@ async fn show(context: &Context, group: &str) -> Outcome {
     }
     head.push(("lag", Part::Value(json!(new))));
     head.push(("inFlight", Part::Value(json!(lag::in_flight(&lags)))));
+    head.push(("removed", Part::Value(json!(lag::removed(&lags)))));
     head.push(("retryLag", Part::Value(json!(retry))));
     head.push(("delayedRetries", Part::Value(json!(delayed))));
     head.push((

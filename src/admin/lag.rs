@@ -25,6 +25,8 @@ pub struct QueueLag {
     /// The first offset that no POP consumer was given; the committed one without POP.
     pub pull_offset: i64,
     pub last_timestamp: i64,
+    /// The first offset that is still there; `None` if that was not asked.
+    pub min_offset: Option<i64>,
     /// For how long the oldest message that waits has been there, in milliseconds; `None` if that was not asked.
     pub delay_ms: Option<i64>,
 }
@@ -37,6 +39,12 @@ impl QueueLag {
     /// What POP consumers were given and have not acknowledged, of [`QueueLag::lag`].
     pub fn in_flight(&self) -> i64 {
         (self.pull_offset - self.consumer_offset).clamp(0, self.lag())
+    }
+
+    /// What retention has removed, of [`QueueLag::lag`]: nobody can consume it any more.
+    pub fn removed(&self) -> Option<i64> {
+        let gone = self.min_offset? - self.consumer_offset;
+        Some(gone.clamp(0, self.lag()))
     }
 
     /// Whether this is the group's own retry topic.
@@ -56,6 +64,7 @@ pub fn of_stats(stats: ConsumeStats) -> impl Iterator<Item = QueueLag> {
             consumer_offset: offset.consumer_offset,
             pull_offset: offset.pull_offset,
             last_timestamp: offset.last_timestamp,
+            min_offset: None,
             delay_ms: None,
         })
 }
@@ -75,8 +84,10 @@ pub async fn of_group(
         topics.dedup();
         for topic in topics {
             let delays = delays(session, &address, group, &topic).await;
+            let begins = begins(session, &address, &topic).await;
             for lag in of_broker.iter_mut().filter(|l| l.queue.topic == topic) {
                 lag.delay_ms = delays.get(&lag.queue).copied();
+                lag.min_offset = begins.get(&lag.queue).copied();
             }
         }
         lags.extend(of_broker);
@@ -105,6 +116,16 @@ async fn delays(
     }
 }
 
+/// By queue: the first offset that is still there. A broker that cannot tell is no failure.
+async fn begins(session: &Session, address: &str, topic: &str) -> BTreeMap<MessageQueue, i64> {
+    let stats = session.topic_stats(address, topic).await;
+    let table = stats.map(|stats| stats.offset_table).unwrap_or_default();
+    table
+        .into_iter()
+        .map(|(queue, offsets)| (queue, offsets.min_offset))
+        .collect()
+}
+
 /// The lag of a group: what waits to be delivered the first time, and what waits to be delivered again.
 pub fn sums(lags: &[QueueLag]) -> (i64, i64) {
     let sum = |retry: bool| {
@@ -117,6 +138,12 @@ pub fn sums(lags: &[QueueLag]) -> (i64, i64) {
 /// How much of the lag POP consumers have in flight; the rest is ready.
 pub fn in_flight(lags: &[QueueLag]) -> i64 {
     lags.iter().map(QueueLag::in_flight).sum()
+}
+
+/// How much of the lag is gone, as far as the brokers could tell.
+pub fn removed(lags: &[QueueLag]) -> Option<i64> {
+    let known = lags.iter().filter_map(QueueLag::removed);
+    known.reduce(|sum, removed| sum + removed)
 }
 
 /// Messages of a topic that wait for their time on these brokers. A broker that cannot tell is no failure.
@@ -152,6 +179,7 @@ pub fn table(lags: &[QueueLag]) -> Table {
         "consumerOffset",
         "lag",
         "inFlight",
+        "removed",
         "delaySeconds",
         "lastConsumedTimestamp",
     ]);
@@ -165,6 +193,7 @@ pub fn table(lags: &[QueueLag]) -> Table {
             json!(lag.consumer_offset),
             json!(lag.lag()),
             json!(lag.in_flight()),
+            json!(lag.removed()),
             delay.unwrap_or(Value::Null),
             json!(lag.last_timestamp),
         ]);
@@ -186,6 +215,7 @@ mod tests {
             consumer_offset,
             pull_offset: consumer_offset + 1,
             last_timestamp: 0,
+            min_offset: Some(6),
             delay_ms: Some(broker_offset),
         }
     }
@@ -195,6 +225,10 @@ mod tests {
         let lags = [lag("T", 5, 9), lag("T", 9, 5), lag("%RETRY%G", 7, 4)];
         assert_eq!(sums(&lags), (4, 3));
         assert_eq!(in_flight(&lags), 2);
+        let gone: Vec<Option<i64>> = lags.iter().map(QueueLag::removed).collect();
+        assert_eq!(gone, [Some(0), Some(1), Some(2)]);
+        assert_eq!(removed(&lags), Some(3));
+        assert_eq!(removed(&[]), None);
         assert_eq!(delay_seconds(&lags), Some(0.009));
         assert_eq!(delay_seconds(&[]), None);
     }

@@ -303,8 +303,12 @@ impl Broker {
                     span.min_time_stamp
                 };
                 if offset < bounds.max_offset {
-                    let next = self.store_time(&topic, queue_id, offset).await;
-                    span.delay_time = now_ms.saturating_sub(next).max(0);
+                    // What retention has removed waits no longer.
+                    let next = offset.max(bounds.min_offset);
+                    let since = self.store_time(&topic, queue_id, next).await;
+                    if since > 0 {
+                        span.delay_time = now_ms.saturating_sub(since).max(0);
+                    }
                 }
             }
             let text = |ms: i64| Some(time_text(u64::try_from(ms).unwrap_or(0)));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::admin::ringmq;
 use crate::client::{Answer, Command, Connection, Message, Pull, code, now_ms};
 use crate::node::{Node, Setup, store_dir};
 
@@ -297,6 +298,14 @@ fn what_retention_removes_before_a_group_has_consumed_it_is_counted_and_said() {
         Some(begin as f64),
         "two were in flight, the rest was never given out"
     );
+    let shown = |group: &str| ringmq(&node, &["group", "show", group, "-o", "json"]).json();
+    let left = shown("left");
+    assert_eq!(left["removed"], begin - 5, "{left}");
+    assert_eq!(left["queues"][0]["removed"], begin - 5, "{left}");
+    assert_eq!(left["lag"], 208 - 5, "{left}");
+    // Of the oldest message that is still there.
+    assert!(left["delaySeconds"].as_f64().unwrap() < 600.0, "{left}");
+    assert_eq!(shown("done")["removed"], 0);
     let said = node.output();
     let said = said
         .lines()

@@ -14,7 +14,7 @@ mod verbs;
 
 /// What a command said and how it ended.
 #[derive(Debug)]
-struct Ran {
+pub struct Ran {
     code: i32,
     out: String,
     err: String,
@@ -27,7 +27,7 @@ impl Ran {
         self.out
     }
 
-    fn json(self) -> Value {
+    pub fn json(self) -> Value {
         let out = self.ok();
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
     }
@@ -43,7 +43,7 @@ impl Ran {
 }
 
 /// Runs the binary against a node. Standard input is no terminal.
-fn ringmq(node: &Node, arguments: &[&str]) -> Ran {
+pub fn ringmq(node: &Node, arguments: &[&str]) -> Ran {
     let Output {
         status,
         stdout,
