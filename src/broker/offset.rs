@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use crate::broker::dispatch::{Answer, Broker, Outcome};
 use crate::broker::error::BrokerError;
-use crate::shard::message::{Boundary, QueueBounds, QueueKey, ShardReply, ShardRequest};
+use crate::shard::message::{
+    Boundary, CommittedOffset, QueueBounds, QueueKey, ShardReply, ShardRequest,
+};
 use crate::wire::remoting::body::ConsumerOffsetSerializeWrapper;
 use crate::wire::remoting::command::Command;
 
@@ -172,13 +174,20 @@ impl Broker {
         let offsets = self.offsets(None, None).await?;
         let meta = self.shard.meta();
         let mut table: BTreeMap<String, BTreeMap<i32, i64>> = BTreeMap::new();
-        for committed in offsets {
+        let same = |a: &CommittedOffset, b: &CommittedOffset| {
+            a.queue.topic_id == b.queue.topic_id && a.group == b.group
+        };
+        for of_topic in offsets.chunk_by(same) {
+            let Some(first) = of_topic.first() else {
+                continue;
+            };
             // The topic may have been deleted while the cores were asked.
-            if let Some(topic) = meta.topics_by_id.get(&committed.queue.topic_id) {
+            if let Some(topic) = meta.topics_by_id.get(&first.queue.topic_id) {
+                let of_queues = of_topic.iter().map(|o| (o.queue.queue_id as i32, o.offset));
                 table
-                    .entry(format!("{}@{}", topic.name, committed.group))
+                    .entry(format!("{}@{}", topic.name, first.group))
                     .or_default()
-                    .insert(committed.queue.queue_id as i32, committed.offset);
+                    .extend(of_queues);
             }
         }
         Answer::json(&ConsumerOffsetSerializeWrapper {

@@ -10,6 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ahash::{AHashMap, AHashSet};
+use futures_lite::future::yield_now;
+
 use crate::base::civil::time_text;
 use crate::base::limits::PULL_BYTES_MAX;
 use crate::base::names;
@@ -35,6 +38,8 @@ use crate::wire::remoting::json;
 
 /// Most entries of a queue that one request shows.
 const SHOWN_MAX: i32 = 1_024;
+/// Offsets that are copied with one wait for the disk.
+const COMMITS_AT_ONCE: usize = 1_024;
 /// Ordinal of `LanguageCode.CPP`: its body of a reset is a list.
 const LANGUAGE_CPP: u8 = 1;
 
@@ -72,6 +77,7 @@ impl Broker {
     pub(super) async fn consume_stats(self, command: Command) -> Outcome {
         let group = command.required_text("consumerGroup")?.into_owned();
         let offsets = self.offsets(Some(&group), None).await?;
+        let by_queue = by_queue(&offsets);
         let mut topics: BTreeSet<String> = BTreeSet::new();
         if let Some(topic) = command.text("topic").filter(|t| !t.trim().is_empty()) {
             topics.insert(topic.into_owned());
@@ -85,8 +91,9 @@ impl Broker {
             offset_table: BTreeMap::new(),
         };
         for topic in topics {
-            let stats = self.stats_of_topic(&topic, &offsets).await?;
+            let stats = self.stats_of_topic(&topic, &by_queue).await?;
             all.offset_table.extend(stats);
+            yield_now().await;
         }
         Answer::json(&all)
     }
@@ -108,14 +115,16 @@ impl Broker {
         };
         for (group, offsets) in by_group {
             let mut of_group = Vec::new();
+            let by_queue = by_queue(&offsets);
             for topic in self.topic_names(&offsets) {
                 let stats = ConsumeStats {
                     consume_tps: 0.0,
-                    offset_table: self.stats_of_topic(&topic, &offsets).await?,
+                    offset_table: self.stats_of_topic(&topic, &by_queue).await?,
                 };
                 list.total_diff += total_diff(&stats);
                 list.total_inflight_diff += total_in_flight(&stats);
                 of_group.push(stats);
+                yield_now().await;
             }
             list.consume_stats_list
                 .push(BTreeMap::from([(group.to_string(), of_group)]));
@@ -126,9 +135,9 @@ impl Broker {
     /// Names of the topics that have some of these offsets.
     fn topic_names(&self, offsets: &[CommittedOffset]) -> BTreeSet<String> {
         let meta = self.shard.meta();
-        offsets
-            .iter()
-            .filter_map(|offset| meta.topics_by_id.get(&offset.queue.topic_id))
+        let ids: AHashSet<u32> = offsets.iter().map(|o| o.queue.topic_id).collect();
+        ids.iter()
+            .filter_map(|id| meta.topics_by_id.get(id))
             .map(|topic| topic.name.to_string())
             .collect()
     }
@@ -136,7 +145,7 @@ impl Broker {
     async fn stats_of_topic(
         &self,
         name: &str,
-        offsets: &[CommittedOffset],
+        offsets: &AHashMap<QueueKey, &CommittedOffset>,
     ) -> Result<BTreeMap<MessageQueue, OffsetWrapper>, BrokerError> {
         let mut table = BTreeMap::new();
         let Some(topic) = self.known_topic(name) else {
@@ -146,7 +155,7 @@ impl Broker {
         let bounds = self.bounds_of(&topic, queues).await?;
         for (queue_id, bounds) in (0..queues).zip(bounds) {
             let key = ShardHandle::key(&topic, queue_id);
-            let committed = offsets.iter().find(|offset| offset.queue == key);
+            let committed = offsets.get(&key);
             let consumer_offset = committed.map_or(0, |offset| offset.offset);
             let last_timestamp = if consumer_offset > bounds.min_offset {
                 self.store_time(&topic, queue_id, consumer_offset - 1).await
@@ -501,20 +510,36 @@ impl Broker {
             },
             None => None,
         };
-        for offset in self.offsets(Some(&from), only.as_ref()).await? {
-            let topic = self
-                .shard
-                .meta()
-                .topics_by_id
-                .get(&offset.queue.topic_id)
-                .cloned();
-            let owner = topic.and_then(|t| self.owner(&t, offset.queue.queue_id.into()));
-            if let Some((core, queue)) = owner {
-                self.commit(core, to.clone(), queue, offset.offset).await?;
+        let offsets = self.offsets(Some(&from), only.as_ref()).await?;
+        for piece in offsets.chunks(COMMITS_AT_ONCE) {
+            let mut commits = Vec::with_capacity(piece.len());
+            for offset in piece {
+                let meta = self.shard.meta();
+                let topic = meta.topics_by_id.get(&offset.queue.topic_id);
+                let owner = topic.and_then(|t| self.owner(t, offset.queue.queue_id.into()));
+                commits.extend(owner.map(|(core, queue)| {
+                    let request = ShardRequest::CommitOffset {
+                        group: to.clone(),
+                        queue,
+                        offset: offset.offset,
+                    };
+                    (core, request)
+                }));
+            }
+            for answer in self.ask_all(commits).await {
+                answer?;
             }
         }
         Answer::done()
     }
+}
+
+/// The offsets of one group.
+fn by_queue(offsets: &[CommittedOffset]) -> AHashMap<QueueKey, &CommittedOffset> {
+    offsets
+        .iter()
+        .map(|offset| (offset.queue, offset))
+        .collect()
 }
 
 #[cfg(test)]

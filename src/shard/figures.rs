@@ -1,8 +1,8 @@
 //! What a core tells of itself when somebody asks: work, logs, caches, timers, transactions, and how far its groups are.
 //!
 //! Nothing here runs unless it is asked for (a scrape of the metrics); the counters that it reads are plain numbers of
-//! this core. Lag is computed here and nowhere else in the metrics: of one queue, its bounds, its committed offset and what is
-//! in flight are read in one turn, so a figure is never negative. Times in the past come from the records themselves, of
+//! this core. Lag is computed here and nowhere else in the metrics: of one queue, its bounds and what is in flight are
+//! read in one turn, its committed offset not later, and no figure is negative. Times in the past come from the records themselves, of
 //! at most [`OLDEST_READS_MAX`] queues a core and question.
 
 use std::collections::BTreeMap;
@@ -10,12 +10,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use futures_lite::future::yield_now;
 
 use crate::base::histogram::Histogram;
 use crate::base::offset::{LogId, Position};
 use crate::io::env::Env;
 use crate::shard::core::{ReplyTo, Shard};
-use crate::shard::message::{LocalReply, MasterStats, ReplicaStats};
+use crate::shard::message::{CommittedOffset, LocalReply, MasterStats, ReplicaStats};
 use crate::shard::pump::{store_time, why_not_writable};
 use crate::store::commit_log::CommitFigures;
 use crate::store::commit_log::scrub::ScrubFigures;
@@ -23,6 +24,8 @@ use crate::store::types::QueueKey;
 
 /// Queues whose oldest unconsumed message is looked up for one answer: each may be a read from the disk.
 const OLDEST_READS_MAX: usize = 256;
+/// Queues whose lag is computed before others have their turn.
+const LAGS_AT_ONCE: usize = 256;
 /// Bounds of how late a delayed message is, in milliseconds.
 const LATE_MS_BOUNDS: &[u64] = &[
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 10_000, 60_000,
@@ -135,7 +138,7 @@ impl<E: Env> Shard<E> {
     }
 
     async fn figures(self: &Rc<Self>) -> ShardFigures {
-        let (mut lags, behind) = self.lags();
+        let (mut lags, behind) = self.lags().await;
         self.find_oldest(&mut lags, behind).await;
         let mut logs = Vec::with_capacity(self.logs.len());
         for log in self.logs.values() {
@@ -187,47 +190,74 @@ impl<E: Env> Shard<E> {
     }
 
     /// Lag of each group and topic, and the queues that are behind.
-    fn lags(&self) -> (Lags, Vec<Behind>) {
-        let mut lags: BTreeMap<(Arc<str>, u32), Lag> = BTreeMap::new();
+    async fn lags(&self) -> (Lags, Vec<Behind>) {
+        let mut lags = Lags::new();
         let mut waiting = Vec::new();
-        for committed in self.offsets(None, None) {
-            let (group, queue) = (committed.group, committed.queue);
+        let newer = self.newer_offsets();
+        for group in self.groups_with_offsets(&newer) {
+            let mut offsets = Vec::new();
+            let newer = newer.get(&group).map_or(&[][..], Vec::as_slice);
+            self.offsets_of(&group, None, newer, &mut offsets);
+            let mut looked_at = 0;
+            for of_topic in offsets.chunk_by(|a, b| a.queue.topic_id == b.queue.topic_id) {
+                let lag = self.lag_of_topic(&group, of_topic, &mut waiting);
+                lags.extend(lag.map(|lag| ((group.clone(), lag.topic_id), lag)));
+                looked_at += of_topic.len();
+                if looked_at >= LAGS_AT_ONCE {
+                    looked_at = 0;
+                    yield_now().await;
+                }
+            }
+            yield_now().await;
+        }
+        (lags, waiting)
+    }
+
+    /// The lag of a group in the queues of one topic. Adds those that are behind to `waiting`.
+    fn lag_of_topic(
+        &self,
+        group: &Arc<str>,
+        offsets: &[CommittedOffset],
+        waiting: &mut Vec<Behind>,
+    ) -> Option<Lag> {
+        let mut lag: Option<Lag> = None;
+        for committed in offsets {
+            let queue = committed.queue;
             let Some(log) = self.log_of(queue) else {
                 continue;
             };
-            let max_offset = log.bounds(queue).max_offset;
-            let min_offset = log.bounds(queue).min_offset;
-            let offset = committed.offset.max(min_offset);
+            let bounds = log.bounds(queue);
+            let offset = committed.offset.max(bounds.min_offset);
+            let new_from = |offset: i64| (bounds.max_offset - offset).max(0) as u64;
             let tables = log.tables().borrow();
-            let (behind, in_flight) = match tables.pop.get(&group, queue) {
+            let (behind, in_flight) = match tables.pop.get(group, queue) {
                 Some(popped) => {
-                    let new = (max_offset - popped.next().max(min_offset)).max(0) as u64;
-                    (new + popped.len() as u64, popped.len() as u64)
+                    let in_flight = popped.len() as u64;
+                    let new = new_from(popped.next().max(bounds.min_offset));
+                    (new + in_flight, in_flight)
                 }
-                None => ((max_offset - offset).max(0) as u64, 0),
+                None => (new_from(offset), 0),
             };
             drop(tables);
-            let lag = lags
-                .entry((group.clone(), queue.topic_id))
-                .or_insert_with(|| Lag {
-                    group: group.clone(),
-                    topic_id: queue.topic_id,
-                    behind: 0,
-                    in_flight: 0,
-                    oldest_ms: None,
-                });
+            let lag = lag.get_or_insert_with(|| Lag {
+                group: group.clone(),
+                topic_id: queue.topic_id,
+                behind: 0,
+                in_flight: 0,
+                oldest_ms: None,
+            });
             lag.behind += behind;
             lag.in_flight += in_flight;
             if behind > 0 {
                 waiting.push(Behind {
-                    group,
+                    group: group.clone(),
                     queue,
                     offset,
                     behind,
                 });
             }
         }
-        (lags, waiting)
+        lag
     }
 
     /// Looks up since when the groups are behind; first those that are behind most.
@@ -236,8 +266,12 @@ impl<E: Env> Shard<E> {
         lags: &mut BTreeMap<(Arc<str>, u32), Lag>,
         mut behind: Vec<Behind>,
     ) {
-        behind.sort_unstable_by_key(|queue| std::cmp::Reverse(queue.behind));
-        behind.truncate(OLDEST_READS_MAX);
+        let most_first = |queue: &Behind| std::cmp::Reverse(queue.behind);
+        if behind.len() > OLDEST_READS_MAX {
+            behind.select_nth_unstable_by_key(OLDEST_READS_MAX, most_first);
+            behind.truncate(OLDEST_READS_MAX);
+        }
+        behind.sort_unstable_by_key(most_first);
         for queue in behind {
             let Some(log) = self.log_of(queue.queue).cloned() else {
                 continue;

@@ -1,8 +1,11 @@
 //! What a core does with each request. Never waits: what has to wait goes on as a task or in the ack gate.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ahash::AHashMap;
 
 use crate::base::limits::MESH_WAITING_MAX;
 use crate::base::offset::{LogId, PhysicalOffset, Position};
@@ -22,6 +25,9 @@ use crate::wire::record::RecordView;
 const OFFSETS_DELAY: Duration = Duration::from_millis(500);
 /// So many offsets that are being committed are remembered before those that are durable are forgotten.
 const COMMITTING_MAX: usize = 4_096;
+/// By group.
+pub(super) type NewerOffsets = AHashMap<Arc<str>, Vec<(QueueKey, i64)>>;
+
 /// What of a record has to be read for its store time.
 const TIME_PREFIX_BYTES: usize = 80;
 
@@ -152,7 +158,7 @@ impl<E: Env> Shard<E> {
             ShardRequest::DropTopic { topic_id } => return self.drop_topic(topic_id, reply_to),
             ShardRequest::DropGroup { group } => return self.drop_group(&group, reply_to),
             ShardRequest::Offsets { group, topic_id } => {
-                LocalReply::Offsets(self.offsets(group.as_deref(), topic_id))
+                LocalReply::Offsets(self.offsets(group.as_ref(), topic_id))
             }
             ShardRequest::AdoptSlave(slave) => {
                 let handler = self.handlers.slave.borrow().clone();
@@ -559,53 +565,89 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// Committed offsets of one group or of all in the order of their names, of one topic incarnation or of all; those of
+    /// a group in the order of the queues.
     pub(super) fn offsets(
         &self,
-        group: Option<&str>,
+        group: Option<&Arc<str>>,
         topic_id: Option<u32>,
     ) -> Vec<CommittedOffset> {
-        let wanted = |name: &str, queue: QueueKey| {
-            group.is_none_or(|group| group == name)
-                && topic_id.is_none_or(|id| id == queue.topic_id)
+        let newer = self.newer_offsets();
+        let mut found = Vec::new();
+        let mut add = |group: &Arc<str>| {
+            let newer = newer.get(group).map_or(&[][..], Vec::as_slice);
+            self.offsets_of(group, topic_id, newer, &mut found);
         };
-        let mut found: std::collections::BTreeMap<(Arc<str>, QueueKey), i64> = Default::default();
-        for log in self.logs.values() {
-            let tables = log.tables().borrow();
-            for (name, queue, offset) in tables.offsets.all() {
-                if wanted(name, queue) {
-                    found.insert((name.clone(), queue), offset);
-                }
-            }
-        }
-        let on_their_way: Vec<(Arc<str>, QueueKey)> =
-            self.committing.borrow().keys().cloned().collect();
-        for (name, queue) in on_their_way {
-            if wanted(&name, queue)
-                && let Some((offset, _)) = self.committing_offset(&name, queue)
-            {
-                found.insert((name, queue), offset);
-            }
-        }
-        for ((name, queue), &offset) in &*self.dirty_offsets.borrow() {
-            if wanted(name, *queue) {
-                found.insert((name.clone(), *queue), offset);
-            }
+        match group {
+            Some(group) => add(group),
+            None => self.groups_with_offsets(&newer).iter().for_each(add),
         }
         found
-            .into_iter()
-            .map(|((group, queue), offset)| {
-                let taken = self.log_of(queue).and_then(|log| {
+    }
+
+    /// Offsets that are not durable yet, by group; of two of one queue the later one counts.
+    pub(super) fn newer_offsets(&self) -> NewerOffsets {
+        let mut newer = NewerOffsets::new();
+        for ((group, queue), (offset, at)) in &*self.committing.borrow() {
+            if self.log_of(*queue).is_some_and(|log| log.durable() <= *at) {
+                let of_group = newer.entry(group.clone()).or_default();
+                of_group.push((*queue, *offset));
+            }
+        }
+        for ((group, queue), offset) in &*self.dirty_offsets.borrow() {
+            let of_group = newer.entry(group.clone()).or_default();
+            of_group.push((*queue, *offset));
+        }
+        newer
+    }
+
+    pub(super) fn groups_with_offsets(&self, newer: &NewerOffsets) -> BTreeSet<Arc<str>> {
+        let mut groups: BTreeSet<Arc<str>> = newer.keys().cloned().collect();
+        for log in self.logs.values() {
+            groups.extend(log.tables().borrow().offsets.groups().cloned());
+        }
+        groups
+    }
+
+    /// Adds the offsets of a group, in the order of its queues.
+    pub(super) fn offsets_of(
+        &self,
+        group: &Arc<str>,
+        topic_id: Option<u32>,
+        newer: &[(QueueKey, i64)],
+        found: &mut Vec<CommittedOffset>,
+    ) {
+        let mut offsets: Vec<(QueueKey, i64)> = Vec::new();
+        let mut pops = false;
+        for log in self.logs.values() {
+            let tables = log.tables().borrow();
+            offsets.extend(tables.offsets.of(group));
+            pops |= tables.pop.knows(group);
+        }
+        offsets.extend_from_slice(newer);
+        if let Some(topic_id) = topic_id {
+            offsets.retain(|(queue, _)| queue.topic_id == topic_id);
+        }
+        // Stable: of one queue the newest is the last.
+        offsets.sort_by_key(|(queue, _)| *queue);
+        for of_queue in offsets.chunk_by(|(left, _), (right, _)| left == right) {
+            let Some(&(queue, offset)) = of_queue.last() else {
+                continue;
+            };
+            let taken = match pops {
+                true => self.log_of(queue).and_then(|log| {
                     let tables = log.tables().borrow();
-                    tables.pop.get(&group, queue).map(|popped| popped.next())
-                });
-                CommittedOffset {
-                    group,
-                    queue,
-                    offset,
-                    taken: taken.unwrap_or(offset).max(offset),
-                }
-            })
-            .collect()
+                    tables.pop.get(group, queue).map(|popped| popped.next())
+                }),
+                false => None,
+            };
+            found.push(CommittedOffset {
+                group: group.clone(),
+                queue,
+                offset,
+                taken: taken.unwrap_or(offset).max(offset),
+            });
+        }
     }
 
     fn drop_topic(&self, topic_id: u32, reply_to: ReplyTo) {

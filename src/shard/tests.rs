@@ -448,3 +448,77 @@ fn offsets_and_settings_wait_in_line_for_space_like_messages_do() {
         assert!(matches!(reply, ShardReply::Offset(Some(9))), "{reply:?}");
     });
 }
+
+#[test]
+fn whoever_asks_how_far_all_groups_are_does_not_keep_others_waiting() {
+    const QUEUES: u32 = 2_000;
+    const GROUPS: u32 = 3;
+    let world = SimWorld::new(7, SimOptions::default());
+    let env = world.env();
+    world.block_on(async {
+        let shard = start(&env).await;
+        let core = shard.handle();
+        let topic = testing::topic(&core, QUEUES).await;
+        send(&core, &topic, 7, "k", "u").await;
+        for group in 0..GROUPS {
+            for queue_id in (0..QUEUES).rev() {
+                let request = ShardRequest::CommitOffset {
+                    group: format!("g{group}").into(),
+                    queue: ShardHandle::key(&topic, queue_id),
+                    offset: 0,
+                };
+                core.call(0, request, |_| {});
+            }
+        }
+        // Another one of a queue before it is durable: the later one counts.
+        let queue = ShardHandle::key(&topic, 9);
+        let group: Arc<str> = "g1".into();
+        let request = ShardRequest::CommitOffset {
+            group: group.clone(),
+            queue,
+            offset: 1,
+        };
+        core.call(0, request, |_| {});
+        let of_group = ShardRequest::Offsets {
+            group: Some(group),
+            topic_id: Some(topic.id),
+        };
+        let all = ShardRequest::Offsets {
+            group: None,
+            topic_id: None,
+        };
+        for (request, groups) in [(of_group, 1..2), (all, 0..GROUPS)] {
+            let ShardReply::Offsets(found) = core.ask(0, request).await else {
+                panic!("no offsets");
+            };
+            let expected: Vec<_> = groups
+                .flat_map(|group| (0..QUEUES).map(move |queue_id| (group, queue_id)))
+                .map(|(group, queue_id)| {
+                    let offset = i64::from((group, queue_id) == (1, 9));
+                    (format!("g{group}"), queue_id, offset, offset)
+                })
+                .collect();
+            let found: Vec<_> = found
+                .iter()
+                .map(|o| (o.group.to_string(), o.queue.queue_id, o.offset, o.taken))
+                .collect();
+            assert_eq!(found, expected);
+        }
+        let answer = std::rc::Rc::new(std::cell::RefCell::new(None));
+        let slot = answer.clone();
+        core.call(0, ShardRequest::Figures, move |reply| {
+            *slot.borrow_mut() = Some(reply);
+        });
+        let mut turns = 0;
+        while answer.borrow().is_none() {
+            futures_lite::future::yield_now().await;
+            turns += 1;
+        }
+        let Some(ShardReply::Figures(figures)) = answer.take() else {
+            panic!("no figures");
+        };
+        let behind: Vec<u64> = figures.lags.iter().map(|lag| lag.behind).collect();
+        assert_eq!(behind, [1; GROUPS as usize]);
+        assert!(turns > QUEUES * GROUPS / 256, "only {turns} turns between");
+    });
+}

@@ -15,6 +15,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_lite::future::yield_now;
+
 use crate::base::histogram::Histogram;
 use crate::base::names;
 use crate::broker::dispatch::Broker;
@@ -31,6 +33,8 @@ use text::{Family, Kind, Label, TextPage};
 
 /// A core that does not answer for so long is not well.
 const CORE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// Rows of a page that are written before others have their turn.
+const ROWS_AT_ONCE: usize = 64;
 /// Content type of the text format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -356,13 +360,14 @@ impl Metrics {
             Ok(gathered) => Page {
                 status: Status::Ok,
                 content_type: TEXT_FORMAT,
-                body: self.write(&gathered),
+                body: self.write(&gathered).await,
             },
             Err(error) => Page::text(Status::Unavailable, format!("{error}\n")),
         }
     }
 
-    fn write(&self, gathered: &Gathered) -> String {
+    /// In many turns: with a hundred thousand queues the page has some megabytes.
+    async fn write(&self, gathered: &Gathered) -> String {
         let options = &self.broker.options;
         let mut common: Vec<(&str, &str)> = self
             .labels
@@ -379,9 +384,9 @@ impl Metrics {
         page.sample("rocketmq_broker_permission", &[], options.permission);
         self.write_meta(&mut page);
         self.write_shards(&mut page, &gathered.shards);
-        self.write_lags(&mut page, &gathered.shards);
+        self.write_lags(&mut page, &gathered.shards).await;
         self.write_delays(&mut page, &gathered.shards);
-        write_traffic(&mut page, &gathered.brokers);
+        write_traffic(&mut page, &gathered.brokers).await;
         write_process(&mut page, options.boot_ms);
         page.finish()
     }
@@ -525,7 +530,7 @@ impl Metrics {
             .map(|topic| topic.name.clone())
     }
 
-    fn write_lags(&self, page: &mut TextPage, shards: &[ShardFigures]) {
+    async fn write_lags(&self, page: &mut TextPage, shards: &[ShardFigures]) {
         /// Lag of a group and topic over all cores.
         #[derive(Default)]
         struct Sum {
@@ -535,7 +540,9 @@ impl Metrics {
             missed: u64,
         }
         let mut sums: BTreeMap<(Arc<str>, Arc<str>), Sum> = BTreeMap::new();
+        let mut turns = Turns::default();
         for lag in shards.iter().flat_map(|shard| &shard.lags) {
+            turns.row().await;
             let Some(topic) = self.topic_name(lag.topic_id) else {
                 continue;
             };
@@ -554,6 +561,7 @@ impl Metrics {
         }
         let now_ms = self.broker.shard.now_ms() as i64;
         for ((group, topic), sum) in &sums {
+            turns.row().await;
             let [is_retry, is_system] = kinds(topic, group);
             let labels = [
                 ("topic", &**topic),
@@ -750,11 +758,28 @@ fn traffic_names(kind: TrafficKind) -> (&'static str, Option<&'static str>) {
     }
 }
 
-fn write_traffic(page: &mut TextPage, brokers: &[BrokerFigures]) {
+/// Lets others have their turn while many rows are written.
+#[derive(Default)]
+struct Turns {
+    rows: usize,
+}
+
+impl Turns {
+    async fn row(&mut self) {
+        self.rows += 1;
+        if self.rows.is_multiple_of(ROWS_AT_ONCE) {
+            yield_now().await;
+        }
+    }
+}
+
+async fn write_traffic(page: &mut TextPage, brokers: &[BrokerFigures]) {
     type Key<'a> = (TrafficKind, &'a Arc<str>, &'a Arc<str>);
     type Sum = (u64, u64, Option<Histogram>);
     let mut sums: BTreeMap<Key<'_>, Sum> = BTreeMap::new();
+    let mut turns = Turns::default();
     for row in brokers.iter().flat_map(|broker| &broker.traffic) {
+        turns.row().await;
         let Traffic {
             kind,
             topic,
@@ -773,6 +798,7 @@ fn write_traffic(page: &mut TextPage, brokers: &[BrokerFigures]) {
         }
     }
     for ((kind, topic, by), (messages, bytes, sizes)) in sums {
+        turns.row().await;
         let [is_retry, is_system] = kinds(topic, by);
         let topic_label = ("topic", &**topic);
         let labels: Vec<Label<'_>> = match kind {
@@ -862,7 +888,7 @@ mod tests {
             refusals: vec![("disk_full", messages)],
         };
         let mut page = TextPage::new(FAMILIES, &[]);
-        write_traffic(&mut page, &[core(3), core(4)]);
+        futures_lite::future::block_on(write_traffic(&mut page, &[core(3), core(4)]));
         let text = page.finish();
         for line in [
             "rocketmq_messages_out_total{topic=\"T\",consumer_group=\"G\",is_retry=\"false\",is_system=\"false\"} 7",

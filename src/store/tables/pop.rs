@@ -112,6 +112,11 @@ impl PopQueues {
         self.groups.get(group)?.get(&queue)
     }
 
+    /// Whether anything of a group is in flight.
+    pub fn knows(&self, group: &str) -> bool {
+        self.groups.contains_key(group)
+    }
+
     /// All queues of which something is in flight, in no order.
     pub fn all(&self) -> impl Iterator<Item = (&Arc<str>, QueueKey, &PopQueue)> {
         self.groups.iter().flat_map(|(group, queues)| {
